@@ -125,6 +125,8 @@ class Apiserver:
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
+        if api.stream_interval is None:
+            self._client.adapt_stream_interval()
         if self._options.compiles_ahead:
             await self._client.start_compiler()
         return await self._http.start()

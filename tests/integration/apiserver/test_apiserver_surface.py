@@ -27,6 +27,7 @@ def manifest() -> dict[str, Any]:
             "tokenizer_info": True,
             "force_include_usage": True,
             "sse_keep_alive_seconds": 1,
+            "stream_interval": 3,
             "chat_template": TEMPLATE,
             "chat_template_kwargs": {"greeting": "hello"},
         },
@@ -53,6 +54,15 @@ async def test_conversations_of_a_batch_are_answered_each_as_alone(
         answer["choices"][0]["message"]["content"] for answer in alone
     ]
     assert len(cluster.router.admits) == 4
+
+
+async def test_an_event_carries_as_many_tokens_as_the_manifest_says(http: httpx.AsyncClient) -> None:
+    """But the first one, which is not waited for, and the last one."""
+    body = {"model": "tiny", "prompt": "abc", "max_tokens": 9, "stream": True, "return_token_ids": True}
+    answer = await http.post("/v1/completions", json=body)
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    assert [len(choice["token_ids"]) for choice in choices] == [1, 3, 3, 2]
 
 
 @pytest.mark.parametrize("body", [CHAT, {"model": "tiny", "prompt": "abc", "max_tokens": 4}])

@@ -25,6 +25,7 @@ from llmserve.apiserver.adapters.names import AdapterRequest
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
+from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.engine.validation import check_sendable, check_supported, fitting_renderer
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.grammars.check import GrammarCheck
@@ -51,7 +52,8 @@ class ClusterEngineClient(EngineFreeClient):
         self.model_config = vllm_config.model_config
         self.renderer = fitting_renderer(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
-        self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        interval = vllm_config.scheduler_config.stream_interval
+        self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False, stream_interval=interval)
         self._context, self._readiness = context, readiness
         self._grammars = GrammarCheck(vllm_config)
         self._owner = TaskOwner("requests")
@@ -60,6 +62,13 @@ class ClusterEngineClient(EngineFreeClient):
     async def start_compiler(self) -> None:
         """Starts what compiles grammars, so that the first one does not wait for it."""
         await self._grammars.start()
+
+    def adapt_stream_interval(self) -> None:
+        """Lets events of streams carry more tokens from now on while this process is late."""
+        self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
+
+    def _set_stream_interval(self, tokens: int) -> None:
+        self._processor.stream_interval = tokens
 
     def set_limits(self, limits: StageLimits) -> None:
         """Sets the deadlines of requests that begin from now on."""

@@ -88,6 +88,7 @@ def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespac
         "--structured-outputs-config.backend": engine.grammar_backend,
         "--max-logprobs": engine.max_logprobs,
         "--root-path": api.root_path,
+        "--stream-interval": api.stream_interval,
         "--sse-keep-alive-interval": api.sse_keep_alive_seconds,
         "--chat-template": api.chat_template,
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),

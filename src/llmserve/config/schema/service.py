@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import AtStart, GiB, KeyUnit, Live, ManifestSection, Requests, Seconds
+from llmserve.config.schema.section import (
+    AtStart,
+    GiB,
+    KeyUnit,
+    Live,
+    ManifestSection,
+    Requests,
+    Seconds,
+    Tokens,
+)
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
@@ -44,6 +53,10 @@ class Api(ManifestSection):
     sse_keep_alive_seconds: Annotated[int, KeyUnit("seconds")] = Field(default=0, ge=0, le=3600)
     """A stream of chat or text completions that has been quiet for this long gets a comment, so that proxies
     do not close it. 0 sends no comments."""
+    stream_interval: Tokens | None = Field(default=None, ge=1, le=256)
+    """An event of a stream carries at least this many tokens, except for the first and the last event. A
+    request's own `stream_interval` may be larger. Without it, an event has one token, and requests that begin
+    while the apiserver is too busy to be punctual get up to 8."""
     chat_template: str | None = Field(default=None, min_length=1)
     """This chat template replaces the model's own. It is Jinja text, or the path of a file that the
     apiservers can read."""
