@@ -23,6 +23,7 @@ DECIDING = (
     "core/lease_table.py",
     "transfer/engine/choice.py",  # the breaker, and the transport of a pair
     "transfer/engine/pair.py",
+    "workers/adapters/slots.py",
 )
 _IMPURE = ("asyncio", "grpc", "llmserve.rpc", "prometheus_client", "threading")
 _WANTED_SHARE = 0.93

@@ -75,9 +75,10 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
         max_concurrency=1,
     )
     drainer = SimpleNamespace(draining=False)
-    worker = SimpleNamespace(info=info, load=load, wait_until_idle=asyncio.sleep)
+    adapters = SimpleNamespace(reports=tuple)
+    worker = SimpleNamespace(info=info, load=load, wait_for_change=asyncio.sleep)
     engine = SimpleNamespace(set_peers=set_peers)
-    membership = RouterMembership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
+    membership = RouterMembership(worker, {"router": channel}, engine, drainer, adapters)  # type: ignore[arg-type]
     running = asyncio.create_task(membership.run())
     try:
         await asyncio.wait_for(membership.registered.wait(), WAIT_SECONDS)

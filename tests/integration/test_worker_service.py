@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.core.adapters import NO_ADAPTERS, AdapterOrder, AdapterReport, LoraShape
 from llmserve.core.errors import EngineDead, NotFound
-from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
@@ -25,6 +27,7 @@ from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.memory import TOKEN_BYTES
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
+from llmserve.rpc.adapters import decode_reports, encode_orders
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
 from llmserve.rpc.gen.llmserve.v1 import (
@@ -56,10 +59,21 @@ class Stream:
         self._deltas: list[EngineOutput] = []
 
     async def generate(
-        self, name: str, prompt: Sequence[int] = PROMPT, max_tokens: int = 4, kv: Any = None
+        self,
+        name: str,
+        prompt: Sequence[int] = PROMPT,
+        max_tokens: int = 4,
+        kv: Any = None,
+        adapter: str = "",
     ) -> None:
-        limits = SamplingLimits(max_tokens)
-        request = EngineRequest(RequestId(name), prompt, limits, cache_salt="s", kv_transfer_params=kv)
+        request = EngineRequest(
+            RequestId(name),
+            prompt,
+            SamplingLimits(max_tokens),
+            cache_salt="s",
+            kv_transfer_params=kv,
+            adapter=AdapterDigest(adapter),
+        )
         await self.write(generate=encode_request(request))
 
     async def abort(self, *names: str) -> None:
@@ -104,9 +118,14 @@ class Cluster:
         self.registry = CollectorRegistry()
 
     async def worker(
-        self, *, step_seconds: float = 0.001, drain_seconds: float = 0.1, **options: Any
+        self,
+        *,
+        step_seconds: float = 0.001,
+        drain_seconds: float = 0.1,
+        lora: LoraShape = NO_ADAPTERS,
+        **options: Any,
     ) -> tuple[Worker, grpc.aio.Channel]:
-        spec = self._spec(step_seconds)
+        spec = replace(self._spec(step_seconds), lora=lora)
         engine = MortalEngine(spec)
         worker = Worker(
             spec,
@@ -473,7 +492,16 @@ async def test_what_does_not_end_in_time_is_given_up(cluster: Cluster) -> None:
 
 
 class FakeRouter(router_pb2_grpc.RouterServicer):
-    def __init__(self) -> None:
+    """reports: of the worker's adapters. order: changes what it is to hold, which is `obeyed` from the next
+    heartbeat but one."""
+
+    def __init__(self, heartbeat_seconds: float = 0.02) -> None:
+        self._heartbeat_seconds = heartbeat_seconds
+        self._orders: tuple[AdapterOrder, ...] = ()
+        self._orders_version = 0
+        self.reports: dict[int, AdapterReport] = {}
+        self.report_messages = 0
+        self.obeyed = True
         self.log: list[str] = []
         self.known: set[str] = set()
         self.changed = asyncio.Event()
@@ -493,14 +521,25 @@ class FakeRouter(router_pb2_grpc.RouterServicer):
         self.known.add(request.worker.worker_id)
         self.worker = request.worker
         self.note("register")
-        return router_pb2.RegisterResponse(heartbeat_seconds=0.02, expiry_seconds=1.0)
+        return router_pb2.RegisterResponse(heartbeat_seconds=self._heartbeat_seconds, expiry_seconds=1.0)
+
+    def order(self, *orders: AdapterOrder) -> None:
+        self._orders, self._orders_version = orders, self._orders_version + 1
+        self.obeyed = False
 
     async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.worker_id not in self.known:
             raise NotFound(f"no worker {request.worker_id}")
         self.last_load = request.load
+        if request.HasField("adapters"):
+            self.report_messages += 1
+            self.reports = {report.number: report for report in decode_reports(request.adapters)}
+        self.obeyed = request.adapters_version == self._orders_version
         self.note("heartbeat")
-        return router_pb2.HeartbeatResponse()
+        return router_pb2.HeartbeatResponse(
+            adapters_version=self._orders_version,
+            adapters=None if self.obeyed else encode_orders(self._orders),
+        )
 
     async def Deregister(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.known.discard(request.worker_id)

@@ -128,6 +128,13 @@ class WorkerDraining(Unavailable):
     """The worker is about to stop and hands its requests back: they go on at another worker."""
 
 
+class AdapterUnavailable(LLMServeError):
+    """The worker cannot run this version of an adapter now; another one may. Nothing else is wrong with the
+    worker, so this is no Unavailable."""
+
+    http_status = 503
+
+
 class StreamLost(LLMServeError):
     """Tokens were sent, and no other worker can go on from them. The whole request is safe to send again."""
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
-from llmserve.metrics.registry import StateCollector, StateFamily
+from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateFamily
 
 
 def _of_pairs(
@@ -46,6 +46,44 @@ _PAIR_FAMILIES = (
         "kv_pair_failures_total", "Probes and transfers that failed this way", lambda row: row.failures
     ),
 )
+
+
+class AdapterMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.legs_total = counter(
+            "worker_adapter_legs_total",
+            "Requests with a LoRA adapter that the engine got, by where the adapter was when they came: "
+            "device (in a slot), dram, disk, source (fetched again)",
+            ("tier",),
+        )
+        self.wait_seconds = Histogram(
+            "worker_adapter_wait_seconds",
+            "Time for which these waited for their adapter",
+            buckets=WAIT_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.load_seconds = Histogram(
+            "worker_adapter_load_seconds",
+            "Time of loading an adapter into a device slot, from memory or disk",
+            buckets=WAIT_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.load_failures_total = counter(
+            "worker_adapter_load_failures_total", "Adapters that could not be loaded into a device slot"
+        )
+        self.evictions_total = counter(
+            "worker_adapter_evictions_total", "Adapters that left their device slot for another one"
+        )
+        self.slots = gauge("worker_adapter_slots", "Device slots for adapters")
+        self.used_slots = gauge(
+            "worker_adapter_used_slots", "Device slots that have an adapter, or load or unload one"
+        )
+        self.bytes = gauge(
+            "worker_adapter_bytes",
+            "Size of the adapters that the worker is to hold, by the nearest place on its host: dram, disk",
+            ("tier",),
+        )
 
 
 class WorkerMetrics:
@@ -91,6 +129,7 @@ class WorkerMetrics:
         self.engine_stalled = gauge(
             "worker_engine_stalled", "1: the engine has not answered for so long that it gets no requests"
         )
+        self.adapters = AdapterMetrics(registry)
         self._last = EngineLoad()
         self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
         registry.register(self.pairs)

@@ -12,6 +12,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import exit_process
+from llmserve.models.adapters import open_adapter_cache
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
@@ -57,6 +58,7 @@ def build_worker(flags: argparse.Namespace, manifest: Manifest, model: WorkerMod
         metrics_port=flags.metrics_port,
         drain_seconds=flags.drain_seconds,
         check_model=model.check_unchanged,
+        open_adapters=lambda shape: open_adapter_cache(manifest, shape, model.path),
     )
     registry = CollectorRegistry()
     tracer = open_tracer(

@@ -37,6 +37,8 @@ class LegSpans:
             words.TENANT: request.tenant,
             words.INPUT_TOKENS: len(request.prompt_token_ids),
         }
+        if request.adapter:
+            attributes[words.ADAPTER] = request.adapter
         span = self._tracer.begin(self._role.value, SpanKind.SERVER, request.traceparent, attributes)
         if span.recording:
             self.open_legs[request.request_id] = _Leg(span)
@@ -58,6 +60,10 @@ class LegSpans:
                     words.STORE_CACHED_TOKENS: output.prefill_stats.external_cached_tokens,
                     words.CACHED_TOKENS: output.prefill_stats.cached_tokens,
                 }
+            )
+        if (load := output.adapter_load) is not None:
+            leg.span.set_attributes(
+                {words.ADAPTER_TIER: load.tier.value, words.ADAPTER_SECONDS: load.seconds}
             )
         if output.handover is not None:
             self._transfer(leg.span, output.handover)

@@ -7,16 +7,19 @@ from collections.abc import Awaitable, Callable, Mapping
 import grpc
 import grpc.aio
 
+from llmserve.core.adapters import AdapterReport
 from llmserve.core.errors import LLMServeError, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import KvPeer
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine
+from llmserve.rpc.adapters import decode_orders, encode_reports
 from llmserve.rpc.codec import encode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.leader import RouterSelector
 from llmserve.rpc.role import set_log_level
 from llmserve.rpc.status import from_grpc
+from llmserve.workers.adapters.orders import AdapterOrders
 from llmserve.workers.status import WorkerStatus
 
 _log = logging.getLogger(__name__)
@@ -81,12 +84,15 @@ class RouterMembership:
         routers: Mapping[str, grpc.aio.Channel],
         engine: Engine,
         drainer: Drainer,
+        adapters: AdapterOrders,
     ) -> None:
         """routers: an open channel to each, by its address. One of them leads."""
         self._status = status
         self._drainer = drainer
         self._engine = engine
-        self._members_version = 0
+        self._adapters = adapters
+        self._members_version = self._adapters_version = 0
+        self._reported: tuple[AdapterReport, ...] | None = None  # the reports that this router knows
         self._routers = RouterSelector(tuple(routers))
         self._stubs = {
             address: router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -126,9 +132,9 @@ class RouterMembership:
         if not self.registered.is_set():
             self._interval = await self._register()
         while True:
-            await self._status.wait_until_idle(self._interval)
             await self._heartbeat()
             self._reached()
+            await self._status.wait_for_change(self._interval)
 
     async def _register(self) -> float:
         info = self._status.info
@@ -140,7 +146,8 @@ class RouterMembership:
         _log.info("registered: worker=%s epoch=%s", info.worker_id, info.epoch)
         self.registered.set()
         self._reached()
-        self._members_version = 0
+        self._members_version = self._adapters_version = 0
+        self._reported = None
         return float(answer.heartbeat_seconds)
 
     def _reached(self) -> None:
@@ -150,23 +157,30 @@ class RouterMembership:
     async def _heartbeat(self) -> None:
         info = self._status.info
         load = encode_load(await self._status.load())
+        reports = self._adapters.reports()
         request = router_pb2.HeartbeatRequest(
             worker_id=info.worker_id,
             epoch=info.epoch,
             load=load,
             members_version=self._members_version,
             draining=self._drainer.draining,
+            adapters_version=self._adapters_version,
+            adapters=None if reports == self._reported else encode_reports(reports),
         )
         try:
             answer = await self._stub.Heartbeat(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
+        self._reported = reports
         self._interval = answer.heartbeat_seconds or self._interval
         if answer.log_level:
             set_log_level(answer.log_level)
         if answer.members_version != self._members_version:
             await self._engine.set_peers([_peer(message) for message in answer.kv_peers])
             self._members_version = answer.members_version
+        if answer.adapters_version != self._adapters_version:
+            self._adapters.carry_out(decode_orders(answer.adapters))
+            self._adapters_version = answer.adapters_version
         if answer.HasField("drain"):
             self._drainer.order(answer.drain.drain, answer.drain.timeout_seconds)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -18,13 +19,13 @@ from llmserve.core.kv_params import PullParams
 from llmserve.core.logs import RequestNames, named
 from llmserve.core.outcome import FinishReason
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.base import Engine
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_output
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.server import traceparent_of
 from llmserve.tracing import words
 from llmserve.tracing.base import ending, trace_id_of
+from llmserve.workers.adapters.legs import EngineLegs
 from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.sessions import WorkerSession, WorkerSessions
 from llmserve.workers.status import WorkerStatus
@@ -70,7 +71,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def __init__(
         self,
-        engine: Engine,
+        legs: EngineLegs,
         sessions: WorkerSessions,
         status: WorkerStatus,
         releaser: LeaseReleaser,
@@ -78,7 +79,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         metrics: WorkerMetrics,
         spans: LegSpans,
     ) -> None:
-        self._engine = engine
+        self._legs = legs
         self._sessions = sessions
         self._status = status
         self._releaser = releaser
@@ -93,14 +94,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         """Passes the engine's outputs on. Errors: EngineDead, after every request got it."""
         try:
             while True:
-                outputs = await self._engine.next_outputs()
+                outputs = await self._legs.engine.next_outputs()
+                if self._legs.open_legs:
+                    outputs = self._legs.outputs(outputs)
                 self._metrics.record_outputs(outputs)
                 if self._spans.open_legs:
                     self._spans.outputs(outputs)
                 if unclaimed := self._sessions.dispatch(outputs):
                     self._releaser.release_soon(unclaimed)
                 if not self._sessions.running:
-                    self._status.became_idle()
+                    self._status.changed()
         except EngineDead as error:
             self.engine_lost(error)
             raise
@@ -109,6 +112,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         """Ends every request with the error: it goes on elsewhere. Idempotent."""
         self._admitting = False
         running = self._sessions.give_up(error)
+        self._legs.lost()
         for request_id in running:
             self._spans.failed(request_id, error)
         _log.error("engine lost: %s requests end: %s", len(running), error.message)
@@ -126,7 +130,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         if running:
             _log.warning("stopping: %s requests are given up", len(running))
             self._spans.aborted(running, "the worker is stopping")
-            await self._engine.abort(running)
+            await self._legs.abort(running)
             self._metrics.record_end(FinishReason.ABORT, len(running))
 
     # -- gRPC
@@ -191,13 +195,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             self._sessions.refuse(session, request_id, error)
             return
         self._spans.began(request)
-        try:
-            await self._engine.add(request)
-        except LLMServeError as error:
-            self._spans.failed(request_id, error)
-            if self._sessions.owns(session, request_id):
-                self._sessions.withdraw(session, request_id)
-                self._sessions.refuse(session, request_id, error)
+        await self._legs.add(request, partial(self._failed, session, request_id))
+
+    def _failed(self, session: WorkerSession, request_id: RequestId, error: LLMServeError) -> None:
+        """The engine did not get a request, or did not take it."""
+        self._spans.failed(request_id, error)
+        if self._sessions.owns(session, request_id):
+            self._sessions.withdraw(session, request_id)
+            self._sessions.refuse(session, request_id, error)
 
     async def _abort(self, session: WorkerSession, request_ids: Sequence[str]) -> None:
         """Ids that are unknown, or belong to another stream, are ignored."""
@@ -208,7 +213,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             self._releaser.release_soon(self._sessions.withdraw(session, request_id))
         self._spans.aborted(own, "the apiserver does not want it any more")
         self._metrics.record_end(FinishReason.ABORT, len(own))
-        await self._engine.abort(own)
+        await self._legs.abort(own)
 
     async def _leave(self, session: WorkerSession, reader: asyncio.Task[None]) -> None:
         reader.cancel()
@@ -220,7 +225,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._releaser.release_soon(left.releases)
         if left.aborts:
             self._metrics.record_end(FinishReason.ABORT, len(left.aborts))
-            await self._engine.abort(left.aborts)
+            await self._legs.abort(left.aborts)
 
 
 def _names(message: worker_pb2.GenerateRequest) -> RequestNames:

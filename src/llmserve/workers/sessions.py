@@ -92,6 +92,7 @@ def merge(first: EngineOutput, second: EngineOutput) -> EngineOutput:
         prefill_stats=first.prefill_stats or second.prefill_stats,
         error=second.error,
         handover=first.handover or second.handover,
+        adapter_load=first.adapter_load or second.adapter_load,
     )
 
 

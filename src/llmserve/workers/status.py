@@ -63,7 +63,7 @@ class WorkerStatus:
         self._engine = engine
         self._metrics = metrics
         self._watch = watch
-        self._rest = asyncio.Event()
+        self._change = asyncio.Event()
         metrics.engine_silent_seconds.set_function(lambda: watch.silent_seconds)
 
     async def load(self) -> EngineLoad:
@@ -73,17 +73,17 @@ class WorkerStatus:
         self._metrics.record_load(load)
         return load
 
-    def became_idle(self) -> None:
-        """Wakes `wait_until_idle`: nothing runs any more."""
-        self._rest.set()
+    def changed(self) -> None:
+        """Wakes `wait_for_change`: nothing runs any more, or the state of an adapter has changed."""
+        self._change.set()
 
-    async def wait_until_idle(self, seconds: float) -> None:
-        """Returns when the engine has become idle, or after `seconds`. It waits for at least _LEAST_SECONDS,
-        so that an engine that is idle after each of many short requests does not cause a heartbeat for
-        each."""
+    async def wait_for_change(self, seconds: float) -> None:
+        """Returns when the router should hear of a change, or after `seconds`. It waits for at least
+        _LEAST_SECONDS, so that an engine that is idle after each of many short requests does not cause a
+        heartbeat for each."""
         least = min(_LEAST_SECONDS, seconds)
         await asyncio.sleep(least)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds - least):
-                await self._rest.wait()
-        self._rest.clear()
+                await self._change.wait()
+        self._change.clear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from llmserve.core.adapters import LoraShape
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import EngineDead
 from llmserve.core.hang import HangLimits
@@ -23,6 +24,9 @@ from llmserve.rpc.codec import encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
+from llmserve.workers.adapters.build import WorkerAdapters, build_adapters
+from llmserve.workers.adapters.files import AdapterStore, NoAdapterStore
+from llmserve.workers.adapters.orders import AdapterOrders
 from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import Drainer, RouterMembership
 from llmserve.workers.reporter import DeviceHoldings, KvReporter, follow
@@ -40,7 +44,8 @@ _CLOSE_GRACE_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """listen, routers, kvmanagers: host:port. metrics_port 0: none. check_model: is called in a thread when
-    the engine has loaded the model, and raises StartFailed when that is not the one which the spec names."""
+    the engine has loaded the model, and raises StartFailed when that is not the one which the spec names.
+    open_adapters: is called in a thread with what adapters the engine can run, if it can run any."""
 
     listen: str
     routers: tuple[str, ...] = ()
@@ -48,6 +53,7 @@ class WorkerOptions:
     metrics_port: int = 0
     drain_seconds: float = 5.0
     check_model: Callable[[], None] = lambda: None
+    open_adapters: Callable[[LoraShape], AdapterStore] = lambda shape: NoAdapterStore()
 
 
 class Worker:
@@ -75,6 +81,7 @@ class Worker:
         self._open = AsyncExitStack()
         self._membership: RouterMembership | None = None
         self._service: WorkerService | None = None
+        self._adapters: WorkerAdapters | None = None
         self._status: WorkerStatus | None = None
         self._drainer = Drainer(self._is_busy, self._tasks)
         self._closed = False
@@ -90,8 +97,9 @@ class Worker:
         bounds = HangLimits(self._spec.engine.hang_seconds, self._spec.engine.longest_step_seconds)
         watch = EngineHealth(self._engine, bounds, self._on_hang)
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
+        self._adapters = await self._open_adapters(info.lora, self._status)
         self._service = WorkerService(
-            self._engine,
+            self._adapters.legs,
             WorkerSessions(SystemClock()),
             self._status,
             LeaseReleaser(release_lease, self._tasks),
@@ -104,18 +112,28 @@ class Worker:
         self.address = self._status.info.address = f"{host}:{await self._server.start()}"
         self._tasks.spawn("pump", self._service.pump(), fatal=True)
         self._tasks.spawn("engine-watch", watch.run(), fatal=True)
-        await self._join(self._status)
+        await self._join(self._status, self._adapters.orders)
         if self._options.metrics_port:
             metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
             self._open.push_async_callback(metrics.aclose)
 
-    async def _join(self, status: WorkerStatus) -> None:
+    async def _open_adapters(self, lora: LoraShape, status: WorkerStatus) -> WorkerAdapters:
+        open_store = self._options.open_adapters
+        store = await asyncio.to_thread(open_store, lora) if lora.slots else NoAdapterStore()
+        adapters = build_adapters(
+            self._engine, lora.slots, store, self._tasks, self._metrics.adapters, status.changed
+        )
+        self._open.push_async_callback(adapters.files.aclose)
+        self._tasks.spawn("adapters", adapters.orders.watch())
+        return adapters
+
+    async def _join(self, status: WorkerStatus, adapters: AdapterOrders) -> None:
         if self._options.routers:
             routers = {
                 address: await self._open.enter_async_context(open_channel(address))
                 for address in self._options.routers
             }
-            self._membership = RouterMembership(status, routers, self._engine, self._drainer)
+            self._membership = RouterMembership(status, routers, self._engine, self._drainer, adapters)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
         self._tasks.spawn("kv-events", follow(self._engine, streams), fatal=True)
@@ -211,5 +229,7 @@ class Worker:
                 await self._service.give_up()
             await self._server.aclose(_CLOSE_GRACE_SECONDS)
         finally:
+            if self._adapters is not None:
+                self._adapters.pool.close()
             await self._tasks.aclose()
             await self._open.aclose()

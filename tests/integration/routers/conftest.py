@@ -160,11 +160,12 @@ class Cluster:
             address: await self._stack.enter_async_context(open_channel(address))
             for address in self.routers.addresses
         }
-        status = SimpleNamespace(info=info, load=load, wait_until_idle=asyncio.sleep)
+        status = SimpleNamespace(info=info, load=load, wait_for_change=asyncio.sleep)
         engine = SimpleNamespace(set_peers=set_peers)
         drainer = SimpleNamespace(draining=False)
+        adapters = SimpleNamespace(reports=tuple)
         membership = RouterMembership(
-            cast("Any", status), channels, cast("Any", engine), cast("Any", drainer)
+            cast("Any", status), channels, cast("Any", engine), cast("Any", drainer), cast("Any", adapters)
         )
         self._keep(membership.run())
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
@@ -19,8 +20,8 @@ def logprobs(width: int, fill: bytes) -> Logprobs:
 
 async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
     outbox = DeltaOutbox()
-    report = HandoverReport("tcp", 640, 0.5, (), "")
-    outbox.put(output("a", 1, prefill_stats=PrefillStats(7), handover=report))
+    report, load = HandoverReport("tcp", 640, 0.5, (), ""), AdapterLoad(AdapterTier.DISK, 0.5)
+    outbox.put(output("a", 1, prefill_stats=PrefillStats(7), handover=report, adapter_load=load))
     outbox.put(output("b", 9))
     outbox.put(output("a", 2))
     outbox.put(output("a", 3, finish_reason=FinishReason.STOP, stop_reason=3, kv_transfer_params={"x": 1}))
@@ -35,6 +36,7 @@ async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
         kv_transfer_params={"x": 1},
         prefill_stats=PrefillStats(7),
         handover=report,
+        adapter_load=load,
     )
     assert other == output("b", 9)
 

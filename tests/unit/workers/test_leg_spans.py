@@ -1,9 +1,12 @@
 """The spans of a worker's legs, however they end."""
 
+from dataclasses import replace
+
 import pytest
 
+from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import EngineDead
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, PrefillStats, SamplingLimits
 from llmserve.tracing.base import NO_SPAN
@@ -54,6 +57,17 @@ def test_a_leg_is_a_span_below_who_asked(legs: LegSpans, kept: KeptSpans) -> Non
         "llmserve.cached_tokens.store": 1,
         "gen_ai.response.finish_reasons": ("stop",),
     }
+
+
+def test_a_leg_says_how_its_adapter_came(kept: KeptSpans) -> None:
+    legs = LegSpans(kept, WorkerRole.DECODE, "decode-0", "tiny")
+    legs.began(replace(request(ROOT), adapter=AdapterDigest("cafe")))
+    legs.outputs([EngineOutput(R, [7], adapter_load=AdapterLoad(AdapterTier.DISK, 0.5))])
+    legs.outputs([EngineOutput(R, [9], FinishReason.STOP)])
+    attributes = finish(kept)[0].attributes
+    assert attributes["llmserve.adapter"] == "cafe"
+    assert attributes["llmserve.adapter.tier"] == "disk"
+    assert attributes["llmserve.adapter.seconds"] == 0.5
 
 
 def test_what_brought_the_kv_is_a_span_of_its_own(legs: LegSpans, kept: KeptSpans) -> None:

@@ -25,16 +25,16 @@ def status() -> WorkerStatus:
 
 
 async def test_an_engine_that_comes_to_rest_is_told_of_at_once(status: WorkerStatus) -> None:
-    waiting = asyncio.create_task(status.wait_until_idle(60.0))
-    status.became_idle()
+    waiting = asyncio.create_task(status.wait_for_change(60.0))
+    status.changed()
     async with asyncio.timeout(1.0):
         await waiting
 
 
 async def test_once_for_each_rest(status: WorkerStatus) -> None:
-    status.became_idle()
-    await status.wait_until_idle(60.0)
-    waiting = asyncio.create_task(status.wait_until_idle(60.0))
+    status.changed()
+    await status.wait_for_change(60.0)
+    waiting = asyncio.create_task(status.wait_for_change(60.0))
     done, _ = await asyncio.wait({waiting}, timeout=0.2)
     waiting.cancel()
     assert not done
@@ -42,4 +42,4 @@ async def test_once_for_each_rest(status: WorkerStatus) -> None:
 
 async def test_else_when_the_time_is_over(status: WorkerStatus) -> None:
     async with asyncio.timeout(1.0):
-        await status.wait_until_idle(0.01)
+        await status.wait_for_change(0.01)

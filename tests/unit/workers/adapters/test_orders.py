@@ -1,0 +1,237 @@
+"""What a worker does about the router's orders, and what it reports."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest, Unavailable
+from llmserve.core.ids import AdapterDigest
+from tests.unit.workers.adapters.conftest import Rig
+
+pytestmark = pytest.mark.virtual_time
+
+A, B = AdapterDigest("a"), AdapterDigest("b")
+DEVICE, DRAM, DISK, SOURCE = AdapterTier
+
+
+def order(number: int, name: str = "a", digest: str = "", tier: AdapterTier = DISK) -> AdapterOrder:
+    return AdapterOrder(number, f"dir:/{name}", AdapterDigest(digest), tier)
+
+
+async def obey(rig: Rig, *orders: AdapterOrder, seconds: float = 0.1) -> dict[int, AdapterReport]:
+    rig.orders.carry_out(orders)
+    await asyncio.sleep(seconds)
+    return rig.reports()
+
+
+async def test_an_order_is_carried_out_and_reported(rig: Rig) -> None:
+    rig.orders.carry_out([order(1)])
+    assert rig.reports() == {1: AdapterReport(1)}
+    await asyncio.sleep(0.1)
+    assert rig.reports() == {1: AdapterReport(1, A, 8, 100, DRAM)}, "it warms a slot"
+    assert rig.changes == 1
+    await asyncio.sleep(1)
+    assert rig.reports() == {1: AdapterReport(1, A, 8, 100, DEVICE, load_seconds=1.0)}
+    assert rig.changes == 2
+    async with rig.pool.hold(A):
+        assert rig.reports()[1].running == 1
+    assert rig.count("bytes", tier="disk") == 100
+
+
+async def test_the_same_orders_again_change_nothing(rig: Rig) -> None:
+    await obey(rig, order(1), seconds=2)
+    changes = rig.changes
+    reports = await obey(rig, order(1, digest="a"), seconds=2)
+    assert rig.changes == changes
+    assert rig.store.fetched == [(A, DISK), (A, DRAM)]
+    assert reports[1].tier is DEVICE
+
+
+async def test_files_go_as_near_as_they_are_wanted_and_stay_if_pinned(rig: Rig) -> None:
+    await obey(rig, order(1, tier=DRAM), order(2, "b"), seconds=0.1)
+    assert (A, DRAM) in rig.store.places
+    await asyncio.sleep(3)
+    assert rig.store.held == {(A, DISK), (B, DISK)}, "what is in slots"
+    pinned = replace(order(1, tier=DRAM), pinned=True)
+    reports = await obey(rig, pinned, order(2, "b"))
+    assert rig.store.held == {(A, DISK), (A, DRAM), (B, DISK)}
+    assert reports[1].digest == A
+    await obey(rig, order(1, tier=DRAM), order(2, "b"))
+    assert rig.store.held == {(A, DISK), (B, DISK)}
+
+
+async def test_what_is_wanted_on_the_device_displaces_what_is_idle(rig: Rig) -> None:
+    orders = [order(1, "a"), order(2, "b")]
+    await obey(rig, *orders, seconds=3)
+    reports = await obey(rig, *orders, order(3, "c", tier=DEVICE), seconds=3)
+    assert [reports[number].tier for number in (1, 2, 3)] == [DRAM, DEVICE, DEVICE]
+    pinned = replace(order(3, "c", tier=DEVICE), pinned=True)
+    await obey(rig, *orders, pinned, seconds=1)
+    async with rig.pool.hold(A), rig.pool.hold(B):
+        pass
+    await asyncio.sleep(3)
+    assert rig.reports()[3].tier is DEVICE, "it came back"
+
+
+async def test_it_stays_at_its_source_if_no_more_is_wanted(rig: Rig) -> None:
+    reports = await obey(rig, order(1, digest="a", tier=SOURCE), seconds=0)
+    await asyncio.sleep(0)
+    assert rig.reports()[1] == AdapterReport(1, A)
+    reports = await obey(rig, order(2, "b", tier=SOURCE))
+    assert reports[2].digest == B, "to compute the digest means to fetch it"
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("rank 99 is too large"), Unavailable("no answer")])
+async def test_what_fails_is_reported_and_tried_again_when_it_is_ordered_again(
+    rig: Rig, error: InvalidRequest | Unavailable
+) -> None:
+    rig.store.errors["a"] = error
+    reports = await obey(rig, order(1), order(2, "b"), seconds=60)
+    assert reports[1] == AdapterReport(1, error=type(error).__name__, message=error.message)
+    assert reports[2].digest == B
+    assert await obey(rig, order(1), order(2, "b")) == reports
+    assert list(await obey(rig, order(2, "b"))) == [2]
+    rig.store.errors.clear()
+    assert (await obey(rig, order(1), order(2, "b")))[1].digest == A
+
+
+async def test_no_room_where_it_is_wanted_is_an_error(rig: Rig) -> None:
+    rig.store.has_memory = False
+    reports = await obey(rig, order(1, tier=DRAM))
+    assert reports[1].error == "NotFound"
+    assert rig.store.held == set()
+
+
+async def test_an_error_that_nobody_foresaw_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.store.errors["a"] = OSError("no such device")
+    reports = await obey(rig, order(1))
+    assert (reports[1].error, reports[1].message) == ("LLMServeError", "OSError: no such device")
+    assert "Traceback" in caplog.text
+
+
+async def test_a_load_that_failed_is_reported_until_one_works(rig: Rig) -> None:
+    rig.engine.errors["a"] = InvalidRequest("it is damaged")
+    reports = await obey(rig, order(1), seconds=5)
+    assert (reports[1].error, reports[1].message) == ("AdapterUnavailable", "it is damaged")
+    assert rig.changes == 2
+    with pytest.raises(AdapterUnavailable):
+        async with rig.pool.hold(A):
+            pass
+    rig.engine.errors.clear()
+    async with rig.pool.hold(A):
+        assert rig.reports()[1].error == ""
+
+
+async def test_at_most_two_are_fetched_at_once(rig: Rig) -> None:
+    begun: list[str] = []
+    gate = asyncio.Event()
+
+    async def bring(order: AdapterOrder, used: object) -> object:
+        begun.append(order.source)
+        await gate.wait()
+        raise Unavailable("never mind")
+
+    rig.orders._bring = bring  # type: ignore[assignment,method-assign]
+    await obey(rig, *(order(number, name) for number, name in enumerate("abcd")))
+    assert begun == ["dir:/a", "dir:/b"]
+    gate.set()
+    await asyncio.sleep(1)
+    assert len(begun) == 4
+
+
+# -- letting go
+
+
+async def test_what_is_not_ordered_any_more_leaves_host_and_device(rig: Rig) -> None:
+    await obey(rig, order(1), seconds=2)
+    changes = rig.changes
+    assert await obey(rig, seconds=2) == {}
+    assert rig.engine.log == ["+a", "-a", "-a!"]
+    assert rig.store.places == set()
+    assert rig.changes == changes + 1
+    assert rig.count("bytes", tier="disk") == 0
+
+
+async def test_it_is_reported_until_its_last_leg_has_ended(rig: Rig) -> None:
+    await obey(rig, order(1), seconds=2)
+    async with rig.pool.hold(A):
+        reports = await obey(rig, seconds=60)
+        assert (reports[1].running, reports[1].tier) == (1, DEVICE)
+    await asyncio.sleep(0.1)
+    assert rig.reports() == {}
+
+
+async def test_ordered_again_while_it_is_let_go_it_stays(rig: Rig) -> None:
+    await obey(rig, order(1), seconds=2)
+    async with rig.pool.hold(A):
+        await obey(rig)
+        assert (await obey(rig, order(1)))[1].digest == A
+    await asyncio.sleep(5)
+    assert rig.engine.log == ["+a"]
+    async with rig.pool.hold(A):
+        pass
+
+
+async def test_under_another_number_as_well(rig: Rig) -> None:
+    await obey(rig, order(1), seconds=2)
+    async with rig.pool.hold(A):
+        await obey(rig)
+        assert list(await obey(rig, order(2, digest="a"))) == [2]
+    await asyncio.sleep(5)
+    assert rig.engine.log == ["+a"]
+
+
+async def test_two_numbers_may_have_one_version(rig: Rig) -> None:
+    rig.store.sources["/other"] = "a"
+    near = replace(order(2, "other", tier=DEVICE), pinned=True)
+    await obey(rig, order(1), near, seconds=2)
+    assert rig.pool._slots._pinned == {A}
+    assert list(await obey(rig, order(1))) == [1]
+    assert rig.pool._slots._pinned == set()
+    assert rig.engine.log == ["+a"]
+    async with rig.pool.hold(A):
+        pass
+    assert await obey(rig) == {}
+    assert rig.engine.log == ["+a", "-a", "-a!"]
+
+
+async def test_an_order_that_ends_before_it_was_carried_out(rig: Rig) -> None:
+    rig.orders.carry_out([order(1)])
+    assert await obey(rig) == {}
+    assert rig.store.held == set()
+    rig.store.errors["a"] = InvalidRequest("wrong")
+    await obey(rig, order(1))
+    assert await obey(rig) == {}
+    assert rig.engine.log == []
+
+
+async def test_what_cannot_be_let_go_is_gone_all_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def remove(digest: AdapterDigest) -> None:
+        raise OSError("it is read-only")
+
+    await obey(rig, order(1))
+    monkeypatch.setattr(rig.files, "remove", remove)
+    assert await obey(rig, seconds=2) == {}
+
+
+# -- the host
+
+
+async def test_it_sees_what_other_processes_do_to_the_files(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = rig.tasks.spawn("watch", rig.orders.watch())
+    await obey(rig, order(1), order(2, "b"), order(3, "c"), seconds=5)
+    rig.store.vanish("c")
+    await asyncio.sleep(10)
+    assert rig.reports()[3].tier is SOURCE
+    assert rig.count("bytes", tier="dram") == 200
+
+    async def look(digests: object) -> None:
+        raise OSError("it is away")
+
+    monkeypatch.setattr(rig.files, "look", look)
+    await asyncio.sleep(20)
+    assert not watch.done()
