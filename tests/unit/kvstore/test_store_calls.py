@@ -1,6 +1,7 @@
 """What a worker tells of its blocks when it attaches, and which memory its later calls mean."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,8 @@ async def test_what_is_meant_for_the_memory_of_an_earlier_store_is_refused() -> 
     """A call that was sent before the worker attached anew may arrive after it has."""
     built = build_store(StoreParts.of(parse_manifest(MANIFEST, "m"), "kvmanager-0", {}), VirtualClock())
     assert built
-    calls, me, hashes = StoreCalls(built, 30.0), {"worker_id": "w", "epoch": 1}, [b"h" * 32]
+    calls, hashes = StoreCalls(built, 30.0), [b"h" * 32]
+    me: dict[str, Any] = {"worker_id": "w", "epoch": 1}
     try:
         arena_id = (await calls.attach(pb.AttachStoreRequest(**me, part_bytes=[SIZE]))).arena_id
         assert arena_id == built.arena.arena_id
