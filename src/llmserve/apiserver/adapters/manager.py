@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 
 from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.core.adapters import AdapterTier, NamedAdapter
 from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
-from llmserve.models.adapters import AdapterSource, parse_adapter_source
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.adapters import decode_named
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
