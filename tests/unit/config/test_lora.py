@@ -1,12 +1,19 @@
 """Engines run adapters when the manifest has a section for them, or names some."""
 
 import pytest
+from pydantic import ValidationError
 
 from llmserve.config.lora import lora_of
 from llmserve.config.schema import AdapterSpec, Lora, Manifest, Models, ModelSpec
 
 ADAPTERS = (AdapterSpec(name="red", source="dir:/adapters/red"),)
 MODELS = Models(primary=ModelSpec(source="org/model"))
+
+
+def test_adapters_of_embeddings_are_refused_where_they_are_named() -> None:
+    assert Lora(target_modules=("q_proj",)).target_modules == ("q_proj",)
+    with pytest.raises(ValidationError, match="'lm_head' is not a linear module"):
+        Lora(target_modules=("q_proj", "lm_head"))
 
 
 @pytest.mark.parametrize(
