@@ -17,6 +17,12 @@ def lora_of(manifest: Manifest) -> Lora | None:
     return manifest.lora or (Lora() if manifest.models.adapters else None)
 
 
+def may_ask_hub(manifest: Manifest) -> bool:
+    """Returns whether workers may have to fetch an adapter from the hub."""
+    roots = manifest.lora.allowed_sources if manifest.lora else ()
+    return any(one.startswith("hub:") for one in (*roots, *(one.source for one in manifest.models.adapters)))
+
+
 def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
     """Checks the names of adapters together, and the revision of each. It is a part of `rules`."""
     models = manifest.models

@@ -1,11 +1,13 @@
 """Engines run adapters when the manifest has a section for them, or names some; what is refused of both."""
 
+import itertools
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from llmserve.config.lora import lora_of
+from llmserve.config.plan import plan_local
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import AdapterSpec, Deployment, Lora, Manifest, Models, ModelSpec
 from llmserve.config.schema.section import path_text
@@ -93,3 +95,23 @@ def test_the_memory_of_adapters_fits_into_a_pod(dram_gb: float, count: int) -> N
         "lora.dram_gb: must be less than deployment.k8s.shm_gb (2)"
     ]
     assert refused(lora=Lora(dram_gb=dram_gb)) == []
+
+
+@pytest.mark.parametrize(
+    ("adapters", "roots", "expected"),
+    [
+        ((), (), "1"),
+        ((adapter("a", "dir:/a"),), ("s3://bucket",), "1"),
+        ((adapter("a", "hub:org/name"),), (), "0"),
+        ((), ("dir:/a", "hub:org"), "0"),
+    ],
+)
+def test_workers_may_ask_the_hub_only_for_adapters(
+    adapters: tuple[AdapterSpec, ...], roots: tuple[str, ...], expected: str
+) -> None:
+    models = MODELS.model_copy(update={"adapters": adapters})
+    manifest = Manifest(kind="LLMServe", models=MODELS)
+    manifest = manifest.model_copy(update={"models": models, "lora": Lora(allowed_sources=roots)})
+    made = plan_local(manifest, (0, 1), itertools.count(5000).__next__, ())
+    offline = {one.role.is_worker: one.env["HF_HUB_OFFLINE"] for one in made.processes}
+    assert offline == {True: expected, False: "1"}
