@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from llmserve.config.schema.section import GiB, KeyUnit, ManifestSection
+from llmserve.config.adapter_source import parse_adapter_root
+from llmserve.config.schema.section import GiB, KeyUnit, ManifestSection, refusing
 
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "embed_out"})
 
@@ -43,3 +44,11 @@ class Lora(ManifestSection):
 
     region: str | None = Field(default=None, min_length=1)
     """The region of S3 buckets of adapters. Without it, the object class says it, or `AWS_REGION`."""
+
+    @field_validator("allowed_sources", mode="after")
+    @classmethod
+    def _known_roots(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        with refusing("source"):
+            for root in roots:
+                parse_adapter_root(root)
+        return roots
