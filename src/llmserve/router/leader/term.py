@@ -83,6 +83,7 @@ class TermServices:
         """Ends the sessions, and the calls that wait. Apiservers keep what runs, and turn to the next
         leader."""
         self.event_loop.adapter_watch.close()
+        self.event_loop.leftovers.close()
         await self.sessions.aclose()
 
 
