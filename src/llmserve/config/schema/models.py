@@ -96,7 +96,5 @@ class Models(ManifestSection):
     """The model that answers."""
     draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
     """A small model that proposes tokens, which the primary model verifies."""
-    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving"), Live(("router",))] = Field(
-        default=(), strict=False
-    )
+    adapters: Annotated[tuple[AdapterSpec, ...], Live(("router",))] = Field(default=(), strict=False)
     """LoRA adapters, each of which is served under its own model name."""
