@@ -24,10 +24,10 @@ import uvloop
 from obstore.store import ObjectStore
 
 from bench.table import Figure, markdown
+from llmserve.buckets.connect import connect
 from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.connect import connect
 from llmserve.kvstore.tiers.object.layout import PackEntry
 from llmserve.kvstore.tiers.object.records import Extent, plan_ranges
 from tests.support.seaweed import BUCKET, Seaweed, credentials
@@ -67,7 +67,7 @@ async def _rows(server: Seaweed, size: int, repeats: int) -> list[tuple[object, 
     settings = ObjectSettings(
         f"s3://{BUCKET}/{uuid.uuid4().hex}", "one", 64 << 30, endpoint=server.endpoint, linger_seconds=0.01
     )
-    store = connect(settings)
+    store = connect(settings.address)
     tier = ObjectTier(settings, lambda: store)
     await tier.open()
     data = np.random.default_rng(1).integers(0, 256, (TOTAL_BYTES // size, size), np.uint8)

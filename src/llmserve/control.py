@@ -73,7 +73,9 @@ def main() -> int:
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
         return Roles(
             (
-                RouterRole.of(manifest, listen=given.router[0], kvmanagers=(given.kvmanager,)),
+                RouterRole.of(
+                    manifest, listen=given.router[0], kvmanagers=(given.kvmanager,), run_dir=given.run_dir
+                ),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

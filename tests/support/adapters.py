@@ -29,6 +29,27 @@ Array = npt.NDArray[np.float32]
 Tensors = dict[str, Array]
 
 
+def tiny_base(folder: Path, hidden: int = 16, inner: int = 24, layers: int = 2) -> Path:
+    """Writes the weights of a base model that is far too small to run. Its embedding is its lm_head, too."""
+    sizes = {f"self_attn.{name}": (hidden, hidden) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    sizes |= {
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    tensors: Tensors = {
+        f"model.layers.{layer}.{name}.weight": np.zeros(size, np.float32)
+        for layer in range(layers)
+        for name, size in sizes.items()
+    }
+    tensors["model.embed_tokens.weight"] = np.zeros((32, hidden), np.float32)
+    tensors["model.norm.weight"] = np.ones(hidden, np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
     """rank and alpha of an adapter, and the modules that it changes."""
@@ -38,7 +59,7 @@ class AdapterShape:
     modules: Sequence[str] = _ATTENTION_AND_MLP
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, Array], config: Mapping[str, Any]) -> Path:
+def write_adapter(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any]) -> Path:
     """Writes a directory as PEFT does."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})

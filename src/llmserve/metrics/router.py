@@ -102,7 +102,8 @@ class RouterMetrics:
         )
         self.workers = gauge(
             "router_workers",
-            "Known workers, by role and state: available, suspect, draining, lost",
+            "Known workers, by role and state: available, suspect, fetching (adapters that it needs first), "
+            "draining, lost",
             ("role", "state"),
         )
         self.slow_workers = gauge(
@@ -172,6 +173,22 @@ class RouterMetrics:
             "router_first_token_error_seconds",
             "How far predicted and measured time to first token were apart",
             buckets=WAIT_BUCKETS_SECONDS,
+        )
+        self.adapters = gauge(
+            "router_adapters",
+            "Adapters, by state: registered (no worker fetches it), fetching, ready (requests may use it), "
+            "draining (the last requests use it), failed",
+            ("state",),
+        )
+        self.adapter_loads_total = counter(
+            "router_adapter_loads_total",
+            "Loads of adapters that ended, by outcome: ready, failed, given_up (it was unloaded, or loaded "
+            "again, before it was ready)",
+            ("outcome",),
+        )
+        self.adapter_fetch_failures_total = counter(
+            "router_adapter_fetch_failures_total",
+            "How often a worker could not fetch an adapter, and is to try again",
         )
         self.scheduler = StateCollector(_SCHEDULER_FAMILIES, SchedulerStats)
         registry.register(self.scheduler)

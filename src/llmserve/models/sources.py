@@ -103,15 +103,15 @@ def download(repo: str, revision: str | None, progress: Progress) -> Path:
         raise ModelNotFound(_explain(repo, revision, error)) from error
 
 
-def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """Returns the directory in the hub's cache, which may be incomplete; None without one. Uses no
-    network."""
+def cached_snapshot(repo: str, revision: str | None, name: str = "config.json") -> Path | None:
+    """Returns the directory in the hub's cache that has a file of this name, and may be incomplete; None
+    without one. Uses no network."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:  # it comes with vLLM
         return None
-    config = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
+    found = try_to_load_from_cache(repo, name, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def cache_folder() -> Path:
@@ -124,24 +124,30 @@ def cache_folder() -> Path:
 
 
 def _explain(repo: str, revision: str | None, error: Exception) -> str:
-    """Explains an error of the hub's client by its class name."""
-    kind = type(error).__name__
     source = f"model 'hub:{repo}'"
-    if kind == "GatedRepoError":
-        return f"{source}: is gated; accept its terms on the hub and set HF_TOKEN"
-    if kind == "RevisionNotFoundError":
-        return f"{source}: has no revision '{revision}' on the hub"
-    if kind in ("RepositoryNotFoundError", "HFValidationError"):
-        return (
-            f"{source}: there is no such model on the hub, or it is private: check the name, or set HF_TOKEN"
-        )
-    tried = "the hub's cache (HF_HUB_OFFLINE is set)" if _offline() else "the hub and its cache"
-    first = str(error).strip().partition("\n")[0] or kind
+    if why := hub_refusal(error, revision):
+        return f"{source}: {why}"
+    tried = "the hub's cache (HF_HUB_OFFLINE is set)" if is_offline() else "the hub and its cache"
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
     return (
         f"{source}: is not to be had from {tried}: {first}. Connect to the network, or download it elsewhere "
         "and use dir:/PATH, or use a package: source, which needs no hub"
     )
 
 
-def _offline() -> bool:
+def hub_refusal(error: Exception, revision: str | None) -> str:
+    """Says why the hub refuses, from the class name of its client's error; empty when it did not answer."""
+    match type(error).__name__:
+        case "GatedRepoError":
+            return "is gated; accept its terms on the hub and set HF_TOKEN"
+        case "RevisionNotFoundError":
+            return f"has no revision '{revision}' on the hub"
+        case "RepositoryNotFoundError" | "HFValidationError":
+            return "there is no such model on the hub, or it is private: check the name, or set HF_TOKEN"
+        case _:
+            return ""
+
+
+def is_offline() -> bool:
+    """Returns whether the hub's client may not use the network."""
     return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")

@@ -25,6 +25,7 @@ def main() -> int:
             others=flags.router,
             kvmanagers=flags.kvmanager,
             read_again=partial(load_manifest, flags.manifest),
+            run_dir=flags.run_dir,
         )
 
     return run_role(flags.name, build)

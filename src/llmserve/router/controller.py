@@ -13,6 +13,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import ApiserverId, WorkerId
 from llmserve.core.request import EngineLoad
 from llmserve.core.stats import SchedulerStats
+from llmserve.router.adapters.book import AdapterBook
+from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.events import Effect, Exit, HeldRequest, Incarnation
 from llmserve.router.placement.planner import Planner
 from llmserve.router.placement.rules import PlacementRules
@@ -30,8 +32,8 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 class Controller:
     """Composition root of the deciding half. index: whoever follows the KV managers fills it; None: nothing
-    is known of cached blocks. requests: takes the events of requests. membership, prefixes and speeds are
-    public for reading."""
+    is known of cached blocks. requests: takes the events of requests. adapters: which there are.
+    membership, prefixes and speeds are public for reading."""
 
     def __init__(
         self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
@@ -45,8 +47,12 @@ class Controller:
         self._queue = self._scheduler.queue
         self._placement_rules = PlacementRules(clock, rng, speeds)
         self._planner = Planner(membership, self._placement_rules.rules(settings.placement))
-        self.requests = Requests(clock, self._scheduler, self._planner, membership, prefixes, speeds)
+        self.adapters = AdapterBook(clock, membership, lambda digest: self._entries.users(digest))
+        self.requests = Requests(
+            clock, self._scheduler, self._planner, membership, prefixes, speeds, self.adapters
+        )
         self._entries = self.requests.entries
+        self._declared = settings.adapters
 
     def __repr__(self) -> str:
         return f"<Controller apiservers={self.apiservers} {self._queue!r} {self.membership!r}>"
@@ -80,21 +86,31 @@ class Controller:
             self._queue.next_turn(),
             self.prefixes.hash_check.next_due(),
             self.requests.takeover.settled_at(),
+            self.adapters.next_due(),
         )
         return min((time for time in times if time is not None), default=None)
 
     # -- another router's term before this one
 
     def snapshot(self) -> SchedulerSnapshot:
-        """State that the next leader needs and cannot learn from anyone else."""
+        """State of the scheduler that the next leader needs and cannot learn from anyone else. The adapters
+        have a snapshot of their own."""
         return self._scheduler.snapshot()
 
-    def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
+    def take_over(
+        self,
+        snapshot: SchedulerSnapshot | None,
+        settle_seconds: float,
+        adapters: AdapterSnapshot | None = None,
+        epoch: int = 0,
+    ) -> None:
         """Called before any other event. Nothing is placed for settle_seconds, so that requests of the
-        former leader are counted first."""
+        former leader are counted first. epoch: number of the term."""
         self.requests.takeover.take_over(settle_seconds, inherits=snapshot is not None)
         if snapshot is not None:
             self._scheduler.restore(snapshot)
+        self.adapters.take_over(adapters or AdapterSnapshot(), epoch)
+        self.adapters.declare(*self._declared)
 
     # -- sessions
 
@@ -119,6 +135,7 @@ class Controller:
     def register(self, spec: WorkerSpec) -> list[Effect]:
         """Errors: InvalidRequest, as ClusterMembership.register."""
         self.membership.register(spec)
+        self.adapters.follow_members()
         return self.requests.dispatch()
 
     def heartbeat(
@@ -131,7 +148,9 @@ class Controller:
         reports: Sequence[AdapterReport] | None = None,
     ) -> list[Effect]:
         """Parameters and errors: as ClusterMembership.heartbeat."""
-        self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
+        member = self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
+        self.adapters.follow_members()
+        self.adapters.heard(member)
         return self.requests.dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
@@ -143,6 +162,7 @@ class Controller:
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
         self.membership.deregister(worker_id, epoch)
+        self.adapters.follow_members()
         return self.requests.dispatch()
 
     def worker_failed(
@@ -157,8 +177,10 @@ class Controller:
     # -- time
 
     def tick(self) -> list[Effect]:
-        """Expires silent workers and requests whose deadline has passed."""
+        """Expires silent workers and requests whose deadline has passed, and lets adapters go."""
         self.membership.expire()
+        self.adapters.follow_members()
+        self.adapters.tick()
         self.prefixes.hash_check.look()
         return [*self.requests.follow_workers(), *self.requests.expire(), *self.requests.dispatch()]
 
@@ -170,6 +192,7 @@ class Controller:
         self._planner.rules = self._placement_rules.rules(settings.placement)
         self.prefixes.prefetches = settings.prefetch_on_prefix
         self.speeds.limits = settings.slow
+        self.adapters.declare(*settings.adapters)
         evictions = self._scheduler.set_policy(settings.policy)
         hopeless = [self.requests.evict(eviction) for eviction in evictions]
         return [*hopeless, *self.requests.dispatch()]

@@ -7,11 +7,13 @@ passing of time: it sleeps until something is due.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
+from llmserve.router.adapters.watch import AdapterWatch
 from llmserve.router.codec import PlacementEncoder, encode_cluster, encode_refused
 from llmserve.router.controller import Controller
 from llmserve.router.events import Effect, Prefetch, RequestPlaced, RequestRefused
@@ -30,7 +32,7 @@ _TIMER_SLACK_SECONDS = 0.001
 
 class EventLoop:
     """Decides nothing unless this router leads. streams: the sessions that answers go to. spans: one for
-    each waiting request."""
+    each waiting request. adapter_watch: waits for what is decided about adapters."""
 
     def __init__(
         self,
@@ -40,13 +42,14 @@ class EventLoop:
         kv_watch: KvWatch,
         leader_check: LeaderCheck,
         spans: QueueSpans,
+        adapter_watch: AdapterWatch,
     ) -> None:
-        self.streams, self.spans = SessionStreams(), spans
+        self.streams, self.spans, self.adapter_watch = SessionStreams(), spans, adapter_watch
         self._controller, self._clock, self._recorder = controller, clock, recorder
         self._kv_watch, self._leader_check = kv_watch, leader_check
         self._encoder = PlacementEncoder()
         self._logged_state = HashState.UNPROVEN
-        self._sent_version = controller.cluster_version
+        self._sent_version, self._sent_names = controller.cluster_version, controller.adapters.names()
         self._logged_workers: set[tuple[WorkerId, int]] = set()
         self._sleeping_until = 0.0
         self._wake = asyncio.Event()
@@ -79,6 +82,7 @@ class EventLoop:
 
     def apply(self, effects: list[Effect]) -> None:
         self._send_cluster()
+        self.adapter_watch.look()
         for effect in effects:
             self._recorder.record(effect)
             self.spans.record(effect)
@@ -93,8 +97,8 @@ class EventLoop:
             self._wake.set()
 
     def cluster(self) -> router_pb2.RouterSessionResponse:
-        """The view of the cluster that apiservers receive."""
-        return encode_cluster(self._controller.membership, self._leader_check.status().epoch)
+        """The view of the cluster that apiservers receive first."""
+        return self._cluster(self._controller.adapters.names())
 
     # -- parts
 
@@ -109,13 +113,20 @@ class EventLoop:
         else:
             _log.info("prefix index: %s", hash_check.state)
 
+    def _cluster(self, adapters: Sequence[NamedAdapter] | None) -> router_pb2.RouterSessionResponse:
+        """adapters: None: they are unchanged."""
+        return encode_cluster(self._controller.membership, self._leader_check.status().epoch, adapters)
+
     def _send_cluster(self) -> None:
-        if self._sent_version == self._controller.cluster_version:
+        version, names = self._controller.cluster_version, self._controller.adapters.names()
+        if self._sent_version == version and self._sent_names is names:
             return
-        self._sent_version = self._controller.cluster_version
-        self._encoder.forget_all()
-        self._log_workers()
-        self.streams.send_state(self.cluster())
+        adapters = None if self._sent_names is names else names
+        if self._sent_version != version:
+            self._encoder.forget_all()
+            self._log_workers()
+        self._sent_version, self._sent_names = version, names
+        self.streams.send_state(self._cluster(adapters))
 
     def _log_workers(self) -> None:
         specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}

@@ -4,6 +4,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import Outcome
+from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.events import (
     Admit,
     CachedTokens,
@@ -37,10 +38,12 @@ class Requests:
         membership: ClusterMembership,
         prefixes: PrefixLookup,
         speeds: WorkerSpeeds,
+        adapters: AdapterBook,
     ) -> None:
         self.entries, self.takeover = RequestTable(), Takeover(clock)
         self._clock, self._scheduler, self._queue = clock, scheduler, scheduler.queue
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
+        self._adapters = adapters
         self._membership, self._capacity_version = membership, membership.version
         self._placed: list[Effect] = []  # since the last dispatch
 
@@ -61,6 +64,9 @@ class Requests:
 
     def _offer(self, session: RouterSession, admit: Admit) -> list[Effect]:
         """Takes a request that has no entry into the queue, or refuses it."""
+        unknown = self._adapters.refusal(admit.placement.model, admit.placement.adapter)
+        if unknown is not None:
+            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, unknown)]
         ahead = self._queue.waiting_requests
         entry = RequestEntry(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
         self._prefixes.look_up(entry)

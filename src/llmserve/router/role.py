@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -13,6 +14,7 @@ from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.build import build_state
 from llmserve.router.leader.election import LeaderElection
+from llmserve.router.leader.file_state import FileState
 from llmserve.router.leader.peers import Peers
 from llmserve.router.leader.state import MemoryState, SharedState
 from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
@@ -49,11 +51,15 @@ class RouterRole:
         others: Sequence[str] = (),
         kvmanagers: Sequence[str] = (),
         read_again: Callable[[], Manifest] | None = None,
+        run_dir: str | None = None,
     ) -> "RouterRole":
-        """name: name of this process. Errors: StartFailed."""
+        """name: name of this process. run_dir: where a router that is alone keeps what it has to know after a
+        restart; None: nowhere. Errors: StartFailed."""
         settings = RouterSettings.of(manifest)
         cluster, call_seconds = manifest.metadata.name, settings.terms.call_seconds
         state = build_state(manifest.state, cluster, os.environ, call_seconds)
+        if state is None and run_dir is not None:
+            state = FileState(LeaseClock(), Path(run_dir))
         return cls(
             settings,
             name=name,

@@ -11,7 +11,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.router.codec import decode_worker, encode_order, encode_peers
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.term import LeaderTerm
-from llmserve.rpc.adapters import decode_reports
+from llmserve.rpc.adapters import decode_reports, encode_orders
 from llmserve.rpc.codec import decode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
@@ -70,6 +70,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
         answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
         if order := membership.order_of(worker_id):
             answer.drain.CopyFrom(encode_order(order))
+        orders = services.controller.adapters.orders
+        answer.adapters_version = orders.version(worker_id)
+        if answer.adapters_version != request.adapters_version:
+            answer.adapters.CopyFrom(encode_orders(orders.orders(worker_id)))
         answer.heartbeat_seconds, answer.log_level = settings.heartbeat_seconds, settings.log_level
         return answer
 
@@ -103,6 +107,28 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.ExplainRequest, context: _Context
     ) -> router_pb2.ExplainResponse:
         return await self._term.services.commands.explain(request)
+
+    # -- adapters
+
+    async def LoadAdapter(  # noqa: N802
+        self, request: router_pb2.LoadAdapterRequest, context: _Context
+    ) -> router_pb2.LoadAdapterResponse:
+        return await self._term.services.adapters.load(request)
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: router_pb2.UnloadAdapterRequest, context: _Context
+    ) -> router_pb2.UnloadAdapterResponse:
+        return await self._term.services.adapters.unload(request)
+
+    async def KeepAdapter(  # noqa: N802
+        self, request: router_pb2.KeepAdapterRequest, context: _Context
+    ) -> router_pb2.KeepAdapterResponse:
+        return await self._term.services.adapters.keep(request)
+
+    async def ListAdapters(  # noqa: N802
+        self, request: router_pb2.ListAdaptersRequest, context: _Context
+    ) -> router_pb2.ListAdaptersResponse:
+        return self._term.services.adapters.list(request)
 
     # -- other routers
 

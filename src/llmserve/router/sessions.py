@@ -3,6 +3,7 @@
 What they held under a former leader is in Takeover.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -123,6 +124,7 @@ class RequestTable:
     def __init__(self) -> None:
         self._sessions: dict[ApiserverId, RouterSession] = {}
         self._entries: dict[RequestId, RequestEntry] = {}
+        self._users: Counter[AdapterDigest] = Counter()
 
     def __contains__(self, request_id: RequestId) -> bool:
         return request_id in self._entries
@@ -143,6 +145,10 @@ class RequestTable:
     def get(self, request_id: RequestId) -> RequestEntry | None:
         return self._entries.get(request_id)
 
+    def users(self, adapter: AdapterDigest) -> int:
+        """How many requests have this version of an adapter."""
+        return self._users[adapter]
+
     # -- sessions
 
     def session_of(self, apiserver_id: ApiserverId) -> RouterSession | None:
@@ -162,16 +168,23 @@ class RequestTable:
 
     def open(self, request_id: RequestId, entry: RequestEntry) -> None:
         self._entries[request_id] = entry.session.entries[request_id] = entry
+        self._users[entry.placement.adapter] += 1
 
     def close(self, request_id: RequestId) -> RequestEntry:
         entry = self._entries.pop(request_id)
         del entry.session.entries[request_id]
+        adapter = entry.placement.adapter
+        self._users[adapter] -= 1
+        if not self._users[adapter]:
+            del self._users[adapter]
         return entry
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when an entry is in none of the sessions, or in two."""
+        """Raises AssertionError when an entry is in none of the sessions, or in two, or an adapter's requests
+        are miscounted."""
         in_sessions = [request_id for session in self._sessions.values() for request_id in session.entries]
         assert sorted(in_sessions) == sorted(self._entries), self._entries
+        assert self._users == Counter(entry.placement.adapter for entry in self), self._users
 
 
 class Takeover:

@@ -1,9 +1,13 @@
 """What the router takes from the manifest."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
+from llmserve.config.schema import AdapterSpec, Budgets, Manifest, Scheduling, TenantBudget
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId
+from llmserve.models.adapters import parse_adapter_source
+from llmserve.router.adapters.registration import AdapterWish
 from llmserve.router.leader.election import ALONE, TermTimes
 from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.placement.rules import PlacementPolicy, Routing
@@ -18,10 +22,21 @@ _DEFAULTS = Scheduling()
 _DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
 
 
+class DeclaredAdapters(NamedTuple):
+    """The adapters that the manifest gives to its model. model: empty: there is no manifest."""
+
+    model: str
+    wishes: tuple[AdapterWish, ...]
+
+
+NO_DECLARED = DeclaredAdapters("", ())
+
+
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """log_level: level that workers receive; empty until a reload has changed it, because each process may
-    have started with another level (LLMSERVE_LOG_LEVEL)."""
+    have started with another level (LLMSERVE_LOG_LEVEL). allowed_sources: adapters that are loaded while the
+    cluster runs come from below these, or from `adapters`."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
@@ -35,6 +50,8 @@ class RouterSettings:
     handover: HandoverPolicy = field(default_factory=HandoverPolicy)
     terms: TermTimes = ALONE
     log_level: str = ""
+    adapters: DeclaredAdapters = NO_DECLARED
+    allowed_sources: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RouterSettings":
@@ -51,11 +68,23 @@ class RouterSettings:
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
             handover=HandoverPolicy(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
+            adapters=_adapters(manifest),
+            allowed_sources=() if manifest.lora is None else manifest.lora.allowed_sources,
         )
 
     @property
     def placement(self) -> PlacementPolicy:
         return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds, self.handover)
+
+
+def _adapters(manifest: Manifest) -> DeclaredAdapters:
+    return DeclaredAdapters(manifest.models.primary.served_name, tuple(map(_wish, manifest.models.adapters)))
+
+
+def _wish(spec: AdapterSpec) -> AdapterWish:
+    source = str(parse_adapter_source(spec.source, spec.revision))
+    tier = AdapterTier.DISK if spec.prefetch else AdapterTier.SOURCE
+    return AdapterWish(spec.name, source, AdapterTier.DRAM if spec.pin else tier, spec.pin, declared=True)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:

@@ -11,13 +11,13 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from llmserve.buckets.connect import connect
+from llmserve.buckets.failures import FailureKind
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import StartFailed
 from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadResult, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, RequestLimits, RetryPolicy
 from llmserve.kvstore.tiers.object.bucket import BucketOperation
-from llmserve.kvstore.tiers.object.connect import connect
-from llmserve.kvstore.tiers.object.failures import FailureKind
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, SECRET_KEY, Seaweed, credentials
 
@@ -60,7 +60,7 @@ def clock() -> VirtualClock:
 
 
 def made(settings: ObjectSettings, clock: VirtualClock | None = None) -> ObjectTier:
-    return ObjectTier(settings, lambda: connect(settings), clock)
+    return ObjectTier(settings, lambda: connect(settings.address), clock)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def outcome(tier: ObjectTier, number: int) -> TierOutcome:
 
 
 def store_of(settings: ObjectSettings) -> S3Store:
-    store = connect(settings)
+    store = connect(settings.address)
     assert isinstance(store, S3Store)
     return store
 

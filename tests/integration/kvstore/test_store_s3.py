@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.buckets.connect import connect
 from llmserve.core.clock import VirtualClock
 from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, RequestLimits, RetryPolicy
-from llmserve.kvstore.tiers.object.connect import connect
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, Seaweed, credentials
 from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chain, make_world
@@ -53,7 +53,7 @@ def bucket(s3_proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch, make_world: Make
 
     def make() -> World:
         clock = VirtualClock(1.0)
-        tier = ObjectTier(settings, lambda: connect(settings), clock)
+        tier = ObjectTier(settings, lambda: connect(settings.address), clock)
         return make_world(dram_blocks=16, tiers=[(tier, ROOM)], opens_later=True, clock=clock)
 
     return make
@@ -149,7 +149,7 @@ async def test_a_server_that_is_killed_and_started_again(
         settings = ObjectSettings(
             f"s3://{BUCKET}/x", "one", 64 << 20, endpoint=server.endpoint, linger_seconds=0.002, limits=QUICK
         )
-        tier = ObjectTier(settings, lambda: connect(settings), clock)
+        tier = ObjectTier(settings, lambda: connect(settings.address), clock)
         world = make_world(dram_blocks=16, tiers=[(tier, ROOM)], opens_later=True, clock=clock)
         await world.opened()
         await down(world)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import ManifestSection, Planned
+from llmserve.config.schema.section import Live, ManifestSection, Planned
 
 _SHAPES = {
     "package": "a packaged model is package:PYTHON_PACKAGE/FILE.gguf",
@@ -87,5 +87,7 @@ class Models(ManifestSection):
     """The model that answers."""
     draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
     """A small model that proposes tokens, which the primary model verifies."""
-    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving")] = Field(default=(), strict=False)
+    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving"), Live(("router",))] = Field(
+        default=(), strict=False
+    )
     """LoRA adapters, each of which is served under its own model name."""

@@ -5,14 +5,34 @@ What a method gives to its caller is held until `release`: no process removes it
 loaded. Holds end with the process, even when it is killed.
 """
 
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmserve.buckets.connect import BucketAddress
+from llmserve.config.lora import lora_of
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.lora import Lora
 from llmserve.core.adapters import BASE_MODEL, AdapterTier, LoraShape
+from llmserve.core.errors import InvalidRequest, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters.source import AdapterSource
+from llmserve.models.adapters.base_weights import BaseWeights, read_base_weights
+from llmserve.models.adapters.check import AdapterRules, check_adapter
+from llmserve.models.adapters.folder import AdapterFolder
+from llmserve.models.adapters.peft import CONFIG_NAME
+from llmserve.models.adapters.places import AdapterPlace, copy_files, place_of, sizes_of
+from llmserve.models.adapters.record import AdapterRecord, make_record
+from llmserve.models.adapters.source import AdapterSource, AllowedSources, parse_adapter_source
 from llmserve.models.files import Progress, silent
+from llmserve.models.resolve import default_cache_dir
+
+MEMORY_VARIABLE = "LLMSERVE_ADAPTER_MEMORY"
+_SHARED_MEMORY = Path("/dev/shm")
+_GIB = 1 << 30
+_RECORD_BYTES = 1 << 16  # for the record and a configuration that is written anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +47,29 @@ class AdapterFiles:
     tier: AdapterTier
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterOrigins:
+    """Where adapters may come from. bucket: endpoint and region of sources in buckets."""
+
+    allowed: AllowedSources
+    bucket: BucketAddress
+
+    def place(self, source: AdapterSource) -> AdapterPlace:
+        """Errors: InvalidRequest when the source is not allowed; those of the place."""
+        return place_of(source, self.bucket, self.allowed.real_roots(source))
+
+
 class AdapterCache:
     """Life: open_adapter_cache -> calls ... -> close (idempotent), which ends all holds."""
+
+    def __init__(
+        self, origins: AdapterOrigins, rules: AdapterRules, tiers: Mapping[AdapterTier, AdapterFolder]
+    ) -> None:
+        """tiers: DISK, and DRAM unless there is no memory for adapters."""
+        self._origins = origins
+        self._rules = rules
+        self._tiers = dict(tiers)
+        self._disk = tiers[AdapterTier.DISK]
 
     def fetch(
         self, source: AdapterSource, digest: AdapterDigest = BASE_MODEL, progress: Progress = silent
@@ -38,36 +79,122 @@ class AdapterCache:
         run it; the message names file and tensor), ModelNotFound (there is none, or it no longer has that
         digest): both end alike at each try. Unavailable (its store or the hub is away, the disk is full) and
         DeadlineExceeded: another try may do."""
-        raise NotImplementedError
+        with suppress(NotFound):
+            return self.hold(digest, AdapterTier.DISK)
+        with self._disk.making(digest or str(source), progress):
+            with suppress(NotFound):  # another process was faster
+                return self.hold(digest, AdapterTier.DISK)
+            try:
+                record = self._fetched(source, digest, progress)
+            except OSError as error:
+                raise Unavailable(f"adapter '{source}': {error}") from error
+            return self._files(record, AdapterTier.DISK)
 
     def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
         """Copies an adapter from disk to memory and holds it there, too. Errors: NotFound (it is not on disk,
         or was damaged there and is removed: fetch it again), Unavailable (no room, or there is no memory for
         adapters)."""
-        raise NotImplementedError
+        memory = self._tiers.get(AdapterTier.DRAM)
+        if memory is None:
+            raise Unavailable("there is no memory for adapters: lora.dram_gb is 0")
+        with suppress(NotFound):
+            return self.hold(digest, AdapterTier.DRAM)
+        with memory.making(digest, silent):
+            with suppress(NotFound):  # another process was faster
+                return self.hold(digest, AdapterTier.DRAM)
+            return self._files(self._copied(digest, memory), AdapterTier.DRAM)
 
     def find(self, digest: AdapterDigest) -> AdapterFiles | None:
         """Returns the nearest place of an adapter, which is not held for it. Within a millisecond."""
-        raise NotImplementedError
+        for tier in (AdapterTier.DRAM, AdapterTier.DISK):
+            folder = self._tiers.get(tier)
+            record = folder.find(digest) if folder else None
+            if record is not None:
+                return self._files(record, tier)
+        return None
 
     def hold(self, digest: AdapterDigest, tier: AdapterTier) -> AdapterFiles:
         """Holds what is there, and counts as a use for LRU. Idempotent: one `release` ends it. Errors:
         NotFound."""
-        raise NotImplementedError
+        if (folder := self._tiers.get(tier)) is None:
+            raise NotFound(f"adapter {digest} is not in {tier}")
+        return self._files(folder.hold(digest), tier)
 
     def release(self, digest: AdapterDigest, tier: AdapterTier) -> None:
         """It may be removed when room is needed, unless other processes hold it. Ignores what is not
         held."""
-        raise NotImplementedError
+        if (folder := self._tiers.get(tier)) is not None:
+            folder.release(digest)
 
     def remove(self, digest: AdapterDigest, tier: AdapterTier = AdapterTier.DISK) -> None:
         """Ends this process's hold and deletes the files: DRAM: those in memory; DISK: those in memory and on
         disk. What other processes hold stays; the last one that removes it deletes it. Ignores an unknown
         one."""
-        raise NotImplementedError
+        if (memory := self._tiers.get(AdapterTier.DRAM)) is not None:
+            memory.remove(digest)
+        if tier is AdapterTier.DISK:
+            self._disk.remove(digest)
 
     def close(self) -> None:
-        raise NotImplementedError
+        for folder in self._tiers.values():
+            folder.close()
+
+    # -- inside
+
+    def _files(self, record: AdapterRecord, tier: AdapterTier) -> AdapterFiles:
+        path = self._tiers[tier].path / record.digest
+        return AdapterFiles(record.digest, path, record.rank, record.size_bytes, tier)
+
+    def _fetched(self, source: AdapterSource, wanted: AdapterDigest, progress: Progress) -> AdapterRecord:
+        place = self._origins.place(source)
+        sizes = sizes_of(place, source)
+        total = sum(sizes.values()) + _RECORD_BYTES
+        if total > self._disk.capacity_bytes:
+            raise InvalidRequest(
+                f"adapter '{source}': has {total} bytes; {self._disk.limit} is {self._disk.capacity_bytes}"
+            )
+
+        def fill(folder: Path) -> AdapterRecord:
+            progress(f"fetching adapter {source} ({total / 1e6:.1f} MB)")
+            copy_files(place, sizes, folder, source)
+            progress(f"checking adapter {source}")
+            return self._checked(folder, source, wanted)
+
+        return self._disk.put(total, fill)
+
+    def _checked(self, folder: Path, source: AdapterSource, wanted: AdapterDigest) -> AdapterRecord:
+        try:
+            found = check_adapter(folder, self._rules)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"adapter '{source}': {error.message}", field=error.field) from error
+        if wanted and found.digest != wanted:
+            raise ModelNotFound(
+                f"adapter '{source}': its contents have changed: they are version {found.digest}, "
+                f"not {wanted}; load it again under its name"
+            )
+        (folder / CONFIG_NAME).write_text(found.config.to_json(found.modules))
+        return make_record(folder, found.digest, found.rank)
+
+    def _copied(self, digest: AdapterDigest, memory: AdapterFolder) -> AdapterRecord:
+        """Errors: as bring_to_memory."""
+
+        def fill(folder: Path) -> AdapterRecord:
+            for name in record.sizes:
+                shutil.copyfile(self._disk.path / digest / name, folder / name)
+            if damaged := record.first_damage(folder):
+                raise _DamagedError(f"adapter {digest}: {damaged} in {self._disk.path} was damaged")
+            return record
+
+        try:
+            with self._disk.using(digest) as record:
+                return memory.put(record.size_bytes + _RECORD_BYTES, fill)
+        except _DamagedError as error:
+            self._disk.remove(digest)
+            raise NotFound(str(error)) from error
+
+
+class _DamagedError(Exception):
+    """A copy differs from what was written to disk."""
 
 
 def open_adapter_cache(
@@ -77,4 +204,28 @@ def open_adapter_cache(
     the engine; adapters are checked against it. model_dir: the base model, whose weights have the shapes that
     adapters must fit; None: a simulated engine, which fits all. cache_dir: default_cache_dir() without it.
     Errors: OSError when the directories cannot be made, LLMServeError."""
-    raise NotImplementedError
+    lora = lora_of(manifest) or Lora()
+    on_disk = (cache_dir or default_cache_dir()) / "adapters"
+    tiers = {AdapterTier.DISK: AdapterFolder(on_disk, int(lora.disk_gb * _GIB), "lora.disk_gb")}
+    if lora.dram_gb:
+        in_memory = AdapterFolder(memory_folder(), int(lora.dram_gb * _GIB), "lora.dram_gb")
+        tiers[AdapterTier.DRAM] = in_memory
+    base = BaseWeights() if model_dir is None else read_base_weights(model_dir)
+    targets = shape.target_modules or base.linear_modules()
+    return AdapterCache(_origins(manifest, lora), AdapterRules(base, shape.max_rank, targets), tiers)
+
+
+def memory_folder() -> Path:
+    """Returns the directory of adapters in memory. The supervisor names one, which ends with the cluster."""
+    given = os.environ.get(MEMORY_VARIABLE)
+    return Path(given) if given else _SHARED_MEMORY / f"llmserve-adapters-{os.geteuid()}"
+
+
+def _origins(manifest: Manifest, lora: Lora) -> AdapterOrigins:
+    """The store of KV blocks is often the same as that of adapters, so its address is the default."""
+    declared = (parse_adapter_source(one.source, one.revision) for one in manifest.models.adapters)
+    stores = [one for one in manifest.storageClasses if (one.location or "").startswith("s3://")]
+    endpoint = lora.endpoint or next((one.endpoint for one in stores if one.endpoint), None)
+    region = lora.region or next((one.region for one in stores if one.region), None)
+    allowed = AllowedSources(frozenset(map(str, declared)), lora.allowed_sources)
+    return AdapterOrigins(allowed, BucketAddress("", endpoint or "", region or ""))

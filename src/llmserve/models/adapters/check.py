@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from llmserve.core.adapters import LoraShape
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters.base_weights import BaseWeights, ModuleSize
@@ -33,10 +32,12 @@ _EXPONENTS: Mapping[str, tuple[np.dtype[np.unsignedinteger], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class AdapterRules:
-    """What adapters must fit: the base model's modules, and what its engines were started for."""
+    """What adapters must fit: the base model's modules, and what its engines were started for. targets: the
+    modules that adapters may change; empty: all."""
 
     base: BaseWeights
-    shape: LoraShape
+    max_rank: int
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class _Half:
 def check_adapter(folder: Path, rules: AdapterRules) -> CheckedAdapter:
     """Reads both files, the weights once and in pieces. Errors: InvalidRequest; OSError."""
     config = read_peft_config(folder / CONFIG_NAME)
+    if config.largest_rank > rules.max_rank:
+        raise InvalidRequest(
+            f"{CONFIG_NAME}: rank {config.largest_rank} is over {rules.max_rank} (lora.max_rank)"
+        )
     weights = folder / WEIGHTS_NAME
     tensors = read_header(weights)
     check_extent(weights, tensors)
@@ -116,8 +121,8 @@ class _Module:
 
     def check(self, rules: AdapterRules) -> None:
         """Errors: InvalidRequest."""
-        self._check_target(rules.shape.target_modules)
-        self._check_rank(rules.shape.max_rank)
+        self._check_target(rules.targets)
+        self._check_rank()
         sizes = rules.base.find(self.name)
         if rules.base.sizes and not sizes:
             raise InvalidRequest(
@@ -135,13 +140,8 @@ class _Module:
                 f"(lora.target_modules: {', '.join(targets)})"
             )
 
-    def _check_rank(self, most: int) -> None:
+    def _check_rank(self) -> None:
         rank = self.config.rank(self.name)
-        if rank > most:
-            raise InvalidRequest(
-                f"{CONFIG_NAME}: rank {rank} of '{self.name}' is over {most} (lora.max_rank)",
-                field="max_rank",
-            )
         for side, half in self.halves.items():
             shape = half.tensor.shape
             if (has := shape["AB".index(side)]) != rank:

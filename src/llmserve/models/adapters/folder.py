@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound, Unavailable
+from llmserve.core.errors import LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters.record import AdapterRecord, read_record
 from llmserve.models.files import Progress, file_lock, silent
@@ -47,8 +47,8 @@ class AdapterFolder:
         """Removes what killed processes left half done. Errors: OSError; LLMServeError when the directory
         belongs to somebody else, who could put other weights there."""
         self.path = path
-        self._capacity_bytes = capacity_bytes
-        self._limit = limit
+        self.capacity_bytes = capacity_bytes
+        self.limit = limit
         self._holds: dict[AdapterDigest, int] = {}  # file descriptors
         self._lock = threading.Lock()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,13 +61,13 @@ class AdapterFolder:
 
     def find(self, digest: AdapterDigest) -> AdapterRecord | None:
         """Returns None when it is not there, or not as it was written."""
-        return read_record(self.path / digest) if _DIGEST.fullmatch(digest) else None
+        return read_record(self._of(digest)) if _DIGEST.fullmatch(digest) else None
 
     def hold(self, digest: AdapterDigest) -> AdapterRecord:
         """Keeps every process from removing it, and counts as a use. Idempotent. Errors: NotFound."""
         with self._lock:
             fd = self._holds.get(digest, -1)
-            fd = _locked(self.path / digest, fcntl.LOCK_SH) if fd < 0 else fd
+            fd = _locked(self._of(digest), fcntl.LOCK_SH) if fd < 0 else fd
             record = self.find(digest) if fd >= 0 else None
             if record is None:
                 self._holds.pop(digest, None)
@@ -77,15 +77,28 @@ class AdapterFolder:
             self._holds[digest] = fd
             return record
 
+    @contextmanager
+    def using(self, digest: AdapterDigest) -> Iterator[AdapterRecord]:
+        """Holds an adapter for the duration, apart from `hold` and `release`. Errors: NotFound."""
+        fd = _locked(self._of(digest), fcntl.LOCK_SH)
+        try:
+            record = self.find(digest) if fd >= 0 else None
+            if record is None:
+                raise NotFound(f"adapter {digest} is not in {self.path}")
+            yield record
+        finally:
+            _unlock(fd)
+
     def release(self, digest: AdapterDigest) -> None:
         """Ignores what is not held."""
         with self._lock:
             _unlock(self._holds.pop(digest, -1))
 
     def remove(self, digest: AdapterDigest) -> bool:
-        """Ends the own hold. Returns whether it is gone; not while another process holds it."""
+        """Ends the own hold. Returns whether it is gone; not while another process holds it. Errors: NotFound
+        for what is no digest."""
         self.release(digest)
-        return not (self.path / digest).exists() or _remove(self.path / digest)
+        return _remove(self._of(digest))
 
     def making(self, key: str, progress: Progress) -> AbstractContextManager[None]:
         """Returns the lock under which one process of the host makes the adapter of this key. Errors:
@@ -95,7 +108,7 @@ class AdapterFolder:
 
     def put(self, size_bytes: int, fill: Fill) -> AdapterRecord:
         """Makes room, lets `fill` write the adapter, and holds it under the digest of its record. A failure
-        leaves nothing. Errors: InvalidRequest (it can never fit), Unavailable (no room), those of `fill`."""
+        leaves nothing. Errors: Unavailable (no room), those of `fill`."""
         with self._partial(size_bytes) as partial:
             record = fill(partial)
             record.write(partial)
@@ -109,6 +122,12 @@ class AdapterFolder:
                 _unlock(self._holds.popitem()[1])
 
     # -- inside
+
+    def _of(self, digest: AdapterDigest) -> Path:
+        """Errors: NotFound for what is no digest: it must not become a path to anywhere else."""
+        if not _DIGEST.fullmatch(digest):
+            raise NotFound(f"'{digest}' is not the digest of an adapter")
+        return self.path / digest
 
     @contextmanager
     def _partial(self, size_bytes: int) -> Iterator[Path]:
@@ -128,10 +147,6 @@ class AdapterFolder:
         return file_lock(self.path / ".room", silent, "makes room for adapters", _ROOM_SECONDS)
 
     def _reserve(self, size_bytes: int) -> tuple[Path, int]:
-        if size_bytes > self._capacity_bytes:
-            raise InvalidRequest(
-                f"the adapter has {size_bytes} bytes, and {self._limit} is {self._capacity_bytes} bytes"
-            )
         with self._room_lock():
             self._remove_leftovers()
             self._make_room(size_bytes)
@@ -155,18 +170,18 @@ class AdapterFolder:
 
     def _fits(self, used: int, size_bytes: int) -> bool:
         has_space = shutil.disk_usage(self.path).free >= size_bytes + _MARGIN_BYTES
-        return has_space and used + size_bytes <= self._capacity_bytes
+        return has_space and used + size_bytes <= self.capacity_bytes
 
     def _full(self, size_bytes: int) -> Unavailable:
         free = shutil.disk_usage(self.path).free
         return Unavailable(
             f"{self.path}: no room for an adapter of {size_bytes} bytes: {free} bytes are free on the file "
-            f"system, and what is here and in use counts against {self._limit} ({self._capacity_bytes} bytes)"
+            f"system, and what is here and in use counts against {self.limit} ({self.capacity_bytes} bytes)"
         )
 
     def _publish(self, partial: Path, digest: AdapterDigest) -> AdapterRecord:
         """Gives the directory its name, unless a right one has it already, and holds it."""
-        target = self.path / digest
+        target = self._of(digest)
         if self.find(digest) is None:
             self.remove(digest)  # it is damaged, or there is none
             try:

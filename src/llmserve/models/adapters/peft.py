@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from llmserve.core.errors import InvalidRequest
 
 CONFIG_NAME = "adapter_config.json"
-_MOST_BYTES = 1 << 20
+MOST_CONFIG_BYTES = 1 << 20
 # PEFT's ways to begin a training that leave a plain adapter behind; all others change the base weights, too.
 _PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 # Keys of adapters that compute something else than x·A·B, with its name. Unset, false and empty are fine.
@@ -49,6 +49,11 @@ class PeftConfig:
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     is_transposed: bool = False
 
+    @property
+    def largest_rank(self) -> int:
+        """Engines look at all ranks, even at those of no module."""
+        return max([self.r, *(rank for _, rank in self.rank_pattern)])
+
     def rank(self, module: str) -> int:
         """module: its name in the file, without `base_model.model.`."""
         return int(_first_match(self.rank_pattern, module, self.r))
@@ -77,8 +82,8 @@ class PeftConfig:
 
 def read_peft_config(path: Path) -> PeftConfig:
     """Errors: InvalidRequest with the key that is wrong; OSError."""
-    if (size := path.stat().st_size) > _MOST_BYTES:
-        raise InvalidRequest(f"{path.name}: has {size} bytes; at most {_MOST_BYTES} are read")
+    if (size := path.stat().st_size) > MOST_CONFIG_BYTES:
+        raise InvalidRequest(f"{path.name}: has {size} bytes; at most {MOST_CONFIG_BYTES} are read")
     try:
         text = json.loads(path.read_bytes(), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

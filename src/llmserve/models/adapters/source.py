@@ -38,16 +38,36 @@ class AdapterSource:
 def parse_adapter_source(text: str, revision: str | None = None) -> AdapterSource:
     """revision: `models.adapters[].revision`. Errors: InvalidRequest with the shapes that are known."""
     kind, place = _split(text)
-    place, _, at = place.partition("@") if kind is AdapterSourceKind.HUB else (place, "", "")
-    if at and revision and at != revision:
-        raise _wrong(text, f"it names revision '{at}', and `revision` is '{revision}'")
-    if revision and kind is not AdapterSourceKind.HUB:
+    is_hub = kind is AdapterSourceKind.HUB
+    if revision and not is_hub:
         raise _wrong(text, "only sources of the hub have a revision")
-    if not _is_place(kind, place) or not _REVISION.fullmatch(at or revision or "main"):
+    place, at, own = place.partition("@") if is_hub else (place, "", "")
+    if own and revision and own != revision:
+        raise _wrong(text, f"it names revision '{own}', and `revision` is '{revision}'")
+    wanted = own or revision or ""
+    if not _is_place(kind, place) or ((at or wanted) and not _REVISION.fullmatch(wanted)):
         raise _wrong(text, _SHAPES)
-    return AdapterSource(
-        kind, os.path.normpath(place) if place.startswith("/") else place, at or revision or ""
-    )
+    is_path = kind is AdapterSourceKind.DIRECTORY
+    return AdapterSource(kind, os.path.normpath(place) if is_path else place, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedSources:
+    """declared: texts of the sources in `models.adapters`. roots: `lora.allowed_sources`."""
+
+    declared: frozenset[str] = frozenset()
+    roots: tuple[str, ...] = ()
+
+    def real_roots(self, source: AdapterSource) -> tuple[str, ...]:
+        """Returns the real paths below which the files of a directory must be; empty: they may be anywhere.
+        Errors: InvalidRequest when the source is not allowed."""
+        if str(source) in self.declared:
+            return ()
+        matching = [root for root in self.roots if _contains(_split(root), source)]
+        if not matching:
+            raise _wrong(str(source), "is neither in models.adapters nor below one of lora.allowed_sources")
+        is_directory = source.kind is AdapterSourceKind.DIRECTORY
+        return tuple(os.path.realpath(_split(root)[1]) for root in matching) if is_directory else ()
 
 
 def is_below(source: AdapterSource, roots: Iterable[str]) -> bool:
@@ -69,7 +89,7 @@ def _is_place(kind: AdapterSourceKind, place: str) -> bool:
         case AdapterSourceKind.DIRECTORY:
             return place.startswith("/") and "\0" not in place
         case AdapterSourceKind.HUB:
-            return _HUB.fullmatch(place) is not None
+            return _HUB.fullmatch(place) is not None and ".." not in place
         case AdapterSourceKind.S3:
             return _S3.fullmatch(place) is not None and ".." not in place.split("/")
 

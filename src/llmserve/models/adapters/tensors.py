@@ -36,13 +36,12 @@ def read_header(path: Path, most_bytes: int = MOST_HEADER_BYTES) -> Mapping[str,
     """Reads the header, and none of the weights. Errors: InvalidRequest, naming file and tensor; OSError."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+        data = _data_start(file)
+        if data > size:
             raise InvalidRequest(f"{path.name}: is not a safetensors file, or was cut off: {size} bytes")
-        if length > most_bytes:
-            raise InvalidRequest(f"{path.name}: its header has {length} bytes; at most {most_bytes} are read")
-        header = _parsed(file.read(length), path.name)
-    data = _LENGTH_BYTES + length
+        if data > most_bytes:
+            raise InvalidRequest(f"{path.name}: its header has {data} bytes; at most {most_bytes} are read")
+        header = _parsed(file.read(data - _LENGTH_BYTES), path.name)
     return {name: _place(name, entry, data, path.name) for name, entry in header.items() if name != _METADATA}
 
 
@@ -50,7 +49,8 @@ def check_extent(path: Path, tensors: Mapping[str, TensorPlace]) -> None:
     """Checks that the tensors follow each other up to the end of the file, each as long as its type and shape
     say. Errors: InvalidRequest; OSError."""
     in_order = sorted(tensors.values(), key=lambda one: (one.start, one.end))
-    at = in_order[0].start if in_order else 0
+    with path.open("rb") as file:
+        at = _data_start(file)
     for one in in_order:
         item = ITEM_BYTES.get(one.dtype)
         if item is None:
@@ -78,6 +78,11 @@ def pieces(file: BinaryIO, tensor: TensorPlace) -> Iterator[memoryview]:
         if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]  # files opened by path have it
             raise InvalidRequest(f"{file.name}: was cut off in tensor '{tensor.name}'")
         yield piece
+
+
+def _data_start(file: BinaryIO) -> int:
+    """The header follows its length."""
+    return _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
 
 
 def _parsed(text: bytes, name: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Shared state in a Redis server (or Valkey): three keys for each cluster, under `llmserve:{NAME}`.
+"""Shared state in a Redis server (or Valkey): a few keys for each cluster, under `llmserve:{NAME}`.
 
 Each script runs atomically in Redis, and uses its time. KEYS: the lease (a string that expires), the number
-of the term, the saved state (a hash). A lease is "EPOCH LEADER". This is the only module that imports
-redis, and only routers with `state.backend: redis` import it.
+of the term, the saved state (a hash, for each StateKey). A lease is "EPOCH LEADER". This is the only module
+that imports redis, and only routers with `state.backend: redis` import it.
 """
 
 from typing import Any
 
-from llmserve.router.leader.state import Saved, Term
+from llmserve.router.leader.state import Saved, StateKey, Term
 from llmserve.rpc.redis_client import RedisClient, milliseconds
 
 _MILLISECONDS = """
@@ -75,8 +75,7 @@ class RedisState:
 
     def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
-        name = f"llmserve:{{{cluster}}}"
-        self._keys = (f"{name}:lease", f"{name}:epoch", f"{name}:scheduler")
+        self._name = f"llmserve:{{{cluster}}}"
         self._client = RedisClient(url, password=password, call_seconds=call_seconds)
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:
@@ -89,15 +88,16 @@ class RedisState:
     async def resign(self, term: Term) -> None:
         await self._run(_RESIGN, term.epoch, term.leader)
 
-    async def save(self, term: Term, text: str) -> bool:
-        return bool(await self._run(_SAVE, term.epoch, term.leader, text))
+    async def save(self, term: Term, text: str, key: StateKey = StateKey.SCHEDULER) -> bool:
+        return bool(await self._run(_SAVE, term.epoch, term.leader, text, key=key))
 
-    async def load(self) -> Saved | None:
-        found = await self._run(_LOAD)
+    async def load(self, key: StateKey = StateKey.SCHEDULER) -> Saved | None:
+        found = await self._run(_LOAD, key=key)
         return Saved(found[0], int(found[1]) / 1000) if found else None
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _run(self, script: str, *arguments: object) -> Any:
-        return await self._client.run(script, self._keys, *arguments)
+    async def _run(self, script: str, *arguments: object, key: StateKey = StateKey.SCHEDULER) -> Any:
+        keys = tuple(f"{self._name}:{end}" for end in ("lease", "epoch", key))
+        return await self._client.run(script, keys, *arguments)

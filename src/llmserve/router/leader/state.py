@@ -9,6 +9,7 @@ lost.
 
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from llmserve.core.clock import Clock
@@ -30,6 +31,13 @@ class Saved:
     age_seconds: float
 
 
+class StateKey(StrEnum):
+    """What a leader saves, each apart from the others."""
+
+    SCHEDULER = "scheduler"
+    ADAPTERS = "adapters"
+
+
 class SharedState(Protocol):
     """One task of each router calls it, and a second one saves. Every call has a deadline. Each call may
     raise StateUnavailable; its effect may have happened then."""
@@ -45,11 +53,12 @@ class SharedState(Protocol):
     async def resign(self, term: Term) -> None:
         """Ends the lease, if it is still this term's."""
 
-    async def save(self, term: Term, text: str) -> bool:
-        """Replaces the saved text. False, and nothing is saved: the lease is not this term's."""
+    async def save(self, term: Term, text: str, key: StateKey = StateKey.SCHEDULER) -> bool:
+        """Replaces the text that is saved under this key. False, and nothing is saved: the lease is not this
+        term's."""
 
-    async def load(self) -> Saved | None:
-        """Returns what was saved last, in any term."""
+    async def load(self, key: StateKey = StateKey.SCHEDULER) -> Saved | None:
+        """Returns what was saved last under this key, in any term."""
 
     async def aclose(self) -> None:
         """Idempotent."""
@@ -63,7 +72,7 @@ class MemoryState:
         self._epoch = 0
         self._term: Term | None = None
         self._ends_at = float("-inf")
-        self._saved: tuple[str, float] | None = None
+        self._saved: dict[StateKey, tuple[str, float]] = {}
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:
         if self._term and self._clock.now() < self._ends_at:
@@ -82,14 +91,17 @@ class MemoryState:
         if self._term == term:
             self._term = None
 
-    async def save(self, term: Term, text: str) -> bool:
+    async def save(self, term: Term, text: str, key: StateKey = StateKey.SCHEDULER) -> bool:
         if self._term != term or self._clock.now() >= self._ends_at:
             return False
-        self._saved = (text, self._clock.now())
+        self._saved[key] = (text, self._clock.now())
         return True
 
-    async def load(self) -> Saved | None:
-        return Saved(self._saved[0], self._clock.now() - self._saved[1]) if self._saved else None
+    async def load(self, key: StateKey = StateKey.SCHEDULER) -> Saved | None:
+        if key not in self._saved:
+            return None
+        text, saved_at = self._saved[key]
+        return Saved(text, self._clock.now() - saved_at)
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -3,23 +3,26 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from llmserve.config.schema import Manifest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
+from llmserve.router.adapters.calls import AdapterCalls
+from llmserve.router.adapters.snapshot import AdapterSnapshot
+from llmserve.router.adapters.watch import AdapterWatch
 from llmserve.router.calls import SessionCalls
 from llmserve.router.commands import OperatorCommands, RouterLiveSettings
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
-from llmserve.router.leader.state import SharedState, Term
+from llmserve.router.leader.state import Saved, SharedState, StateKey, Term
 from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings
@@ -28,6 +31,7 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 from llmserve.tracing.base import NO_TRACER, Tracer
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +59,17 @@ class TermServices:
         self.controller = controller = Controller(settings, parts.clock, random.Random(), parts.index)
         recorder = MetricsRecorder(parts.metrics, controller, len(parts.kv_watch.addresses))
         spans = QueueSpans(parts.tracer)
-        self.event_loop = loop = EventLoop(controller, parts.clock, recorder, parts.kv_watch, check, spans)
+        watch = AdapterWatch(controller.adapters, parts.metrics)
+        self.event_loop = loop = EventLoop(
+            controller, parts.clock, recorder, parts.kv_watch, check, spans, watch
+        )
         self.live = live = RouterLiveSettings(controller, loop, settings)
         self.commands = OperatorCommands(
             controller, parts.clock, parts.kv_watch, check, live, loop.streams.senders, manifest
         )
         sign_of_life_seconds = settings.terms.sign_of_life_seconds
         self.sessions = SessionCalls(controller, loop, check, self.commands, sign_of_life_seconds)
+        self.adapters = AdapterCalls(controller.adapters, loop, check, live)
 
     async def run(self) -> None:
         """Does what is due until the term ends."""
@@ -69,7 +77,9 @@ class TermServices:
             await self.event_loop.run()
 
     async def aclose(self) -> None:
-        """Ends the sessions. Apiservers keep what runs, and turn to the next leader."""
+        """Ends the sessions, and the calls that wait. Apiservers keep what runs, and turn to the next
+        leader."""
+        self.event_loop.adapter_watch.close()
         await self.sessions.aclose()
 
 
@@ -142,13 +152,14 @@ class LeaderTerm:
     async def begin(self, term: Term) -> None:
         times = self._settings.terms
         self._read_again()
-        self.controller.take_over(await self._inherited(), times.settle_seconds)
+        scheduler = await self._inherited(StateKey.SCHEDULER, _scheduler)
+        adapters = await self._inherited(StateKey.ADAPTERS, _adapters)
+        self.controller.take_over(scheduler, times.settle_seconds, adapters, term.epoch)
         self._term = term
         await self._on_change(True)
         # Last: they need the mandate, which is there as soon as this returns.
         self._tasks = [self._owner.spawn("state", self.services.run(), fatal=True)]
-        if times.shared:
-            self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
+        self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
         self.begun.set()
 
     async def end(self) -> None:
@@ -156,8 +167,8 @@ class LeaderTerm:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._term is not None and self._settings.terms.shared:
-            await self._save(self._term, self.controller.snapshot().to_json())
+        if self._term is not None:
+            await self._save_changes(self._term, {})
         self._term, self._tasks = None, []
         await self.services.aclose()
         self._keep_log_level(self.services.live.settings.log_level)
@@ -169,30 +180,50 @@ class LeaderTerm:
         self._settings = replace(self._settings, log_level=level)
         self._log_level = level or self._log_level
 
-    async def _inherited(self) -> SchedulerSnapshot | None:
+    async def _inherited(self, key: StateKey, parse: Callable[[Saved], _T]) -> _T | None:
         """Errors: StateUnavailable."""
-        saved = await self._state.load()
-        if saved is None:
+        saved = await self._state.load(key)
+        if saved is None or not saved.text:
             return None
         try:
-            return SchedulerSnapshot.from_json(saved.text).aged(saved.age_seconds)
+            return parse(saved)
         except ValueError as error:
-            _log.warning("what the last leader saved is not used: %s", error)
+            _log.warning("what the last leader saved of its %s is not used: %s", key, error)
             return None
 
     async def _keep_saved(self, term: Term) -> None:
-        last = ""
+        saved: dict[StateKey, str] = {}
         while True:
-            text = self.controller.snapshot().to_json()
-            if text != last and await self._save(term, text):
-                last = text
+            await self._save_changes(term, saved)
             await asyncio.sleep(self._settings.terms.save_seconds)
 
-    async def _save(self, term: Term, text: str) -> bool:
+    async def _save_changes(self, term: Term, saved: dict[StateKey, str]) -> None:
+        """saved: what has been saved already."""
+        for key, text in self._texts():
+            if text != saved.get(key, "") and await self._save(term, key, text):
+                saved[key] = text
+
+    def _texts(self) -> Iterator[tuple[StateKey, str]]:
+        """Yields what is to be saved. A router that is alone schedules anew when it starts again."""
+        if self._settings.terms.shared:
+            yield StateKey.SCHEDULER, self.controller.snapshot().to_json()
+        yield StateKey.ADAPTERS, self.controller.adapters.snapshot()
+
+    async def _save(self, term: Term, key: StateKey, text: str) -> bool:
         try:
-            return await self._state.save(term, text)
+            return await self._state.save(term, text, key)
         except StateUnavailable:  # leadership tells it
             return False
+
+
+def _scheduler(saved: Saved) -> SchedulerSnapshot:
+    """Errors: ValueError."""
+    return SchedulerSnapshot.from_json(saved.text).aged(saved.age_seconds)
+
+
+def _adapters(saved: Saved) -> AdapterSnapshot:
+    """Errors: ValueError."""
+    return AdapterSnapshot.from_json(saved.text)
 
 
 def _log_level(manifest: Manifest | None) -> str:

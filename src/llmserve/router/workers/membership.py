@@ -100,6 +100,17 @@ class ClusterMembership:
             member.interruptions += 1
             self._available.clear()
 
+    def hold_back(self, worker_id: WorkerId, lacks: str) -> None:
+        """The worker takes no requests until it has what it lacks; empty: it has all. Ignores an unknown
+        worker."""
+        member = self._members.get(worker_id)
+        if member is None or member.lacks == lacks:
+            return
+        member.lacks = lacks
+        if member.state in (WorkerState.AVAILABLE, WorkerState.FETCHING):
+            self._rank(member)
+            self._available.clear()
+
     def order(self, worker_id: WorkerId, order: DrainOrder) -> ClusterMember:
         """An operator takes a worker out of service, or back. Errors: NotFound when it is not registered."""
         member = self._members.get(worker_id)
@@ -211,6 +222,8 @@ class ClusterMembership:
         elif member.load.stalled:
             member.interruptions += member.state is WorkerState.AVAILABLE
             member.state, member.reason = WorkerState.SUSPECT, "its engine does not answer"
+        elif member.lacks:
+            member.state, member.reason = WorkerState.FETCHING, member.lacks
         else:
             member.state, member.reason = WorkerState.AVAILABLE, ""
 

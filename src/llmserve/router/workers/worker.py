@@ -152,6 +152,7 @@ class WorkerSpec:
 class WorkerState(StrEnum):
     AVAILABLE = "available"
     SUSPECT = "suspect"  # a request failed on it, until its next heartbeat; or its engine does not answer
+    FETCHING = "fetching"  # it has not got all adapters yet that requests may use
     DRAINING = "draining"  # it is to stop; what runs there goes on
     LOST = "lost"  # silent for too long; kept for the status, and used again when it returns
 
@@ -206,6 +207,7 @@ class ClusterMember:
     draining: bool = False  # as it says itself
     order: DrainOrder | None = None  # until its heartbeats agree with it
     interruptions: int = 0
+    lacks: str = ""  # which adapters it must get first, in words
     reports: Mapping[int, AdapterReport] = field(default_factory=dict, repr=False)
     _adapters: Mapping[AdapterDigest, AdapterReport] | None = field(default=None, repr=False)
     _links: Mapping[str, KvLink] = field(default_factory=dict, repr=False)

@@ -16,8 +16,8 @@ from typing import TypeAlias, TypeVar
 import obstore
 from obstore.store import ObjectStore
 
+from llmserve.buckets.failures import TRANSIENT, FailureKind, RequestFailed, failure_of
 from llmserve.core.clock import Clock, SystemClock
-from llmserve.kvstore.tiers.object.failures import TRANSIENT, FailureKind, RequestFailed, failure_of
 from llmserve.kvstore.tiers.object.settings import RequestLimits, RetryPolicy
 from llmserve.rpc.client import Backoff
 from llmserve.transfer.engine.choice import Breaker, BreakerState

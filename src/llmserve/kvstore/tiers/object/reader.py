@@ -5,9 +5,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.base import ReadResult, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack, PackedPlace
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.records import Fault, PackedRecord, RecordDamage, RecordReader
 
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from llmserve.buckets.failures import RequestFailed
 from llmserve.core.aio import run_in_thread
 from llmserve.kvstore.tiers.object.bucket import Bucket
-from llmserve.kvstore.tiers.object.failures import RequestFailed
 from llmserve.kvstore.tiers.object.layout import PackEntry, record_checksum
 
 

@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.bucket import Bucket, ListedObject
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.layout import (
     FOOTER_BYTES,
     PackDamaged,

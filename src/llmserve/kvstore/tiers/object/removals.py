@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
+from llmserve.buckets.failures import RequestFailed
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.tiers.object.bucket import Bucket
 from llmserve.kvstore.tiers.object.catalog import Catalog
-from llmserve.kvstore.tiers.object.failures import RequestFailed
 from llmserve.kvstore.tiers.object.layout import PackDamaged
 
 _log = logging.getLogger(__name__)

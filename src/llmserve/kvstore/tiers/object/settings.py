@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+from llmserve.buckets.connect import BucketAddress
 from llmserve.core.errors import StartFailed
 
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -53,6 +54,11 @@ class ObjectSettings:
     compact_share: float = 0.5
     pressed_share: float = 0.1
     limits: RequestLimits = field(default_factory=RequestLimits)
+
+    @property
+    def address(self) -> BucketAddress:
+        longest = max(self.limits.read.attempt_seconds, self.limits.write.attempt_seconds)
+        return BucketAddress(self.url, self.endpoint, self.region, longest)
 
     @property
     def pack_limit_bytes(self) -> int:

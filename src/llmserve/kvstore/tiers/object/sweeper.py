@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.object.bucket import Bucket
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, PackEntry
 from llmserve.kvstore.tiers.object.records import Fault, PackedRecord, RecordDamage, RecordReader
 from llmserve.kvstore.tiers.object.settings import ObjectSettings

@@ -7,6 +7,8 @@ from functools import partial
 
 from obstore.store import ObjectStore
 
+from llmserve.buckets.connect import connect, shown
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.core.aio import CallsInFlight
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.errors import StartFailed
@@ -14,8 +16,6 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, ReadResult, ReadTarget, TierOutcome, Usage
 from llmserve.kvstore.tiers.object.bucket import Bucket, BucketCounters
 from llmserve.kvstore.tiers.object.catalog import Catalog
-from llmserve.kvstore.tiers.object.connect import connect, shown
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.layout import removals_path
 from llmserve.kvstore.tiers.object.packer import Packer
 from llmserve.kvstore.tiers.object.reader import BlobReader
@@ -172,4 +172,4 @@ class _OpenBucket:
 
 
 def object_tier(settings: ObjectSettings) -> ObjectTier:
-    return ObjectTier(settings, partial(connect, settings))
+    return ObjectTier(settings, partial(connect, settings.address))

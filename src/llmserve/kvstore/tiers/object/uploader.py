@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmserve.buckets.failures import TRANSIENT, FailureKind, RequestFailed
 from llmserve.core.aio import run_in_thread
 from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, TierOutcome
 from llmserve.kvstore.tiers.object.bucket import Bucket
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.failures import TRANSIENT, FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.layout import (
     FOOTER_BYTES,
     LONGEST_ENTRY_BYTES,

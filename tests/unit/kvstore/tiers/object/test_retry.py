@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from obstore.exceptions import GenericError
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.bucket import retried
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.settings import RetryPolicy
 
 QUICK = RetryPolicy(3, 0.05, 1.0, first_pause_seconds=0.001, longest_pause_seconds=0.002)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore, ObjectStore
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
 from llmserve.core.errors import StartFailed
 from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, object_tier
 from llmserve.kvstore.tiers.object.bucket import Bucket
-from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 
 KIB = 1 << 10
 SIZE = 64 * KIB

@@ -3,7 +3,7 @@
 import pytest
 from obstore.exceptions import BaseError, GenericError, PermissionDeniedError
 
-from llmserve.kvstore.tiers.object.failures import FailureKind, failure_of
+from llmserve.buckets.failures import FailureKind, failure_of
 
 
 def http(status: str, code: str = "") -> GenericError:

@@ -1,0 +1,251 @@
+"""The adapters of all models: takes what operators, the manifest and workers say, and decides what each
+worker is to hold and which names requests may use. Pure.
+
+A load makes a registration. One worker computes the digest of what is at its source. Then all workers of the
+model are ordered to hold that version, and when each has confirmed it, the name is ready. A name that is
+loaded again moves to its new version at that moment. The old one is draining: workers keep it while requests
+have it, and are told to let it go when none has had it for a while.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+
+from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter
+from llmserve.core.clock import Clock
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import AdapterDigest
+from llmserve.router.adapters.lifecycle import AdapterLifecycle
+from llmserve.router.adapters.orders import OrderBoard
+from llmserve.router.adapters.registration import AdapterWish, Registration
+from llmserve.router.adapters.snapshot import AdapterSnapshot
+from llmserve.router.workers.membership import ClusterMembership
+from llmserve.router.workers.worker import ClusterMember
+
+
+class AdapterBook:
+    """users: counts the requests that wait or run with a version."""
+
+    def __init__(
+        self, clock: Clock, membership: ClusterMembership, users: Callable[[AdapterDigest], int]
+    ) -> None:
+        self._membership, self._life = membership, AdapterLifecycle(clock, membership, users)
+        self.users = users
+        self._last_number = 0
+        self._declared: dict[str, Mapping[str, AdapterWish]] = {}  # by model and name, as applied last
+        self._names: tuple[NamedAdapter, ...] = ()
+        self._names_version = 0  # of the registrations that they are from
+        self._saved: tuple[int, str] | None = None
+
+    def __iter__(self) -> Iterator[Registration]:
+        """Yields all that are not gone, by number."""
+        return iter(self._life.table)
+
+    def __repr__(self) -> str:
+        return f"<AdapterBook {[f'{one.wish.name}#{one.number}:{one.state}' for one in self]}>"
+
+    # -- what operators ask
+
+    def load(self, model: str, wish: AdapterWish) -> Registration:
+        """model: empty: the only one. A load of the same name and source joins the one that is under way.
+        Errors: InvalidRequest when the name cannot be used, or no worker runs adapters; NotFound for an
+        unknown model."""
+        model = self._model(model)
+        self._check_name(wish.name)
+        self._check_workers(model)
+        for one in self._named(model, wish.name):
+            if one.pending and one.wish.source == wish.source:
+                self.keep(one, wish.tier, pinned=wish.pinned)
+                return one
+        return self._register(model, wish)
+
+    def unload(self, model: str, name: str) -> Registration:
+        """Returns the registration whose end the caller may wait for. A name that is draining is unloaded
+        already. Errors: NotFound."""
+        model = self._model(model)
+        all_of_name = self._life.table.named(model, name)
+        if not all_of_name:
+            raise self._unknown(model, name)
+        current = self._current(model, name) or all_of_name[-1]
+        for one in self._named(model, name):
+            self._drain(one, NotFound(f"adapter {name} was unloaded before it was ready"))
+        return current
+
+    def find(self, model: str, name: str) -> Registration:
+        """Returns the registration that requests of this name use, or will use. Errors: NotFound."""
+        model = self._model(model)
+        current = self._current(model, name)
+        if current is None:
+            raise self._unknown(model, name)
+        return current
+
+    def keep(self, registration: Registration, tier: AdapterTier, *, pinned: bool) -> None:
+        """Wants an adapter nearer to the workers, or less near."""
+        registration.wish = replace(registration.wish, tier=tier, pinned=pinned)
+        self._life.changed(registration)
+
+    # -- what the manifest says
+
+    def declare(self, model: str, wishes: Iterable[AdapterWish]) -> None:
+        """The manifest has these adapters now. What it says as it did before, also to an earlier router,
+        changes nothing: operators may have loaded or unloaded the name since. model: empty: there is no
+        manifest."""
+        if not model:
+            return
+        before, after = self._declared.get(model, {}), {wish.name: wish for wish in wishes}
+        self._declared[model] = after
+        self._life.version += before != after
+        for name in (name for name in before if name not in after):
+            for one in self._named(model, name):
+                if one.wish.source == before[name].source:
+                    self._drain(one, NotFound(f"adapter {name} was taken out of the manifest"))
+        for name, wish in after.items():
+            known = before.get(name)
+            if known is None or known.source != wish.source:
+                self._register(model, wish)
+            elif known != wish and (current := self._current(model, name)) is not None:
+                self.keep(current, wish.tier, pinned=wish.pinned)
+
+    # -- what workers and time say
+
+    def heard(self, member: ClusterMember) -> None:
+        """A worker has sent a heartbeat, perhaps with reports."""
+        self._life.heard(member)
+
+    def follow_members(self) -> None:
+        """Workers may have come or gone."""
+        self._life.follow_members()
+
+    def tick(self) -> None:
+        self._life.tick()
+
+    def next_due(self) -> float | None:
+        """Time on the clock at which tick has something to do; None: not before the next event."""
+        return self._life.next_due()
+
+    # -- what is
+
+    @property
+    def changes(self) -> int:
+        """Changes with all that somebody may wait for."""
+        return self._life.changes
+
+    @property
+    def version(self) -> int:
+        """Changes with what the snapshot has."""
+        return self._life.version
+
+    @property
+    def fetch_failures(self) -> int:
+        """How often a worker could not fetch an adapter that is tried again."""
+        return self._life.fetch_failures
+
+    @property
+    def orders(self) -> OrderBoard:
+        return self._life.orders
+
+    def names(self) -> tuple[NamedAdapter, ...]:
+        """The names that requests may use now. The same object until they change."""
+        if self._names_version != self._life.version:
+            self._names_version = self._life.version
+            names = tuple(one.named() for one in self if one.state is AdapterState.READY)
+            self._names = self._names if names == self._names else names
+        return self._names
+
+    def refusal(self, model: str, digest: AdapterDigest) -> NotFound | None:
+        """The error for a request with this version; None: workers of the model are to hold it."""
+        if not digest or self._life.usable(model, digest):
+            return None
+        return NotFound(f"no adapter of model {model} has the digest {digest}")
+
+    def members(self, model: str) -> Sequence[ClusterMember]:
+        """The registered workers of a model that run adapters."""
+        return self._life.members(model)
+
+    # -- another router's term before this one
+
+    def snapshot(self) -> str:
+        """JSON for AdapterSnapshot; empty: there is nothing to save. The same text until that changes."""
+        if not self._life.table and not any(self._declared.values()):
+            return ""
+        if self._saved is None or self._saved[0] != self._life.version:
+            declared = {model: tuple(wishes.values()) for model, wishes in self._declared.items()}
+            text = AdapterSnapshot(self._last_number, tuple(self), declared).to_json()
+            self._saved = (self._life.version, text)
+        return self._saved[1]
+
+    def take_over(self, snapshot: AdapterSnapshot, epoch: int) -> None:
+        """Called before any other event. epoch: number of the term; numbers of registrations and versions of
+        orders are larger than in any term before, even when nothing was saved."""
+        self._last_number = max(snapshot.last_number, epoch)
+        self._life.orders.begin(epoch)
+        self._declared = {
+            model: {wish.name: wish for wish in wishes} for model, wishes in snapshot.declared.items()
+        }
+        for registration in snapshot.registrations:
+            if registration.state is AdapterState.FAILED:
+                registration.try_again()
+            self._life.add(registration)
+
+    # -- parts
+
+    def _named(self, model: str, name: str) -> list[Registration]:
+        return [one for one in self._life.table.named(model, name) if not one.leaving]
+
+    def _current(self, model: str, name: str) -> Registration | None:
+        """The registration that requests of this name use; else the one that they will use, or would."""
+        found = self._named(model, name)
+        ready = (one for one in found if one.state is AdapterState.READY)
+        return next(ready, found[-1] if found else None)
+
+    def _register(self, model: str, wish: AdapterWish) -> Registration:
+        for one in self._named(model, wish.name):
+            if one.pending:
+                text = f"adapter {wish.name} was loaded again, from {wish.source}, before this load had ended"
+                self._drain(one, InvalidRequest(text))
+        self._last_number += 1
+        registration = Registration(self._last_number, model, wish)
+        self._life.add(registration)
+        return registration
+
+    def _drain(self, registration: Registration, error: InvalidRequest | NotFound) -> None:
+        """error: for those who wait until it is ready, if it is not."""
+        if registration.pending:
+            self._life.drain(registration, type(error).__name__, error.message)
+        else:
+            self._life.drain(registration)
+
+    def _model(self, model: str) -> str:
+        known = self._membership.models() | self._declared.keys()
+        if model in known:
+            return model
+        if model:
+            raise NotFound(f"there is no model {model}{_close(model, known)}")
+        if len(known) != 1:
+            raise InvalidRequest(
+                f"say which model is meant: there are {', '.join(sorted(known)) or 'none yet'}"
+            )
+        return next(iter(known))
+
+    def _check_name(self, name: str) -> None:
+        if not name:
+            raise InvalidRequest("the name of an adapter must be set")
+        if name in self._membership.models() | self._declared.keys():
+            raise InvalidRequest(f"{name} is the name of a model, so no adapter can have it")
+
+    def _check_workers(self, model: str) -> None:
+        """Without any worker, those that come may run adapters."""
+        if model in self._membership.models() and not self.members(model):
+            raise InvalidRequest(
+                f"no worker of model {model} runs adapters: the manifest has no section `lora`"
+            )
+
+    def _unknown(self, model: str, name: str) -> NotFound:
+        known = [one.wish.name for one in self if one.model == model and not one.leaving]
+        return NotFound(f"no adapter of model {model} has the name {name}{_close(name, known)}")
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    """Names that may have been meant, as the end of a sentence."""
+    close = get_close_matches(word, sorted(set(known)))
+    return f"; did you mean {' or '.join(close)}?" if close else ""

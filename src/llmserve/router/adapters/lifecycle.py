@@ -1,0 +1,229 @@
+"""How registrations get on: from what workers report to what they are ordered, and in which state they are.
+Pure.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from llmserve.core.adapters import AdapterReport, AdapterState
+from llmserve.core.clock import Clock
+from llmserve.core.ids import AdapterDigest, WorkerId
+from llmserve.router.adapters.orders import OrderBoard
+from llmserve.router.adapters.registration import Registration, is_final
+from llmserve.router.adapters.table import RegistrationTable
+from llmserve.router.workers.membership import ClusterMembership
+from llmserve.router.workers.worker import ClusterMember
+
+# An apiserver gives a request its version, and then asks for a place: this long after the name has moved,
+# such a request may still come. Apiservers that turn to another router take about as long, too.
+LINGER_SECONDS = 5.0
+_USE_CHECK_SECONDS = 1.0
+_LONG_AGO = float("-inf")
+FETCHES_ADAPTERS = "it fetches adapters"
+
+
+class AdapterLifecycle:
+    """users: counts the requests that wait or run with a version. changes: changes with all that somebody may
+    wait for. version: changes with what is saved. fetch_failures: those after which another try may do.
+
+    A registration is reviewed whenever something happened that may concern it. A review looks at all there
+    is, so it does not matter what was reviewed before."""
+
+    def __init__(
+        self, clock: Clock, membership: ClusterMembership, users: Callable[[AdapterDigest], int]
+    ) -> None:
+        self._clock, self._membership, self._users = clock, membership, users
+        self.table, self.orders = RegistrationTable(), OrderBoard()
+        self.changes = self.version = self.fetch_failures = 0
+        self._members: dict[str, list[ClusterMember]] = {}
+        self._members_version = -1  # of the membership that `_members` shows
+        self._heard: dict[WorkerId, Mapping[int, AdapterReport]] = {}  # the reports that were reviewed last
+        self._missing: dict[WorkerId, dict[int, str]] = {}  # ready ones, and why the worker has not got them
+        self._due: dict[int, float] = {}
+
+    # -- what happened
+
+    def add(self, registration: Registration) -> None:
+        self.table.add(registration)
+        self.changed(registration)
+
+    def drain(self, registration: Registration, error: str = "", message: str = "") -> None:
+        """No name points to it any more, so it ends with its last request. error: as in Registration, when it
+        never was ready."""
+        registration.state, registration.error, registration.message = AdapterState.DRAINING, error, message
+        registration.idle_since = None if registration.digest else _LONG_AGO
+        self.changed(registration)
+
+    def changed(self, registration: Registration) -> None:
+        """Somebody has changed what is saved of it."""
+        self.version += 1
+        self.review(registration)
+
+    def heard(self, member: ClusterMember) -> None:
+        """A worker has sent a heartbeat, perhaps with reports."""
+        before = self._heard.get(member.spec.worker_id, member.reports)
+        if before is not member.reports:
+            self._heard[member.spec.worker_id] = member.reports
+            self._review_all(sorted({number for number, _ in before.items() ^ member.reports.items()}))
+
+    def follow_members(self) -> None:
+        """Workers may have come or gone."""
+        if self._members_version == self._membership.version:
+            return
+        self._members_version = self._membership.version
+        members = [m for m in self._membership if m.registered and m.spec.lora.slots]
+        self._members = {model: [] for model in self._membership.models()}
+        for member in members:
+            self._members[member.spec.model].append(member)
+        self._heard = {member.spec.worker_id: member.reports for member in members}
+        self._missing = {name: self._missing.get(name, {}) for name in self._heard}
+        self.orders.follow(self._heard.keys())
+        self._review_all([registration.number for registration in self.table])
+
+    def tick(self) -> None:
+        now = self._clock.now()
+        self._review_all([number for number, due in self._due.items() if due <= now])
+
+    # -- what is
+
+    def next_due(self) -> float | None:
+        return min(self._due.values(), default=None)
+
+    def members(self, model: str) -> Sequence[ClusterMember]:
+        """The registered workers of a model that run adapters."""
+        return self._members.get(model, ())
+
+    def usable(self, model: str, digest: AdapterDigest) -> bool:
+        """Whether workers of the model are ordered to hold this version."""
+        return any(one.usable for one in self.table.of_version(model, digest))
+
+    def review(self, registration: Registration) -> None:
+        """Brings a registration, the orders of its workers and their availability up to date."""
+        members, before = self.members(registration.model), registration.saved()
+        for member in members:
+            self._hear_report(registration, member)
+        match registration.state:
+            case AdapterState.REGISTERED | AdapterState.FETCHING:
+                self._fetch(registration, members)
+            case AdapterState.READY:
+                self._check_ready(registration, members)
+            case AdapterState.DRAINING:
+                self._let_go(registration, members)
+        self._order(registration, members)
+        self._hold_back(registration, members)
+        self._plan(registration)
+        self.changes += 1
+        self.version += registration.saved() != before
+
+    # -- parts
+
+    def _review_all(self, numbers: Iterable[int]) -> None:
+        """Leaves out numbers that are not known, or are gone when their turn comes."""
+        for number in numbers:
+            if (registration := self.table.get(number)) is not None:
+                self.review(registration)
+
+    def _hear_report(self, registration: Registration, member: ClusterMember) -> None:
+        report, worker_id = registration.report_of(member), member.spec.worker_id
+        if report is None:
+            return
+        if report.error:
+            if not self.orders.given(worker_id, registration.number):
+                return
+            if registration.pending and is_final(report.error):
+                registration.state = AdapterState.FAILED
+                registration.error = report.error
+                registration.message = f"worker {worker_id}: {report.message}"
+            else:
+                registration.pause(worker_id, self._clock.now(), report.message)
+                self.fetch_failures += 1
+        elif report.digest and not registration.digest and registration.pending:
+            registration.digest, registration.rank = report.digest, report.rank
+            registration.size_bytes, registration.resolver = report.size_bytes, None
+            self.table.index(registration)
+        if registration.confirmed_by(member):
+            registration.pauses.pop(worker_id, None)
+
+    def _fetch(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
+        if not registration.digest:
+            registration.resolver = self._resolver(registration, members)
+        if registration.digest and members and all(map(registration.confirmed_by, members)):
+            self._become_ready(registration)
+        elif members and (registration.digest or registration.resolver):
+            registration.state = AdapterState.FETCHING
+
+    def _resolver(self, registration: Registration, members: Sequence[ClusterMember]) -> WorkerId | None:
+        """Returns the worker that computes the digest: the one that does so already, or the one that has the
+        fewest others to compute. None: there is no worker, or each has to pause."""
+        now = self._clock.now()
+        able = [m.spec.worker_id for m in members if not registration.paused(m, now)]
+        if registration.resolver in able:
+            return registration.resolver
+        return min(able, key=lambda name: (self.orders.unresolved(name), name), default=None)
+
+    def _become_ready(self, registration: Registration) -> None:
+        registration.state = AdapterState.READY
+        for one in self.table.named(*registration.key):
+            if one is not registration and not one.leaving:
+                self.drain(one)
+
+    def _check_ready(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
+        """A version that no worker has, and that one has failed to get, is not ready any more: other requests
+        can use the workers."""
+        failed = any(member.spec.worker_id in registration.pauses for member in members)
+        if failed and not any(map(registration.confirmed_by, members)):
+            registration.state = AdapterState.FETCHING
+
+    def _let_go(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
+        now = self._clock.now()
+        if not registration.digest or self._has_twin(registration):
+            registration.idle_since = _LONG_AGO
+        elif self._in_use(registration, members):
+            registration.idle_since = None
+        elif registration.idle_since is None:
+            registration.idle_since = now
+        idle = registration.idle_since is not None and now - registration.idle_since >= LINGER_SECONDS
+        registration.released = registration.released or idle
+        if registration.released and not any(map(registration.report_of, members)):
+            registration.state = AdapterState.GONE
+            self.table.remove(registration)
+
+    def _has_twin(self, registration: Registration) -> bool:
+        """Whether another registration makes workers of the model keep the same version."""
+        others = self.table.of_version(registration.model, registration.digest)
+        return any(one.usable and not one.leaving for one in others)
+
+    def _in_use(self, registration: Registration, members: Iterable[ClusterMember]) -> bool:
+        reports = filter(None, map(registration.report_of, members))
+        return self._users(registration.digest) > 0 or any(report.running for report in reports)
+
+    def _order(self, registration: Registration, members: Iterable[ClusterMember]) -> None:
+        now = self._clock.now()
+        for member in members:
+            worker_id = member.spec.worker_id
+            order = None if registration.paused(member, now) else registration.order_for(worker_id)
+            self.orders.put(worker_id, registration.number, order)
+
+    def _hold_back(self, registration: Registration, members: Iterable[ClusterMember]) -> None:
+        """A worker that has not got every ready version takes no requests."""
+        for member in members:
+            worker_id = member.spec.worker_id
+            missing = self._missing[worker_id]
+            if registration.state is AdapterState.READY and not registration.confirmed_by(member):
+                pause = registration.pauses.get(worker_id)
+                why = f"adapter {registration.wish.name}: {pause.message}" if pause else FETCHES_ADAPTERS
+                missing[registration.number] = why
+            elif missing.pop(registration.number, None) is None:
+                continue
+            self._membership.hold_back(worker_id, next(iter(missing.values()), ""))
+
+    def _plan(self, registration: Registration) -> None:
+        """Notes when time alone changes something."""
+        now, times = self._clock.now(), [pause.until for pause in registration.pauses.values()]
+        if registration.state is AdapterState.DRAINING and not registration.released:
+            idle_since = registration.idle_since
+            times.append(now + _USE_CHECK_SECONDS if idle_since is None else idle_since + LINGER_SECONDS)
+        due = min((time for time in times if time > now), default=None)
+        if due is None or registration.state is AdapterState.GONE:
+            self._due.pop(registration.number, None)
+        else:
+            self._due[registration.number] = due

@@ -1,0 +1,71 @@
+"""The book as the next router needs it: which names there are, and what was decided about them. JSON with a
+version. Workers report what they hold, and apiservers what runs, so that is not part of it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from llmserve.core.adapters import AdapterState, AdapterTier
+from llmserve.core.ids import AdapterDigest
+from llmserve.router.adapters.registration import AdapterWish, Registration
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSnapshot:
+    """last_number: of all registrations that ever were. declared: the manifest's adapters as applied last,
+    by model."""
+
+    last_number: int = 0
+    registrations: Sequence[Registration] = ()
+    declared: Mapping[str, Sequence[AdapterWish]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        content = {
+            "version": _VERSION,
+            "last_number": self.last_number,
+            "registrations": [one.saved() for one in self.registrations],
+            "declared": {model: [asdict(one) for one in wishes] for model, wishes in self.declared.items()},
+        }
+        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "AdapterSnapshot":
+        """Errors: ValueError when it has another version, or is no snapshot."""
+        try:
+            content = dict(json.loads(text))
+            if content.get("version") != _VERSION:
+                raise ValueError(
+                    f"it has version {content.get('version')!r}, and this release knows {_VERSION}"
+                )
+            return cls(
+                int(content["last_number"]),
+                tuple(map(_registration, content["registrations"])),
+                {model: tuple(map(_wish, wishes)) for model, wishes in content["declared"].items()},
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"it is no snapshot of adapters: {error!r}") from error
+
+
+def _wish(saved: Mapping[str, Any]) -> AdapterWish:
+    return AdapterWish(
+        saved["name"], saved["source"], AdapterTier(saved["tier"]), saved["pinned"], saved["declared"]
+    )
+
+
+def _registration(saved: Mapping[str, Any]) -> Registration:
+    return Registration(
+        int(saved["number"]),
+        saved["model"],
+        _wish(saved),
+        AdapterState(saved["state"]),
+        AdapterDigest(saved["digest"]),
+        int(saved["rank"]),
+        int(saved["size_bytes"]),
+        saved["error"],
+        saved["message"],
+        released=saved["released"],
+    )

@@ -1,0 +1,86 @@
+"""What becomes of adapters, as log lines and metrics, and for those who wait for it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from llmserve.core.adapters import AdapterState
+from llmserve.core.errors import NotLeader
+from llmserve.metrics.router import RouterMetrics
+from llmserve.router.adapters.book import AdapterBook
+from llmserve.router.adapters.registration import Registration
+
+_log = logging.getLogger(__name__)
+
+
+class AdapterWatch:
+    """`look` is called after each decision, and costs one comparison when it was about no adapter."""
+
+    def __init__(self, book: AdapterBook, metrics: RouterMetrics) -> None:
+        self._book, self._metrics = book, metrics
+        self._changes, self._version, self._failures = book.changes, book.version, 0
+        self._known: dict[int, tuple[Registration, AdapterState]] = {}
+        self._waiting: set[asyncio.Event] = set()
+        self._closed = False
+        for state in AdapterState:
+            self._count(state)
+
+    def look(self) -> None:
+        if self._changes == self._book.changes:
+            return
+        self._changes = self._book.changes
+        self._metrics.adapter_fetch_failures_total.inc(self._book.fetch_failures - self._failures)
+        self._failures = self._book.fetch_failures
+        if self._version != self._book.version:
+            self._version = self._book.version
+            self._tell_changes()
+        self._wake()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until a decision makes this true. Errors: NotLeader when the term ends first."""
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            while not holds():
+                if self._closed:
+                    raise NotLeader("this router leads no more")
+                changed.clear()
+                await changed.wait()
+        finally:
+            self._waiting.remove(changed)
+
+    def close(self) -> None:
+        """Whoever waits gets an error: nothing is decided any more."""
+        self._closed = True
+        self._wake()
+
+    # -- parts
+
+    def _wake(self) -> None:
+        for changed in self._waiting:
+            changed.set()
+
+    def _tell_changes(self) -> None:
+        before, self._known = self._known, {one.number: (one, one.state) for one in self._book}
+        seen = [one for one, _ in before.values()]
+        new = [one for number, (one, _) in self._known.items() if number not in before]
+        for registration in (*seen, *new):
+            old = before.get(registration.number, (registration, AdapterState.REGISTERED))[1]
+            if old is not registration.state:
+                self._tell(registration, old)
+
+    def _tell(self, registration: Registration, old: AdapterState) -> None:
+        name, state = f"{registration.wish.name} (number {registration.number})", registration.state
+        level = logging.WARNING if state is AdapterState.FAILED else logging.INFO
+        details = registration.message or f"{registration.digest or 'from'} {registration.wish.source}"
+        _log.log(level, "adapter %s is %s: %s", name, state, details)
+        if old in (AdapterState.REGISTERED, AdapterState.FETCHING) and not registration.pending:
+            ended = state if state in (AdapterState.READY, AdapterState.FAILED) else "given_up"
+            self._metrics.adapter_loads_total.labels(ended).inc()
+
+    def _count(self, state: AdapterState) -> None:
+        def count() -> float:
+            return sum(one.state is state for one in self._book)
+
+        if state is not AdapterState.GONE:  # those are forgotten
+            self._metrics.adapters.labels(state.value).set_function(count)

@@ -1,0 +1,49 @@
+"""A tiny base model, a right adapter for it, and the cache of a host."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.config.schema import Manifest
+from llmserve.config.schema.lora import Lora
+from llmserve.core.adapters import LoraShape
+from llmserve.models.adapters import AdapterCache, AdapterSource, open_adapter_cache, parse_adapter_source
+from tests.support.adapters import random_adapter, tiny_base
+
+SHAPE = LoraShape(slots=4, max_rank=16)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tiny_base(tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    return random_adapter(tmp_path / "adapters" / "one", base, seed=1)
+
+
+def source_of(folder: Path) -> AdapterSource:
+    return parse_adapter_source(f"dir:{folder}")
+
+
+OpenCache = Callable[..., AdapterCache]
+
+
+@pytest.fixture
+def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenCache]:
+    """Opens the cache of this host as a process does. Arguments: keys of section `lora`."""
+    monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
+    opened: list[AdapterCache] = []
+
+    def make(**lora: object) -> AdapterCache:
+        settings = {"allowed_sources": [f"dir:{tmp_path}/adapters"], **lora}
+        plain = {"kind": "LLMServe", "models": {"primary": {"source": "hub:o/n"}}}
+        manifest = Manifest.model_validate(plain).model_copy(update={"lora": Lora.model_validate(settings)})
+        opened.append(open_adapter_cache(manifest, SHAPE, base, tmp_path / "cache"))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()

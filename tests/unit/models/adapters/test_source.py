@@ -1,0 +1,96 @@
+"""Sources of adapters: which texts are right, and what is below what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.models.adapters import AdapterSource, AdapterSourceKind, is_below, parse_adapter_source
+from llmserve.models.adapters.source import AllowedSources
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "place", "revision"),
+    [
+        ("dir:/adapters/sql", AdapterSourceKind.DIRECTORY, "/adapters/sql", ""),
+        ("dir:/adapters/a/../sql/", AdapterSourceKind.DIRECTORY, "/adapters/sql", ""),
+        ("hub:org/sql-lora", AdapterSourceKind.HUB, "org/sql-lora", ""),
+        ("hub:org/sql-lora@v1.0", AdapterSourceKind.HUB, "org/sql-lora", "v1.0"),
+        ("s3://bucket/team/sql", AdapterSourceKind.S3, "bucket/team/sql", ""),
+        ("s3://bucket", AdapterSourceKind.S3, "bucket", ""),
+    ],
+)
+def test_a_source_is_parsed_and_its_text_means_the_same(
+    text: str, kind: AdapterSourceKind, place: str, revision: str
+) -> None:
+    source = parse_adapter_source(text)
+    assert source == AdapterSource(kind, place, revision)
+    assert parse_adapter_source(str(source)) == source
+
+
+def test_the_revision_of_the_manifest_becomes_part_of_the_source() -> None:
+    assert str(parse_adapter_source("hub:org/name", "main")) == "hub:org/name@main"
+    assert parse_adapter_source("hub:org/name@v1", "v1").revision == "v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "revision", "said"),
+    [
+        ("/adapters/sql", None, "dir:/PATH, hub:ORG/NAME"),
+        ("dir:adapters/sql", None, "dir:/PATH"),
+        ("dir:/a\0b", None, "dir:/PATH"),
+        ("hub:name", None, "hub:ORG/NAME"),
+        ("hub:org/name@", None, "hub:ORG/NAME@REVISION"),
+        ("hub:org/name@a b", None, "hub:ORG/NAME@REVISION"),
+        ("hub:org/../name", None, "hub:ORG/NAME"),
+        ("s3://bucket/../other", None, "s3://BUCKET/PREFIX"),
+        ("s3://user:secret@bucket/a", None, "s3://BUCKET/PREFIX"),
+        ("s3://bucket/a?versionId=1", None, "s3://BUCKET/PREFIX"),
+        ("http://there/a", None, "dir:/PATH"),
+        ("dir:/a", "v1", "only sources of the hub have a revision"),
+        ("hub:org/name@v1", "v2", "names revision 'v1', and `revision` is 'v2'"),
+    ],
+)
+def test_a_wrong_source_says_what_is_right(text: str, revision: str | None, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_adapter_source(text, revision)
+    assert said in caught.value.message
+    assert caught.value.field == "source"
+
+
+@pytest.mark.parametrize(
+    ("root", "inside", "outside"),
+    [
+        ("hub:org", "hub:org/name@v1", "hub:organisation/name"),
+        ("hub:org/name", "hub:org/name", "hub:org/name-2"),
+        ("s3://bucket", "s3://bucket/any/where", "s3://bucket-2/any"),
+        ("s3://bucket/team", "s3://bucket/team", "s3://bucket/team-2/x"),
+        ("dir:/adapters/", "dir:/adapters/x", "dir:/adapters-2/x"),
+        ("dir:/adapters", "dir:/adapters/x/../y", "dir:/adapters/../etc"),
+        ("dir:/", "dir:/adapters/x", "s3://bucket/x"),
+    ],
+)
+def test_only_what_is_below_a_root_is_allowed(root: str, inside: str, outside: str) -> None:
+    assert is_below(parse_adapter_source(inside), ["hub:other", root])
+    assert not is_below(parse_adapter_source(outside), ["hub:other", root])
+    assert not is_below(parse_adapter_source(inside), [])
+
+
+def test_a_symbolic_link_leads_out_of_no_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (outside / "x").mkdir(parents=True)
+    root.mkdir()
+    (root / "link").symlink_to(outside)
+    assert not is_below(parse_adapter_source(f"dir:{root}/link/x"), [f"dir:{root}"])
+    (tmp_path / "alias").symlink_to(root)
+    (root / "own").mkdir()
+    assert is_below(parse_adapter_source(f"dir:{root}/own"), [f"dir:{tmp_path}/alias"])
+
+
+def test_declared_sources_are_allowed_anywhere_and_others_below_their_root(tmp_path: Path) -> None:
+    allowed = AllowedSources(frozenset({"dir:/declared"}), (f"dir:{tmp_path}", "hub:org"))
+    assert allowed.real_roots(parse_adapter_source("dir:/declared")) == ()
+    assert allowed.real_roots(parse_adapter_source("hub:org/x")) == ()
+    assert allowed.real_roots(parse_adapter_source(f"dir:{tmp_path}/x")) == (str(tmp_path.resolve()),)
+    with pytest.raises(InvalidRequest, match=r"neither in models\.adapters nor below"):
+        allowed.real_roots(parse_adapter_source("dir:/elsewhere"))
