@@ -62,12 +62,15 @@ class AdapterPool:
 
     # -- which versions there are
 
-    def serve(self, digest: AdapterDigest, source: str, *, near: bool, pinned: bool) -> None:
-        """From now on legs may hold this version. near, pinned: as DeviceSlots.wish. source: where its files
-        come from if they are lost."""
+    def serve(self, digest: AdapterDigest, source: str, tier: AdapterTier, *, pinned: bool = False) -> None:
+        """From now on legs may hold this version. source: where its files come from if they are lost. tier:
+        SOURCE: nothing is loaded before a leg wants it; DEVICE: it gets a slot even if another version that
+        is idle loses its own, and, pinned, keeps it as long as it can; else it gets a slot that is free."""
         version = self._versions.setdefault(digest, PooledVersion(source))
         version.source, version.served = source, True
-        self._slots.wish(digest, near=near, pinned=pinned)
+        self._slots.restore(digest)
+        if tier is not AdapterTier.SOURCE:
+            self._slots.wish(digest, near=tier is AdapterTier.DEVICE, pinned=pinned)
         self._act()
 
     async def let_go(self, digest: AdapterDigest) -> None:

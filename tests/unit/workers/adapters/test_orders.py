@@ -79,6 +79,11 @@ async def test_it_stays_at_its_source_if_no_more_is_wanted(rig: Rig) -> None:
     reports = await obey(rig, order(1, digest="a", tier=SOURCE), seconds=0)
     await asyncio.sleep(0)
     assert rig.reports()[1] == AdapterReport(1, A)
+    await asyncio.sleep(5)
+    assert rig.store.fetched == []
+    async with rig.pool.hold(A):
+        pass
+    assert rig.store.fetched == [(A, DISK), (A, DRAM)]
     reports = await obey(rig, order(2, "b", tier=SOURCE))
     assert reports[2].digest == B, "to compute the digest means to fetch it"
 

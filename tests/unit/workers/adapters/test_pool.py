@@ -209,7 +209,7 @@ async def test_nobody_starves_behind_streams_of_loaded_versions(rig: Rig) -> Non
 
 async def test_the_wait_for_a_pinned_slot_ends_without_any_other_event(rig: Rig) -> None:
     rig.serve("b", "c")
-    rig.pool.serve(A, "dir:/a", near=True, pinned=True)
+    rig.pool.serve(A, "dir:/a", AdapterTier.DEVICE, pinned=True)
     await asyncio.sleep(1)
     async with rig.pool.hold(B), rig.pool.hold(C) as load:
         assert load.seconds == PATIENCE + 1
@@ -217,7 +217,7 @@ async def test_the_wait_for_a_pinned_slot_ends_without_any_other_event(rig: Rig)
 
 async def test_served_versions_warm_free_slots_one_after_the_other(rig: Rig) -> None:
     for name in "abc":
-        rig.pool.serve(AdapterDigest(name), f"dir:/{name}", near=False, pinned=False)
+        rig.pool.serve(AdapterDigest(name), f"dir:/{name}", DISK)
     await asyncio.sleep(1.5)
     assert rig.engine.log == ["+a"]
     assert rig.changes == 1
@@ -272,7 +272,7 @@ async def test_one_that_is_served_again_stays(rig: Rig) -> None:
     going = asyncio.create_task(rig.pool.let_go(A))
     await asyncio.sleep(1)
     going.cancel()
-    rig.pool.serve(A, "dir:/a", near=False, pinned=False)
+    rig.serve("a")
     await leg.end()
     await asyncio.sleep(1)
     assert rig.engine.log == ["+a"]
