@@ -19,7 +19,7 @@ from types import ModuleType
 # adds, where there is one, are run()'s arguments.
 BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "recovery", "survival", "soak"),
-    "gateway": ("latency", "gateway", "metrics", "agreement"),
+    "gateway": ("latency", "gateway", "metrics", "agreement", "streams"),
     "placement": ("scheduler", "placement", "routing", "fairness", "simulate"),
     "transfer": ("transfer", "staging", "push", "hybrid"),
     "store": ("directory", "pool", "store"),

@@ -94,7 +94,7 @@ def _manifest(source: str, disk: str) -> dict[str, Any]:
             "max_batched_tokens": 512,
         },
         "kv_cache": {"memory_gb": 0.25},
-        "scheduling": {"disaggregate": "always"},
+        "scheduling": {"disaggregate": "always", "queue_timeout_seconds": _BACK_SECONDS},
         "transfer": {"engine_order": ["nixl"], "push_min_tokens": PUSHED_TOKENS, "verify": "always"},
         "storageClasses": [
             {"name": "memory", "tier": "dram", "capacity_gb": 1},

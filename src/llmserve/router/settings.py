@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.config.schema import AdapterSpec, Budgets, Manifest, Scheduling, TenantBudget
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId
-from llmserve.models.adapters import parse_adapter_source
 from llmserve.router.adapters.registration import AdapterWish
 from llmserve.router.leader.election import ALONE, TermTimes
 from llmserve.router.placement.planner import Disaggregate

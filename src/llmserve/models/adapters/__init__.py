@@ -5,14 +5,9 @@ on disk, and one in memory (tmpfs). `AdapterSource` says where an adapter comes 
 """
 
 from llmserve.models.adapters.cache import AdapterCache, AdapterFiles, open_adapter_cache
-from llmserve.models.adapters.source import AdapterSource, AdapterSourceKind, is_below, parse_adapter_source
 
 __all__ = [
     "AdapterCache",
     "AdapterFiles",
-    "AdapterSource",
-    "AdapterSourceKind",
-    "is_below",
     "open_adapter_cache",
-    "parse_adapter_source",
 ]

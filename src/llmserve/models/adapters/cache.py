@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.buckets.connect import BucketAddress
+from llmserve.config.adapter_source import AdapterSource, AllowedSources, parse_adapter_source
 from llmserve.config.lora import lora_of
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.lora import Lora
@@ -25,7 +26,6 @@ from llmserve.models.adapters.folder import AdapterFolder
 from llmserve.models.adapters.peft import CONFIG_NAME
 from llmserve.models.adapters.places import AdapterPlace, copy_files, place_of, sizes_of
 from llmserve.models.adapters.record import AdapterRecord, make_record
-from llmserve.models.adapters.source import AdapterSource, AllowedSources, parse_adapter_source
 from llmserve.models.files import Progress, silent
 from llmserve.models.resolve import default_cache_dir
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from llmserve.buckets.connect import BucketAddress
+from llmserve.config.adapter_source import AdapterSource, AdapterSourceKind
 from llmserve.core.errors import InvalidRequest, ModelNotFound, Unavailable
 from llmserve.models.adapters.check import WEIGHTS_NAME
 from llmserve.models.adapters.peft import CONFIG_NAME, MOST_CONFIG_BYTES
-from llmserve.models.adapters.source import AdapterSource, AdapterSourceKind
 
 FILES = (CONFIG_NAME, WEIGHTS_NAME)
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl")

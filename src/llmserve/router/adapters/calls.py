@@ -1,8 +1,8 @@
 """What operators ask about adapters."""
 
+from llmserve.config.adapter_source import is_below, parse_adapter_source
 from llmserve.core.adapters import AdapterState, AdapterTier
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.models.adapters import is_below, parse_adapter_source
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.commands import RouterLiveSettings

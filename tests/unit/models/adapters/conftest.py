@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.lora import Lora
 from llmserve.core.adapters import LoraShape
-from llmserve.models.adapters import AdapterCache, AdapterSource, open_adapter_cache, parse_adapter_source
+from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from tests.support.adapters import random_adapter, tiny_base
 
 SHAPE = LoraShape(slots=4, max_rank=16)

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.adapter_source import (
+    AdapterSource,
+    AdapterSourceKind,
+    AllowedSources,
+    is_below,
+    parse_adapter_source,
+)
 from llmserve.core.errors import InvalidRequest
-from llmserve.models.adapters import AdapterSource, AdapterSourceKind, is_below, parse_adapter_source
-from llmserve.models.adapters.source import AllowedSources
 
 
 @pytest.mark.parametrize(
