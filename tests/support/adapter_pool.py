@@ -6,11 +6,12 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+from llmserve.config.adapter_source import AdapterSource
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.request import EngineRequest, SamplingLimits
-from llmserve.models.adapters import AdapterFiles, AdapterSource
+from llmserve.models.adapters import AdapterFiles
 from llmserve.models.files import Progress, silent
 
 Key = tuple[AdapterDigest, AdapterTier]

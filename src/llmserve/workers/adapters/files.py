@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
+from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters import AdapterFiles, AdapterSource, parse_adapter_source
+from llmserve.models.adapters import AdapterFiles
 from llmserve.models.files import Progress, silent
 
 _log = logging.getLogger(__name__)

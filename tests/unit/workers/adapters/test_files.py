@@ -7,10 +7,11 @@ from threading import Event
 
 import pytest
 
+from llmserve.config.adapter_source import AdapterSource
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters import AdapterFiles, AdapterSource
+from llmserve.models.adapters import AdapterFiles
 from llmserve.models.files import Progress, silent
 from llmserve.workers.adapters.files import HostFiles, NoAdapterStore
 from tests.support.adapter_pool import FakeStore, InlineThreads
