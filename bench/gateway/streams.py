@@ -9,7 +9,7 @@ import asyncio
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,8 +41,8 @@ def run() -> str:
     return markdown(("library", "messages", "CPU us each, best", "median"), rows)
 
 
-_Serve = Callable[[Connection], Awaitable[None]]
-_Ask = Callable[[int, int], Awaitable[None]]
+_Serve = Callable[[Connection], Coroutine[Any, Any, None]]
+_Ask = Callable[[int, int], Coroutine[Any, Any, None]]
 _Library = tuple[_Serve, _Ask]
 
 
@@ -112,7 +112,7 @@ async def _serve_aio(pipe: Connection) -> None:
 async def _ask_aio(port: int, window: int) -> None:
     answered = asyncio.Semaphore(window)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        async for _ in channel.stream_stream(_PATH)(_requests(answered)):
+        async for _ in channel.stream_stream(_PATH, None, None)(_requests(answered)):
             answered.release()
 
 
