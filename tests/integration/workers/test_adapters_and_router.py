@@ -19,7 +19,7 @@ from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from llmserve.router.adapters import lifecycle
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
-from llmserve.rpc.adapters import decode_adapter_report
+from llmserve.rpc.adapters import decode_adapter_report, encode_tier
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
@@ -69,20 +69,20 @@ class Site:
     async def load(self, name: str, folder: str = "", **more: Any) -> router_pb2.AdapterStatus:
         source = f"dir:{self.sources}/{folder or name}"
         request = router_pb2.LoadAdapterRequest(name=name, source=source, **more)
-        return (await self._call(self._stub.LoadAdapter, request)).adapter
+        return await self._call(self._stub.LoadAdapter, request)
 
     async def unload(self, name: str) -> router_pb2.AdapterStatus:
         request = router_pb2.UnloadAdapterRequest(name=name, wait=True)
-        return (await self._call(self._stub.UnloadAdapter, request)).adapter
+        return await self._call(self._stub.UnloadAdapter, request)
 
     async def keep(self, name: str, tier: AdapterTier) -> router_pb2.AdapterStatus:
-        wanted = router_pb2.AdapterTier.Value(f"ADAPTER_TIER_{tier.name}")
-        request = router_pb2.KeepAdapterRequest(name=name, tier=wanted, pin=True, wait=True)
-        return (await self._call(self._stub.KeepAdapter, request)).adapter
+        request = router_pb2.KeepAdapterRequest(name=name, tier=encode_tier(tier), pin=True, wait=True)
+        return await self._call(self._stub.KeepAdapter, request)
 
-    async def _call(self, method: Any, request: Any) -> Any:
+    async def _call(self, method: Any, request: Any) -> router_pb2.AdapterStatus:
         try:
-            return await method(request, timeout=CALL_SECONDS)
+            status: router_pb2.AdapterStatus = (await method(request, timeout=CALL_SECONDS)).adapter
+            return status
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
 
