@@ -81,8 +81,8 @@ async def engine(
         llm.shutdown()
 
 
-def store_connector(kvmanager: str) -> dict[str, Any]:
-    """Ours. kvmanager: host:port."""
+def store_connector(kvmanager: str, quantize: str = "none") -> dict[str, Any]:
+    """Ours. kvmanager: host:port. quantize: as its DRAM has it."""
     return {
         "kv_connector": "StoreConnector",
         "kv_connector_module_path": "llmserve.engines.store.spec",
@@ -91,6 +91,7 @@ def store_connector(kvmanager: str) -> dict[str, Any]:
             "spec_name": "StoreSpec",
             "spec_module_path": "llmserve.engines.store.spec",
             "kvmanagers": [kvmanager],
+            "quantize": quantize,
             "worker_id": "bench",
             "epoch": time.time_ns(),
             "engine_order": [],

@@ -11,6 +11,7 @@ import pytest
 
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.base import Engine
@@ -46,7 +47,7 @@ class VllmKit:
     other_block_size = 96  # that of `make` is vLLM's own, 128 on CPU
 
     def __init__(self, model_dir: Path) -> None:
-        self._model_dir = model_dir
+        self.model_dir = model_dir
         self._cores = itertools.cycle(range(os.cpu_count() or 1))
 
     def make(
@@ -55,11 +56,12 @@ class VllmKit:
         name: str,
         block_size_tokens: int | None = None,
         long_prompt_tokens: int | None = None,
+        lora: LoraShape = NO_ADAPTERS,
     ) -> Engine:
-        return self._engine(role, name, self._model_dir, block_size_tokens, long_prompt_tokens)
+        return self._engine(role, name, self.model_dir, block_size_tokens, long_prompt_tokens, lora)
 
     def make_broken(self) -> Engine:
-        return self._engine(WorkerRole.DECODE, "broken", self._model_dir / "no-such-directory")
+        return self._engine(WorkerRole.DECODE, "broken", self.model_dir / "no-such-directory")
 
     def _engine(
         self,
@@ -68,6 +70,7 @@ class VllmKit:
         model_dir: Path,
         block_size_tokens: int | None = None,
         long_prompt_tokens: int | None = None,
+        lora: LoraShape = NO_ADAPTERS,
     ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
@@ -86,6 +89,7 @@ class VllmKit:
                 ),
                 kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
                 transfer=TransferConfig(),
+                lora=lora,
             )
         )
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.core.ids import RequestId, TransferId, WorkerId
+from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.ids import AdapterDigest, RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, SamplingLimits
@@ -74,12 +75,15 @@ class Harness:
         max_tokens: int = 8,
         kv: Mapping[str, Any] | None = None,
         salt: str = SALT,
+        adapter: AdapterDigest = BASE_MODEL,
         **limits: Any,
     ) -> str:
-        request_id = f"r{next(numbers)}"
+        request_id = RequestId(f"r{next(numbers)}")
         sampling = SamplingLimits(max_tokens, **limits)
         await self.engine.add(
-            EngineRequest(RequestId(request_id), prompt, sampling, cache_salt=salt, kv_transfer_params=kv)
+            EngineRequest(
+                request_id, prompt, sampling, cache_salt=salt, adapter=adapter, kv_transfer_params=kv
+            )
         )
         return request_id
 
@@ -141,12 +145,13 @@ class Pair:
         return await self.decode.run(prompt, max_tokens, kv=await self.ticket(prompt))
 
     async def continued(
-        self, prompt: Sequence[int], max_tokens: int, salt: str = SALT
+        self, prompt: Sequence[int], max_tokens: int, **more: Any
     ) -> tuple[list[int], list[EngineOutput]]:
-        """Decode goes on from the token that prefill drew: that token, and decode's outputs."""
-        (output,) = await self.prefill.run(prompt, 1, kv=HAND_OVER, salt=salt)
+        """Decode goes on from the token that prefill drew: that token, and decode's outputs. more: of both
+        legs."""
+        (output,) = await self.prefill.run(prompt, 1, kv=HAND_OVER, **more)
         first, params = list(output.token_ids), output.kv_transfer_params
-        return first, await self.decode.run([*prompt, *first], max_tokens - 1, kv=params, salt=salt)
+        return first, await self.decode.run([*prompt, *first], max_tokens - 1, kv=params, **more)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Push:
     pair: Pair
     prompt: Sequence[int]
     transfer_id: TransferId
-    salt: str
+    more: Mapping[str, Any]  # of both legs
     decode_id: str
 
     @classmethod
@@ -167,20 +172,20 @@ class Push:
         max_tokens: int,
         *,
         continues: bool = True,
-        salt: str = SALT,
         transfer_id: TransferId | None = None,
+        **more: Any,
     ) -> "Push":
         transfer_id = transfer_id or TransferId(f"push-{next(numbers)}")
         endpoints = pair.prefill.info.handover_endpoints
         status = await query_status(endpoints[0], 5.0)
         worker = WorkerId(status.worker_id)
         card = PushParams(transfer_id, worker, status.epoch, endpoints, len(prompt), continues)
-        decode_id = await pair.decode.add(prompt, max_tokens, kv=card.to_params(), salt=salt)
-        return cls(pair, prompt, transfer_id, salt, decode_id)
+        decode_id = await pair.decode.add(prompt, max_tokens, kv=card.to_params(), **more)
+        return cls(pair, prompt, transfer_id, more, decode_id)
 
     async def prefill(self, **limits: Any) -> str:
         params = prefill_params(self.transfer_id)
-        return await self.pair.prefill.add(self.prompt, 1, kv=params, salt=self.salt, **limits)
+        return await self.pair.prefill.add(self.prompt, 1, kv=params, **self.more, **limits)
 
     async def finish(self) -> tuple[list[int], list[EngineOutput]]:
         """As Pair.continued: prefill's token, and decode's outputs."""

@@ -163,7 +163,9 @@ WAYS = ("prefill to decode", "wide to decode", "prefill to wide")
 @pytest.mark.parametrize("way", WAYS)
 async def test_pulled(engines: Engines, alone: Answers, way: str) -> None:
     pair, salt = engines.pair(way), _salt()
-    answers = await asyncio.gather(*(pair.continued(prompt, ANSWER, salt) for prompt in PROMPTS.values()))
+    answers = await asyncio.gather(
+        *(pair.continued(prompt, ANSWER, salt=salt) for prompt in PROMPTS.values())
+    )
     for length, (first, rest) in zip(LENGTHS, answers, strict=True):
         assert [*first, *tokens(rest)] == alone[length], length
         assert _external(rest) == length

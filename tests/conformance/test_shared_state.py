@@ -1,4 +1,4 @@
-"""The contract of SharedState, on memory and on a real server."""
+"""The contract of SharedState, on memory, on a file and on a real server."""
 
 import asyncio
 import itertools
@@ -12,8 +12,9 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import ManifestError, StateUnavailable
+from llmserve.router.leader.file_state import FileState
 from llmserve.router.leader.redis_state import RedisState
-from llmserve.router.leader.state import MemoryState, Saved, SharedState, Term
+from llmserve.router.leader.state import MemoryState, Saved, SharedState, StateKey, Term
 from tests.support.valkey import Valkey
 
 A, B = "10.0.0.1:7000", "10.0.0.2:7000"
@@ -31,15 +32,16 @@ class Kit:
     pass_time: Callable[[float], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "file", "redis"])
 async def kit(request: pytest.FixtureRequest) -> AsyncIterator[Kit]:
-    if request.param == "memory":
+    if request.param != "redis":
         clock = VirtualClock(100.0)
 
         async def advance(seconds: float) -> None:
             clock.advance(seconds)
 
-        memory = MemoryState(clock)
+        directory: Path = request.getfixturevalue("tmp_path")
+        memory = FileState(clock, directory) if request.param == "file" else MemoryState(clock)
         yield Kit(memory, memory, advance)
         return
     server: Valkey = request.getfixturevalue("valkey")
@@ -114,6 +116,17 @@ async def test_what_is_saved_is_loaded_with_its_age(kit: Kit) -> None:
     assert isinstance(saved, Saved)
     assert saved.text == 'newer "with" \n all kinds of {text}'
     assert 0.04 <= saved.age_seconds < 5.0
+
+
+async def test_each_key_is_saved_apart(kit: Kit) -> None:
+    term = await begun(kit.a)
+    assert await kit.a.save(term, "adapters", StateKey.ADAPTERS)
+    assert await kit.b.load() is None
+    assert await kit.a.save(term, "scheduler", StateKey.SCHEDULER)
+    for key in StateKey:
+        saved = await kit.b.load(key)
+        assert saved is not None
+        assert saved.text == key
 
 
 async def test_only_who_leads_saves(kit: Kit) -> None:

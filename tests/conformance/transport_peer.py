@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,6 +142,12 @@ class Holdings:
     files: int
     threads: int
     shared_memory: frozenset[str]  # files that have a name in /dev/shm
+
+    def within(self, before: "Holdings") -> bool:
+        """Says whether nothing came to what was there before. Of that, a thread may have been about to
+        end."""
+        fewer = self.files <= before.files and self.threads <= before.threads
+        return fewer and self.shared_memory <= before.shared_memory
 
 
 class DeviceBytes:
@@ -297,11 +304,11 @@ class End:
     def restore(self, region: int) -> None:
         self.memory[region][:] = pattern(self._seed, region, self._sizes[region])
 
-    def idle(self, seconds: float) -> float:
-        """CPU seconds that this process uses while nobody calls anything."""
-        before = time.process_time()
+    def idle(self, seconds: float) -> dict[str, float]:
+        """CPU seconds that each thread of this process uses while nobody calls anything."""
+        before = _cpu_of_threads()
         time.sleep(seconds)
-        return time.process_time() - before
+        return {name: used - before.get(name, 0.0) for name, used in _cpu_of_threads().items()}
 
     def mark_memory(self) -> int:
         """Forgets the peak of this process's resident memory; returns what is resident, in bytes."""
@@ -321,6 +328,17 @@ class End:
         if self._device is not None:
             self.memory = [memory[:] for memory in self.memory]  # a GPU's does not outlive its copies
             self._device.close()
+
+
+def _cpu_of_threads() -> dict[str, float]:
+    """By number and, of those that Python has made, name. In seconds, as precise as the kernel counts."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found = {}
+    for number in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            counted = Path(f"/proc/self/task/{number}/schedstat").read_text()
+            found[f"{number} {names.get(int(number), '')}"] = int(counted.split()[0]) / 1e9
+    return found
 
 
 def holdings() -> Holdings:

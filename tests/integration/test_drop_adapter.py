@@ -10,7 +10,12 @@ from llmserve.core.ids import BlockHash
 from llmserve.kvstore.blocks import label_in
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.role import RouterRole
+from llmserve.router.settings import RouterSettings
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from tests.integration.test_prefix_index import WAIT_SECONDS, Manager, until
+from tests.integration.test_router_service import worker
 from tests.unit.kvstore.store.conftest import chain
 from tests.unit.kvstore.store.dropping_process import GONE, of_adapter
 
@@ -96,3 +101,45 @@ async def test_an_adapter_that_is_loaded_again_is_kept(managers: list[Manager], 
     assert left(managers[1])
     assert not dropped.is_set()
     watch.keep_adapter(GONE)
+
+
+async def _obey(stub: router_pb2_grpc.RouterStub) -> None:
+    """Heartbeats of a worker that at once has what it is ordered to have."""
+    reports, version = router_pb2.AdapterReports(), 0
+    while True:
+        request = router_pb2.HeartbeatRequest(
+            worker_id="decode-0", epoch=1, adapters=reports, adapters_version=version
+        )
+        answer = await stub.Heartbeat(request, timeout=WAIT_SECONDS)
+        if answer.HasField("adapters"):
+            version = answer.adapters_version
+            held = [
+                router_pb2.AdapterReport(number=order.number, digest=GONE, tier=router_pb2.ADAPTER_TIER_DISK)
+                for order in answer.adapters.orders
+            ]
+            reports = router_pb2.AdapterReports(reports=held)
+        await asyncio.sleep(0.02)
+
+
+async def test_when_an_adapter_is_unloaded_the_router_has_them_drop_it(
+    managers: list[Manager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmserve.router.adapters.lifecycle.LINGER_SECONDS", 0.1)
+    settings = RouterSettings(allowed_sources=("dir:/adapters",))
+    router = RouterRole(settings, listen="127.0.0.1:0", kvmanagers=[m.address for m in managers])
+    await router.start()
+    info = worker("decode-0")
+    info.lora.slots = 4
+    async with open_channel(f"127.0.0.1:{router.port}") as channel:
+        stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]
+        await stub.Register(router_pb2.RegisterRequest(worker=info), timeout=WAIT_SECONDS)
+        obeying = asyncio.create_task(_obey(stub))
+        load = router_pb2.LoadAdapterRequest(name="a", source="dir:/adapters/a")
+        loaded = await stub.LoadAdapter(load, timeout=WAIT_SECONDS)
+        assert loaded.adapter.adapter.digest == GONE
+        assert all(map(left, managers))
+        unload = router_pb2.UnloadAdapterRequest(name="a", wait=True)
+        await stub.UnloadAdapter(unload, timeout=WAIT_SECONDS)
+        await until(lambda: not any(map(left, managers)))
+        obeying.cancel()
+    await router.aclose()

@@ -19,11 +19,13 @@ Path = tuple[str | int, ...]
 
 _USER = [{"role": "user", "content": "hello"}]
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+_ADAPTER = "dir:/adapters/any"  # FakeRouter has one there
 VALID: Mapping[str, Sequence[dict[str, Any]]] = {
     "/v1/completions": (
         {"model": "tiny", "prompt": "hello", "max_tokens": 2, "stop": ["x"], "user": "u"},
         {"model": "tiny", "prompt": [3, 4, 5], "max_tokens": 2, "stream": True, "logit_bias": {"5": 1}},
         {"model": "tiny", "prompt": "a", "max_tokens": 2, "structured_outputs": {"regex": "a+"}},
+        {"model": "tiny", "prompt": "a", "max_tokens": 2, "lora_path": _ADAPTER},
     ),
     "/v1/chat/completions": (
         {"model": "tiny", "messages": _USER, "max_tokens": 2, "stop": ["x"], "metadata": {"a": "b"}},
@@ -79,6 +81,13 @@ VALID: Mapping[str, Sequence[dict[str, Any]]] = {
     "/generative_scoring": ({"model": "tiny", "query": "a", "items": ["a"], "label_token_ids": [5, 6]},),
     "/tokenize": ({"model": "tiny", "prompt": "hello"}, {"model": "tiny", "messages": _USER}),
     "/detokenize": ({"model": "tiny", "tokens": [3, 4]},),
+    # In the order of the routes: each unload after its load, and the name that stands in a path at last.
+    "/v1/load_lora_adapter": ({"lora_name": "a", "lora_path": _ADAPTER, "load_inplace": True},),
+    "/v1/unload_lora_adapter": ({"lora_name": "a"},),
+    "/load_lora_adapter": ({"lora_name": "a", "lora_path": _ADAPTER, "pinned": True},),
+    "/unload_lora_adapter": ({"lora_name": "a"},),
+    "/admin/v1/adapters": ({"name": "{name}", "source": _ADAPTER, "pin": True, "prefetch": "dram"},),
+    "/admin/v1/adapters/{name}/prefetch": ({"tier": "device", "wait": False},),
 }
 
 

@@ -9,7 +9,10 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.adapters.choice import AdapterChoice
+from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.adapters.routes import add_adapters
 from llmserve.apiserver.engine.client import ClusterEngineClient
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
@@ -42,6 +45,7 @@ from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.models.directory import read_config
+from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
 from llmserve.tracing.open import open_tracer
@@ -77,6 +81,11 @@ class Apiserver:
             patience_seconds=manifest.scheduling.router_patience_seconds,
             answer=CommandHandler(self._apply, self._finder.find_here).answer,
             on_adapters=self._adapters.update,
+        )
+        self._adapter_manager = AdapterManager(
+            AdapterClient(options.routers, options.model.name),
+            self._adapters,
+            lambda: self._live.limits.request,
         )
         retries = _retries(manifest.scheduling)
         metrics.retry_budget.set_function(lambda: retries.left)
@@ -121,7 +130,8 @@ class Apiserver:
         spans = HttpSpans(self._tracer, self._options.model.name)
         api = self._manifest.api
         paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
-        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
+        choice = AdapterChoice(app, self._adapters, self._adapter_manager, self._options.model.name)
+        self._gate = Gate(choice, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
@@ -140,6 +150,7 @@ class Apiserver:
     def _add_own(self, app: FastAPI) -> None:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
+        add_adapters(app, self._adapter_manager, self._adapters)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""

@@ -1,4 +1,6 @@
-"""The sources of adapters: `dir:/PATH`, `hub:ORG/NAME` with `@REVISION`, `s3://BUCKET/PREFIX`."""
+"""The sources of adapters, `dir:/PATH`, `hub:ORG/NAME` with `@REVISION` and `s3://BUCKET/PREFIX`, and which
+of them are allowed. Directories are compared by the paths that they really have, so that neither `..` nor a
+symbolic link leads out of a root."""
 
 import os
 import re
@@ -9,7 +11,7 @@ from enum import StrEnum
 from llmserve.core.errors import InvalidRequest
 
 _SHAPES = "an adapter comes from dir:/PATH, hub:ORG/NAME (or hub:ORG/NAME@REVISION) or s3://BUCKET/PREFIX"
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _REVISION = re.compile(r"[\w.-][\w./-]*")
 _S3 = re.compile(r"[a-z0-9][a-z0-9.-]*(/[^/?#\s]+)*")
 
@@ -47,62 +49,77 @@ def parse_adapter_source(text: str, revision: str | None = None) -> AdapterSourc
     wanted = own or revision or ""
     if not _is_place(kind, place) or ((at or wanted) and not _REVISION.fullmatch(wanted)):
         raise _wrong(text, _SHAPES)
-    is_path = kind is AdapterSourceKind.DIRECTORY
-    return AdapterSource(kind, os.path.normpath(place) if is_path else place, wanted)
+    if is_hub and "/" not in place:
+        raise _wrong(text, _SHAPES)
+    return AdapterSource(kind, place, wanted)
+
+
+def parse_adapter_root(text: str) -> AdapterSource:
+    """Parses what sources may be below, an item of `lora.allowed_sources`. Unlike a source, it may be a whole
+    organization of the hub. Errors: InvalidRequest."""
+    kind, place = _split(text)
+    if not _is_place(kind, place):
+        raise _wrong(text, "a root of sources is dir:/PATH, hub:ORG, hub:ORG/NAME or s3://BUCKET/PREFIX")
+    return AdapterSource(kind, place)
+
+
+def is_below(source: AdapterSource, roots: Iterable[str]) -> bool:
+    """Returns whether a source is at or below one of `lora.allowed_sources`. Reads the file system. Errors:
+    InvalidRequest for a root that is none."""
+    return any(_contains(parse_adapter_root(root), source) for root in roots)
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedSources:
-    """declared: texts of the sources in `models.adapters`. roots: `lora.allowed_sources`."""
+    """What a worker knows of it when it starts. declared: texts of the sources in `models.adapters`. roots:
+    `lora.allowed_sources`."""
 
     declared: frozenset[str] = frozenset()
     roots: tuple[str, ...] = ()
 
     def real_roots(self, source: AdapterSource) -> tuple[str, ...]:
-        """Returns the real paths below which the files of a directory must be; empty: they may be anywhere.
-        Errors: InvalidRequest when the source is not allowed."""
-        if str(source) in self.declared:
+        """Returns the real paths below which the files of a directory must be, which holds on this host;
+        empty: they may be anywhere. Routers order only what is allowed, so what is below no root was declared
+        later."""
+        if source.kind is not AdapterSourceKind.DIRECTORY or str(source) in self.declared:
             return ()
-        matching = [root for root in self.roots if _contains(_split(root), source)]
-        if not matching:
-            raise _wrong(str(source), "is neither in models.adapters nor below one of lora.allowed_sources")
-        is_directory = source.kind is AdapterSourceKind.DIRECTORY
-        return tuple(os.path.realpath(_split(root)[1]) for root in matching) if is_directory else ()
-
-
-def is_below(source: AdapterSource, roots: Iterable[str]) -> bool:
-    """Returns whether a source is at or below one of `lora.allowed_sources`: `dir:/PATH`, `hub:ORG`,
-    `hub:ORG/NAME`, `s3://BUCKET` or `s3://BUCKET/PREFIX`. Directories are compared as the paths that they
-    really have, so neither `..` nor a symbolic link leads out of a root. Reads the file system."""
-    return any(_contains(_split(root), source) for root in roots)
+        roots = [root for root in map(parse_adapter_root, self.roots) if root.kind is source.kind]
+        return tuple(os.path.realpath(root.place) for root in roots if _is_in(source.place, root.place))
 
 
 def _split(text: str) -> tuple[AdapterSourceKind, str]:
-    for kind, prefix in ((AdapterSourceKind.S3, "s3://"), *((one, f"{one}:") for one in ("dir", "hub"))):
-        if text.startswith(prefix):
-            return AdapterSourceKind(kind), text.removeprefix(prefix).rstrip("/") or "/"
+    kind, _, rest = text.partition(":")
+    place = rest.rstrip("/") or rest[:1]
+    if kind == AdapterSourceKind.DIRECTORY and place.startswith("/"):
+        return AdapterSourceKind.DIRECTORY, os.path.normpath(f"/{place.lstrip('/')}")
+    if kind == AdapterSourceKind.HUB:
+        return AdapterSourceKind.HUB, place
+    if kind == AdapterSourceKind.S3 and place.startswith("//"):
+        return AdapterSourceKind.S3, place.removeprefix("//")
     raise _wrong(text, _SHAPES)
 
 
 def _is_place(kind: AdapterSourceKind, place: str) -> bool:
     match kind:
         case AdapterSourceKind.DIRECTORY:
-            return place.startswith("/") and "\0" not in place
+            return "\0" not in place
         case AdapterSourceKind.HUB:
             return _HUB.fullmatch(place) is not None and ".." not in place
         case AdapterSourceKind.S3:
             return _S3.fullmatch(place) is not None and ".." not in place.split("/")
 
 
-def _contains(root: tuple[AdapterSourceKind, str], source: AdapterSource) -> bool:
-    kind, place = root
-    if kind is not source.kind:
-        return False
-    inner, outer = source.place, place
-    if kind is AdapterSourceKind.DIRECTORY:
-        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
-    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
-
-
 def _wrong(text: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"adapter source '{text}': {why}", field="source")
+
+
+def _contains(root: AdapterSource, source: AdapterSource) -> bool:
+    if root.kind is not source.kind:
+        return False
+    if root.kind is AdapterSourceKind.DIRECTORY:
+        return _is_in(os.path.realpath(source.place), os.path.realpath(root.place))
+    return _is_in(source.place, root.place)
+
+
+def _is_in(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")

@@ -1,8 +1,49 @@
-"""Whether engines run LoRA adapters: one decision for the engines and for all that serves them."""
+"""Whether engines run LoRA adapters, one decision for the engines and for all that serves them, and the rules
+of adapters in a manifest. Pure."""
 
+import re
+from collections.abc import Iterator
+
+from llmserve.config.adapter_source import parse_adapter_source
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.schema import Lora, Manifest
+from llmserve.core.errors import InvalidRequest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def lora_of(manifest: Manifest) -> Lora | None:
     """Returns section `lora`, or its defaults when only `models.adapters` is there; None: no adapters."""
     return manifest.lora or (Lora() if manifest.models.adapters else None)
+
+
+def may_ask_hub(manifest: Manifest) -> bool:
+    """Returns whether workers may have to fetch an adapter from the hub."""
+    roots = manifest.lora.allowed_sources if manifest.lora else ()
+    return any(one.startswith("hub:") for one in (*roots, *(one.source for one in manifest.models.adapters)))
+
+
+def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
+    """Checks the names of adapters together, and the revision of each. It is a part of `rules`."""
+    models = manifest.models
+    first: dict[str, Path] = {models.primary.served_name: ("models", "primary")}
+    for index, one in enumerate(models.adapters):
+        here: Path = ("models", "adapters", index)
+        taken = first.setdefault(one.name, here)
+        if taken is not here:
+            whose = "the model" if taken == ("models", "primary") else f"models.adapters[{taken[-1]}]"
+            yield Conflict(((*here, "name"), taken), f"'{one.name}' is the name of {whose}, too")
+        if _DIGEST.fullmatch(one.name):
+            yield Conflict(((*here, "name"),), "looks like the digest of an adapter; choose another name")
+        try:
+            parse_adapter_source(one.source, one.revision)
+        except InvalidRequest as error:
+            yield Conflict(((*here, "revision"), (*here, "source")), error.message)
+
+
+def adapter_memory(manifest: Manifest) -> Iterator[Conflict]:
+    """Checks that the memory of adapters fits into that of a pod. It is a part of `rules`."""
+    lora, k8s = lora_of(manifest), manifest.deployment.k8s
+    if lora is not None and manifest.deployment.mode == "k8s" and lora.dram_gb >= k8s.shm_gb:
+        message = f"must be less than deployment.k8s.shm_gb ({k8s.shm_gb:g}), which it is a part of"
+        yield Conflict.at(message, "lora.dram_gb", "deployment.k8s.shm_gb")

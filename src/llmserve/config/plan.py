@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import engine_variables
+from llmserve.config.lora import may_ask_hub
 from llmserve.config.plan_types import (
     LocalPlan,
     PlanRow,
@@ -135,7 +136,7 @@ class _Planner:
                 metrics_port=self._metrics_port(),
                 cores=cores,
                 gpus=gpus,
-                env=self._common_env() | self._engine_env(cores, gpus) | engine_variables(self._manifest),
+                env=self._worker_env() | self._engine_env(cores, gpus) | engine_variables(self._manifest),
                 args=("--role", role.value),
                 after=after,
             )
@@ -157,8 +158,13 @@ class _Planner:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))
         return env
 
+    def _worker_env(self) -> dict[str, str]:
+        """Adapters are fetched while a worker runs."""
+        return self._common_env() | ({"HF_HUB_OFFLINE": "0"} if may_ask_hub(self._manifest) else {})
+
     def _common_env(self) -> dict[str, str]:
         return {
+            "HF_HUB_OFFLINE": "1",  # the model is there: nobody needs to ask a hub for anything
             "LLMSERVE_LOG_LEVEL": self._manifest.observability.log_level,
             "VLLM_NO_USAGE_STATS": "1",
         }

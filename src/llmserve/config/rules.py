@@ -1,11 +1,12 @@
 """Combinations of right values that are refused. Pure; called by load.py.
 
-No rule reads `models`, so that the rules are checked even while the model is missing.
+Only the rules of adapters read `models`, so that all others are checked even while the model is missing.
 """
 
 from collections.abc import Iterator, Sequence
 
 from llmserve.config.conflict import Conflict, Path
+from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
 from llmserve.config.schema.section import path_text
@@ -237,4 +238,6 @@ _RULES = (
     storage_classes,
     needs_storage,
     quotas,
+    adapter_rules,
+    adapter_memory,
 )

@@ -53,10 +53,15 @@ class StoreCalls:
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
         transports = await self._transports(user) if _is_remote(request.place) else {}
         description = self._built.arena.description(transports)
-        return pb.AttachStoreResponse(enabled=True, arena=description, lease_seconds=self._lease_seconds)
+        return pb.AttachStoreResponse(
+            enabled=True,
+            arena=description,
+            lease_seconds=self._lease_seconds,
+            arena_id=self._built.arena.arena_id,
+        )
 
     async def prepare(self, request: pb.PreparePromptRequest) -> pb.PreparePromptResponse:
-        built, user = self._attached(request.worker_id, request.epoch)
+        built, user = self._attached(request)
         if request.have_blocks > len(request.block_hashes):
             raise InvalidRequest("have_blocks: more than there are")
         prepared = await built.store.prepare(
@@ -80,7 +85,7 @@ class StoreCalls:
         )
 
     def settle(self, request: pb.SettleStoreRequest) -> pb.SettleStoreResponse:
-        built, user = self._attached(request.worker_id, request.epoch)
+        built, user = self._attached(request)
         store = built.store
         store.commit(
             [PartFill(BlockHash(f.block_hash), f.part, f.generation, f.checksum) for f in request.commits]
@@ -136,10 +141,16 @@ class StoreCalls:
         else:
             self.prefetched_blocks += prefetched
 
-    def _attached(self, worker_id: str, epoch: int) -> tuple[BuiltStore, PoolUser]:
-        user = _user(worker_id, epoch)
+    def _attached(
+        self, request: pb.PreparePromptRequest | pb.SettleStoreRequest
+    ) -> tuple[BuiltStore, PoolUser]:
+        """Refuses what is meant for the memory of an earlier KV manager: a worker that has attached anew may
+        have calls on their way that do not know of it yet."""
+        user = _user(request.worker_id, request.epoch)
         if self._built is None or user not in self._parts:
             raise NotFound(f"worker {user} has not attached to the store")
+        if request.arena_id not in ("", self._built.arena.arena_id):
+            raise NotFound(f"worker {user} means the memory of an earlier store: it must attach again")
         return self._built, user
 
     async def _transports(self, user: PoolUser) -> Mapping[str, str]:

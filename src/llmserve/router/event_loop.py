@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
+from llmserve.router.adapters.leftovers import AdapterLeftovers
 from llmserve.router.adapters.watch import AdapterWatch
 from llmserve.router.codec import PlacementEncoder, encode_cluster, encode_refused
 from llmserve.router.controller import Controller
@@ -32,7 +33,8 @@ _TIMER_SLACK_SECONDS = 0.001
 
 class EventLoop:
     """Decides nothing unless this router leads. streams: the sessions that answers go to. spans: one for
-    each waiting request. adapter_watch: waits for what is decided about adapters."""
+    each waiting request. adapter_watch: waits for what is decided about adapters. leftovers: of those that
+    are gone."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class EventLoop:
         adapter_watch: AdapterWatch,
     ) -> None:
         self.streams, self.spans, self.adapter_watch = SessionStreams(), spans, adapter_watch
+        self.leftovers = AdapterLeftovers(controller.adapters, kv_watch)
         self._controller, self._clock, self._recorder = controller, clock, recorder
         self._kv_watch, self._leader_check = kv_watch, leader_check
         self._encoder = PlacementEncoder()
@@ -83,6 +86,7 @@ class EventLoop:
     def apply(self, effects: list[Effect]) -> None:
         self._send_cluster()
         self.adapter_watch.look()
+        self.leftovers.look()
         for effect in effects:
             self._recorder.record(effect)
             self.spans.record(effect)

@@ -116,7 +116,7 @@ class _Cluster:
         for name in self._board.rows:
             logs.begin(self._paths.log(name))
         self._stop.listen(self._reloading.ask)
-        self._guard.remove_at_end(self._paths.temp_dir, self._paths.run_dir / STATE_NAME)
+        self._guard.remove_at_end(self._paths.temporary, self._paths.run_dir / STATE_NAME)
         self._guard.start()
         self._state.start()
         for note in self._job.plan.notes:
@@ -222,7 +222,8 @@ class _Cluster:
             await self._exporter.aclose()
         await self._tasks.aclose()
         await asyncio.to_thread(end, Family(f"{self._id}/"), 1.0)
-        shutil.rmtree(self._paths.temp_dir, ignore_errors=True)
+        for folder in self._paths.temporary:
+            shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             (self._paths.run_dir / STATE_NAME).unlink()
         await self._guard.aclose()

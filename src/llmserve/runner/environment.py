@@ -10,8 +10,9 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
+from llmserve.models.adapters.cache import MEMORY_VARIABLE
 from llmserve.runner.process.child import ProcessCommand
-from llmserve.runner.process.family import MEMBER_VARIABLE
+from llmserve.runner.process.family import MEMBER_VARIABLE, SHARED_MEMORY_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,19 @@ class RunPaths:
     log_dir: Path
     temp_dir: Path
 
+    @property
+    def temporary(self) -> tuple[Path, Path]:
+        """All directories that are removed at the end."""
+        return self.temp_dir, adapter_memory(self.temp_dir)
+
     def log(self, name: str) -> Path:
         return self.log_dir / f"{name}.log"
+
+
+def adapter_memory(temp_dir: Path) -> Path:
+    """Returns the directory of the adapters that the workers of a cluster keep in memory. It has the name of
+    the cluster's temporary directory."""
+    return SHARED_MEMORY_DIR / temp_dir.name
 
 
 def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
@@ -60,7 +72,6 @@ def role_command(
     apiserver inherits of a shared port."""
     env = {**base, **spec.env}
     env |= _run_environment(paths, cluster_id, spec.name)
-    env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
     arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)
     if share is None:
         return ProcessCommand(arguments, env, paths.log(spec.name))
@@ -78,6 +89,7 @@ def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, s
     return {
         MEMBER_VARIABLE: role_mark(cluster_id, name),
         "TMPDIR": str(paths.temp_dir),
+        MEMORY_VARIABLE: str(adapter_memory(paths.temp_dir)),
         "VLLM_RPC_BASE_PATH": str(paths.temp_dir),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for the lines to the supervisor
     }

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,8 +49,9 @@ class GuardLink:
         for path in sorted(paths):
             self._report(f"shm {path}")
 
-    def remove_at_end(self, folder: Path, state_file: Path) -> None:
-        self._report(f"dir {folder}")
+    def remove_at_end(self, folders: Iterable[Path], state_file: Path) -> None:
+        for folder in folders:
+            self._report(f"dir {folder}")
         self._report(f"state {state_file}")
 
     def _report(self, line: str) -> None:

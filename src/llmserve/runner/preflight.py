@@ -17,6 +17,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
+from llmserve.models.adapters.refusals import adapter_refusals
 from llmserve.models.directory import read_config
 from llmserve.models.resolve import PreparationStage, survey
 from llmserve.router.leader.build import state_refusals
@@ -60,6 +61,7 @@ def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[C
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)
     yield from lasting_refusals(manifest.storageClasses, environment)
+    yield from adapter_refusals(manifest.models.adapters)
     yield from of_model(manifest)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.lora import lora_of
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Lora, Manifest
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import importing
@@ -19,6 +19,7 @@ from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import Progress, resolve
+from llmserve.models.adapters.base_weights import read_base_weights
 from llmserve.models.directory import model_identity
 from llmserve.models.resolve import digest_cache
 from llmserve.rpc.role import reached_at
@@ -58,6 +59,7 @@ def engine_spec(
     listen: str,
     kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
+    """Errors: ManifestError, ModelNotFound."""
     return EngineSpec(
         worker_id=WorkerId(worker_id),
         epoch=epoch,
@@ -72,13 +74,19 @@ def engine_spec(
         kv_io_bytes_per_second=_kv_io_share(manifest),
         kv_store=kvmanagers if manifest.storageClasses else (),
         kv_store_quantize=_dram_quantize(manifest),
-        lora=_lora_shape(manifest),
+        lora=_lora_shape(lora_of(manifest), model.path),
     )
 
 
-def _lora_shape(manifest: Manifest) -> LoraShape:
-    lora = lora_of(manifest)
-    return LoraShape(lora.slots, lora.max_rank, lora.target_modules or ()) if lora else NO_ADAPTERS
+def _lora_shape(lora: Lora | None, model_dir: Path | None) -> LoraShape:
+    """model_dir None: a simulated engine, whose adapters may change anything. Errors: ManifestError."""
+    if lora is None:
+        return NO_ADAPTERS
+    modules = lora.target_modules or (read_base_weights(model_dir).linear_modules() if model_dir else ())
+    if model_dir and not modules:
+        message = "the model's weights do not say which modules adapters may change: name them here"
+        raise ManifestError(message, key=("lora", "target_modules"))
+    return LoraShape(lora.slots, lora.max_rank, modules)
 
 
 def _dram_quantize(manifest: Manifest) -> str:

@@ -19,12 +19,12 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
-from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
-from llmserve.core.errors import LLMServeError, NotFound, WorkerLost
-from llmserve.core.ids import RequestId
+from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, AdapterTier, NamedAdapter
+from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
-from llmserve.rpc.adapters import encode_names
+from llmserve.rpc.adapters import encode_adapter_report, encode_named, encode_names
 from llmserve.rpc.codec import (
     decode_outcome,
     decode_params,
@@ -287,6 +287,14 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
         self.hold = self.silent = False
         self.adapters: list[NamedAdapter] = []
+        self.sources: dict[str, AdapterDigest | LLMServeError] = {
+            "dir:/adapters/any": AdapterDigest("a" * 64)
+        }
+        self.load_now = asyncio.Event()
+        self.load_now.set()
+        self.loads: list[router_pb2.LoadAdapterRequest] = []
+        self.unloads: list[router_pb2.UnloadAdapterRequest] = []
+        self.keeps: list[router_pb2.KeepAdapterRequest] = []
         self.address = ""
         self._server: RpcServer | None = None
         self._outboxes: set[asyncio.Queue[router_pb2.RouterSessionResponse]] = set()
@@ -356,6 +364,53 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                 case "worker_failed":
                     self.failed_workers.append(message.worker_failed.worker_id)
             self.changed()
+
+    # -- adapters: what is at a source is scripted
+
+    async def LoadAdapter(  # noqa: N802
+        self, request: router_pb2.LoadAdapterRequest, context: Any
+    ) -> router_pb2.LoadAdapterResponse:
+        self.loads.append(request)
+        self.changed()
+        await self.load_now.wait()
+        at_source = self.sources.get(request.source, ModelNotFound(f"nothing is at {request.source}"))
+        if isinstance(at_source, LLMServeError):
+            raise at_source
+        adapter = NamedAdapter(request.name, at_source, MODEL, request.source)
+        await self.names(*(one for one in self.adapters if one.name != request.name), adapter)
+        return router_pb2.LoadAdapterResponse(adapter=self._status(adapter))
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: router_pb2.UnloadAdapterRequest, context: Any
+    ) -> router_pb2.UnloadAdapterResponse:
+        self.unloads.append(request)
+        adapter = self._named(request.name)
+        await self.names(*(one for one in self.adapters if one.name != request.name))
+        return router_pb2.UnloadAdapterResponse(adapter=self._status(adapter, AdapterState.DRAINING))
+
+    async def KeepAdapter(  # noqa: N802
+        self, request: router_pb2.KeepAdapterRequest, context: Any
+    ) -> router_pb2.KeepAdapterResponse:
+        self.keeps.append(request)
+        return router_pb2.KeepAdapterResponse(adapter=self._status(self._named(request.name)))
+
+    async def ListAdapters(  # noqa: N802
+        self, request: router_pb2.ListAdaptersRequest, context: Any
+    ) -> router_pb2.ListAdaptersResponse:
+        return router_pb2.ListAdaptersResponse(adapters=map(self._status, self.adapters))
+
+    def _named(self, name: str) -> NamedAdapter:
+        for adapter in self.adapters:
+            if adapter.name == name:
+                return adapter
+        raise NotFound(f"no adapter has the name {name}")
+
+    def _status(
+        self, adapter: NamedAdapter, state: AdapterState = AdapterState.READY
+    ) -> router_pb2.AdapterStatus:
+        report = AdapterReport(1, adapter.digest, tier=AdapterTier.DISK, load_seconds=0.5)
+        place = router_pb2.AdapterPlace(worker_id="decode-0", report=encode_adapter_report(report))
+        return router_pb2.AdapterStatus(adapter=encode_named(adapter), state=state, places=[place])
 
     async def Explain(  # noqa: N802
         self, request: router_pb2.ExplainRequest, context: Any
@@ -448,6 +503,14 @@ class FakeCluster:
         await self.router.crash()
         for worker in (self.prefill, self.decode, *self.extra):
             await worker.crash()
+
+    async def named(self, *adapters: NamedAdapter) -> None:
+        """Returns when the apiserver knows these names, and no others."""
+        names, expected = self.apiserver._adapters, {one.name: one for one in adapters}
+        await self.router.names(*adapters)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while {name: names[name].adapter for name in names} != expected:
+                await names.changed.wait()
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0

@@ -43,17 +43,8 @@ def manifest() -> dict[str, Any]:
 @pytest.fixture
 async def http(cluster: Any, http: httpx.AsyncClient) -> httpx.AsyncClient:
     http.headers["authorization"] = "Bearer red-key"
-    await named(cluster, SQL, LEGAL)
+    await cluster.named(SQL, LEGAL)
     return http
-
-
-async def named(cluster: Any, *adapters: NamedAdapter) -> None:
-    """Returns when the apiserver knows these names."""
-    names, expected = cluster.apiserver._adapters, {one.name: one for one in adapters}
-    await cluster.router.names(*adapters)
-    async with asyncio.timeout(5):
-        while {name: names[name].adapter for name in names} != expected:
-            await names.changed.wait()
 
 
 def digests(cluster: Any) -> list[str]:
@@ -90,7 +81,7 @@ async def test_a_stream_has_the_adapter_s_name(cluster: Any, http: httpx.AsyncCl
 async def test_content_of_a_type_that_is_an_adapter_s_name_chooses_none(
     cluster: Any, http: httpx.AsyncClient
 ) -> None:
-    await named(cluster, NamedAdapter("text", ONE, "tiny"))
+    await cluster.named(NamedAdapter("text", ONE, "tiny"))
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     for path, messages in (
         ("/v1/chat/completions", parts),
@@ -114,7 +105,7 @@ async def test_all_choices_and_prompts_of_a_request_have_its_version(
 async def test_versions_and_the_model_share_no_blocks(cluster: Any, http: httpx.AsyncClient) -> None:
     salts, first_blocks = set(), set()
     for adapter in (SQL, NEW_SQL):
-        await named(cluster, adapter, LEGAL)
+        await cluster.named(adapter, LEGAL)
         await http.post("/v1/completions", json={"model": "sql", **BODIES["/v1/completions"]})
     for model in ("tiny", "org/legal"):
         await http.post("/v1/completions", json={"model": model, **BODIES["/v1/completions"]})
@@ -125,7 +116,7 @@ async def test_versions_and_the_model_share_no_blocks(cluster: Any, http: httpx.
 
 
 async def test_two_names_of_one_version_share_blocks(cluster: Any, http: httpx.AsyncClient) -> None:
-    await named(cluster, SQL, NamedAdapter("alias", ONE, "tiny"))
+    await cluster.named(SQL, NamedAdapter("alias", ONE, "tiny"))
     for model in ("sql", "alias"):
         await http.post("/v1/completions", json={"model": model, **BODIES["/v1/completions"]})
     one, other = cluster.router.admits
@@ -141,7 +132,7 @@ async def test_a_request_ends_on_the_version_with_which_it_began(
     body = {"model": "sql", **BODIES["/v1/completions"], "max_tokens": 8}
     asking = asyncio.create_task(http.post("/v1/completions", json=body))
     await cluster.decode.until(lambda: len(cluster.decode.seen) == 1)
-    await named(cluster, NEW_SQL, LEGAL)
+    await cluster.named(NEW_SQL, LEGAL)
     await cluster.router.crash()
     await cluster.router.start()
     await cluster.router.until(lambda: len(cluster.router.hellos) == 2)
@@ -159,7 +150,7 @@ async def test_a_request_ends_on_the_version_with_which_it_began(
 
 
 async def test_an_unloaded_name_is_unknown(cluster: Any, http: httpx.AsyncClient) -> None:
-    await named(cluster, LEGAL)
+    await cluster.named(LEGAL)
     answer = await http.post("/v1/completions", json={"model": "sql", **BODIES["/v1/completions"]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
     assert not cluster.router.admits

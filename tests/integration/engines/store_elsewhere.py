@@ -48,7 +48,7 @@ class Rank:
             pb.StoreFill(block_hash=keys[block.index], generation=block.slots[0].generation)
             for block in stores
         ]
-        self._settle(commits=fills)
+        self._settle(answer, commits=fills)
         return [self._digest(block) for block in blocks]
 
     def load(self, keys: Sequence[bytes], first: int) -> list[str]:
@@ -59,7 +59,7 @@ class Rank:
         if blocks:
             self._run(self._worker.submit_load, _slots(answer, loads), _blocks(blocks))
         unused = [keys[block.index] for block in answer.prepared.stores]
-        self._settle(releases=[answer.prepared.lease_id], aborts=unused)
+        self._settle(answer, releases=[answer.prepared.lease_id], aborts=unused)
         failed = self._worker.take_failed()[1]
         return ["failed" if block in failed else self._digest(block) for block in blocks]
 
@@ -84,9 +84,9 @@ class Rank:
             time.sleep(0.05)
         raise TimeoutError("not attached")
 
-    def _settle(self, **changes: Any) -> None:
+    def _settle(self, answer: StoreAnswer, **changes: Any) -> None:
         """Returns when the KV manager has made the changes: what is stored can be loaded by others then."""
-        self._link.settle(**changes)
+        self._link.settle(answer.arena, **changes)
         give_up = time.monotonic() + _SECONDS
         while self._link._calls:
             if time.monotonic() > give_up:

@@ -26,7 +26,9 @@ class Manager(rpc.KVManagerServicer):
         self.settled: list[pb.SettleStoreRequest] = []
 
     def AttachStore(self, request: pb.AttachStoreRequest, context: Any) -> pb.AttachStoreResponse:  # noqa: N802
-        return pb.AttachStoreResponse(enabled=True, arena=self.arena, lease_seconds=30.0)
+        return pb.AttachStoreResponse(
+            enabled=True, arena=self.arena, lease_seconds=30.0, arena_id=f"id of {self.arena}"
+        )
 
     def PreparePrompt(self, request: pb.PreparePromptRequest, context: Any) -> pb.PreparePromptResponse:  # noqa: N802
         self.goes_on.wait(SECONDS)
@@ -97,7 +99,7 @@ def until_attached(link: StoreLink, arena: str) -> None:
         time.sleep(0.02)
 
 
-def test_it_asks_and_settles(link: StoreLink, manager: Manager) -> None:
+def test_it_asks_and_settles_what_is_in_the_memory_of_this_manager(link: StoreLink, manager: Manager) -> None:
     until_attached(link, "one")
     answer = answer_of(link)
     assert answer.prepared.lease_id == "L"
@@ -105,12 +107,17 @@ def test_it_asks_and_settles(link: StoreLink, manager: Manager) -> None:
     asked = manager.asked[-1]
     assert (asked.worker_id, asked.tenant, asked.load, asked.store) == ("w", "red", True, True)
     assert asked.compute_seconds == 0.5
-    link.settle(releases=["L"])
+    assert asked.arena_id == "id of one"
+    link.settle("earlier", releases=["K"])
+    link.settle("one", releases=["L"])
     deadline = time.monotonic() + SECONDS
     while not manager.settled:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert list(manager.settled[0].releases) == ["L"]
+    (settled,) = manager.settled
+    assert (list(settled.releases), settled.arena_id) == (["L"], "id of one"), (
+        "not what is gone with its memory"
+    )
 
 
 def test_one_that_hangs_delays_only_those_who_had_asked(link: StoreLink, manager: Manager) -> None:
@@ -140,7 +147,7 @@ def test_it_may_be_closed_at_any_time(link: StoreLink, manager: Manager) -> None
     until_attached(link, "one")
     manager.goes_on.clear()
     link.prepare(ASK)
-    link.settle(releases=["L"])
+    link.settle("one", releases=["L"])
     link.close()
     link.close()
     manager.goes_on.set()

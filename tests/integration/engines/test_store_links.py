@@ -57,7 +57,7 @@ class PlayedLink:
         answers, self._answers = self._answers, []
         return answers
 
-    def settle(self, **changes: Any) -> None:
+    def settle(self, arena: str, **changes: Any) -> None:
         self.settled.append(changes)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class FakeLinks:
     def __init__(self) -> None:
         self.asks: list[StoreQuery] = []
         self.answers: list[PromptAnswer] = []
-        self.settled: list[tuple[str, dict[str, Any]]] = []
+        self.settled: list[tuple[str, str, dict[str, Any]]] = []
         self.arena = "arena"
         self.homes: dict[int, str] = {}  # of blocks that "a" does not have
 
@@ -44,8 +44,8 @@ class FakeLinks:
         answers, self.answers = self.answers, []
         return answers
 
-    def settle(self, manager: str, **changes: Any) -> None:
-        self.settled.append((manager, changes))
+    def settle(self, manager: str, arena: str, **changes: Any) -> None:
+        self.settled.append((manager, arena, changes))
 
     def close(self) -> None:
         self.arena = ""
@@ -62,7 +62,7 @@ class FakeLinks:
             self.asks[-1],
             dict.fromkeys(("a", *self.homes.values()), self.arena),
             {index: self.block(index) for index in loads},
-            [StoreLease(name, lease) for name in managers],
+            [StoreLease(name, self.arena, lease) for name in managers],
             {index: self.block(index) for index in stores},
             usable_until,
         )
@@ -76,7 +76,7 @@ class FakeLinks:
 
     def told(self, what: str, manager: str = "") -> list[Any]:
         """The values of this field, of all messages together; or of those to one manager."""
-        said = [changes for name, changes in self.settled if not manager or name == manager]
+        said = [changes for name, _, changes in self.settled if not manager or name == manager]
         return [one for changes in said for one in changes.get(what, ())]
 
 

@@ -74,7 +74,7 @@ async def test_it_ends_what_it_was_told_of(
     supervisor.guard.start()
     supervisor.guard.session_started(session.pid)
     supervisor.guard.shared_memory({str(segment)})
-    supervisor.guard.remove_at_end(folder, state)
+    supervisor.guard.remove_at_end([folder], state)
     if guard_dies:
         old = supervisor.guard.pid
         os.kill(old, signal.SIGKILL)

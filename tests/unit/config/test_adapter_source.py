@@ -9,6 +9,7 @@ from llmserve.config.adapter_source import (
     AdapterSourceKind,
     AllowedSources,
     is_below,
+    parse_adapter_root,
     parse_adapter_source,
 )
 from llmserve.core.errors import InvalidRequest
@@ -64,6 +65,30 @@ def test_a_wrong_source_says_what_is_right(text: str, revision: str | None, said
 
 
 @pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("hub:org", "org"),
+        ("hub:org/name", "org/name"),
+        ("dir:/", "/"),
+        ("dir:/adapters/", "/adapters"),
+        ("s3://bucket/", "bucket"),
+    ],
+)
+def test_a_root_may_be_wider_than_a_source(text: str, place: str) -> None:
+    assert parse_adapter_root(text).place == place
+
+
+@pytest.mark.parametrize(
+    "text", ["", "org", "hub:", "hub:/", "dir:", "dir:here", "s3:b", "s3://", "hub:a/b/c"]
+)
+def test_a_wrong_root_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_adapter_root(text)
+    with pytest.raises(InvalidRequest):
+        parse_adapter_source(text)
+
+
+@pytest.mark.parametrize(
     ("root", "inside", "outside"),
     [
         ("hub:org", "hub:org/name@v1", "hub:organisation/name"),
@@ -92,10 +117,12 @@ def test_a_symbolic_link_leads_out_of_no_root(tmp_path: Path) -> None:
     assert is_below(parse_adapter_source(f"dir:{root}/own"), [f"dir:{tmp_path}/alias"])
 
 
-def test_declared_sources_are_allowed_anywhere_and_others_below_their_root(tmp_path: Path) -> None:
-    allowed = AllowedSources(frozenset({"dir:/declared"}), (f"dir:{tmp_path}", "hub:org"))
-    assert allowed.real_roots(parse_adapter_source("dir:/declared")) == ()
+def test_files_of_a_directory_must_be_below_its_root_unless_it_was_declared(tmp_path: Path) -> None:
+    real, alias = tmp_path / "real", tmp_path / "alias"
+    real.mkdir()
+    alias.symlink_to(real)
+    allowed = AllowedSources(frozenset({f"dir:{alias}/own"}), (f"dir:{alias}", "dir:/other", "hub:org"))
+    assert allowed.real_roots(parse_adapter_source(f"dir:{alias}/x")) == (str(real.resolve()),)
+    assert allowed.real_roots(parse_adapter_source(f"dir:{alias}/own")) == ()
+    assert allowed.real_roots(parse_adapter_source("dir:/declared-later")) == ()
     assert allowed.real_roots(parse_adapter_source("hub:org/x")) == ()
-    assert allowed.real_roots(parse_adapter_source(f"dir:{tmp_path}/x")) == (str(tmp_path.resolve()),)
-    with pytest.raises(InvalidRequest, match=r"neither in models\.adapters nor below"):
-        allowed.real_roots(parse_adapter_source("dir:/elsewhere"))

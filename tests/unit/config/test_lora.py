@@ -1,12 +1,25 @@
-"""Engines run adapters when the manifest has a section for them, or names some."""
+"""Engines run adapters when the manifest has a section for them, or names some; what is refused of both."""
+
+import itertools
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from llmserve.config.lora import lora_of
-from llmserve.config.schema import AdapterSpec, Lora, Manifest, Models, ModelSpec
+from llmserve.config.plan import plan_local
+from llmserve.config.rules import conflicts
+from llmserve.config.schema import AdapterSpec, Deployment, Lora, Manifest, Models, ModelSpec
+from llmserve.config.schema.section import path_text
 
 ADAPTERS = (AdapterSpec(name="red", source="dir:/adapters/red"),)
 MODELS = Models(primary=ModelSpec(source="org/model"))
+
+
+def test_adapters_of_embeddings_are_refused_where_they_are_named() -> None:
+    assert Lora(target_modules=("q_proj",)).target_modules == ("q_proj",)
+    with pytest.raises(ValidationError, match="'lm_head' is not a linear module"):
+        Lora(target_modules=("q_proj", "lm_head"))
 
 
 @pytest.mark.parametrize(
@@ -24,3 +37,87 @@ def test_the_section_or_a_named_adapter_turns_them_on(
     models = MODELS.model_copy(update={"adapters": adapters})
     manifest = Manifest(kind="LLMServe", models=MODELS).model_copy(update={"models": models, "lora": lora})
     assert lora_of(manifest) == expected
+
+
+def refused(*adapters: AdapterSpec, **sections: Any) -> list[str]:
+    models = Models(primary=ModelSpec(source="org/model")).model_copy(update={"adapters": adapters})
+    manifest = Manifest(kind="LLMServe", models=MODELS).model_copy(update={"models": models, **sections})
+    return [f"{path_text(one.paths[0])}: {one.message}" for one in conflicts(manifest)]
+
+
+def adapter(name: str, source: str = "hub:org/name", revision: str | None = None) -> AdapterSpec:
+    return AdapterSpec(name=name, source=source, revision=revision)
+
+
+def test_right_adapters_are_accepted() -> None:
+    adapters = (adapter("sql"), adapter("chat", "dir:/adapters/chat"), adapter("v1", revision="v1"))
+    assert refused(*adapters, lora=Lora(allowed_sources=("hub:org", "dir:/adapters", "s3://bucket"))) == []
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [
+        ((adapter("model"),), "models.adapters[0].name: 'model' is the name of the model, too"),
+        (
+            (adapter("a"), adapter("b"), adapter("a", "dir:/a")),
+            "models.adapters[2].name: 'a' is the name of models.adapters[0], too",
+        ),
+        (
+            (adapter("0" * 64),),
+            "models.adapters[0].name: looks like the digest of an adapter; choose another",
+        ),
+        (
+            (adapter("a", "dir:/a", "v1"),),
+            "models.adapters[0].revision: adapter source 'dir:/a': only sources of the hub have a revision",
+        ),
+        (
+            (adapter("a", "hub:org/name@v2", "v1"),),
+            "models.adapters[0].revision: adapter source 'hub:org/name@v2': it names revision 'v2', and "
+            "`revision` is 'v1'",
+        ),
+    ],
+)
+def test_names_are_unique_and_revisions_are_of_the_hub(adapters: tuple[AdapterSpec, ...], said: str) -> None:
+    (message,) = refused(*adapters)
+    assert message.startswith(said)
+
+
+@pytest.mark.parametrize("source", ["/adapters/a", "hub:name", "package:a/b", "s3:bucket", "dir:here"])
+def test_a_source_has_one_of_the_known_shapes(source: str) -> None:
+    with pytest.raises(ValidationError, match="an adapter comes from dir:/PATH, hub:ORG/NAME"):
+        adapter("a", source)
+
+
+@pytest.mark.parametrize("root", ["/adapters", "hub:", "dir:", "s3://", "hub:a/b/c"])
+def test_allowed_sources_have_one_of_the_known_shapes(root: str) -> None:
+    with pytest.raises(ValidationError, match=f"adapter source '{root}': "):
+        Lora(allowed_sources=("hub:org", root))
+
+
+@pytest.mark.parametrize(("dram_gb", "count"), [(1.9, 0), (2.0, 1)])
+def test_the_memory_of_adapters_fits_into_a_pod(dram_gb: float, count: int) -> None:
+    said = refused(lora=Lora(dram_gb=dram_gb), deployment=Deployment(mode="k8s"))
+    assert [one.partition(",")[0] for one in said] == count * [
+        "lora.dram_gb: must be less than deployment.k8s.shm_gb (2)"
+    ]
+    assert refused(lora=Lora(dram_gb=dram_gb)) == []
+
+
+@pytest.mark.parametrize(
+    ("adapters", "roots", "expected"),
+    [
+        ((), (), "1"),
+        ((adapter("a", "dir:/a"),), ("s3://bucket",), "1"),
+        ((adapter("a", "hub:org/name"),), (), "0"),
+        ((), ("dir:/a", "hub:org"), "0"),
+    ],
+)
+def test_workers_may_ask_the_hub_only_for_adapters(
+    adapters: tuple[AdapterSpec, ...], roots: tuple[str, ...], expected: str
+) -> None:
+    models = MODELS.model_copy(update={"adapters": adapters})
+    manifest = Manifest(kind="LLMServe", models=MODELS)
+    manifest = manifest.model_copy(update={"models": models, "lora": Lora(allowed_sources=roots)})
+    made = plan_local(manifest, (0, 1), itertools.count(5000).__next__, ())
+    offline = {one.role.is_worker: one.env["HF_HUB_OFFLINE"] for one in made.processes}
+    assert offline == {True: expected, False: "1"}

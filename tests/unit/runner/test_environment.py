@@ -54,7 +54,7 @@ def test_the_environment_of_a_role() -> None:
         ProcessRole.DECODE,
         "decode-0",
         "llmserve.workers",
-        env={"A": "spec", "B": "spec"},
+        env={"A": "spec", "B": "spec", "HF_HUB_OFFLINE": "1"},
     )
     base = {"A": "base", "KEPT": "base", "TMPDIR": "base", "HF_HUB_OFFLINE": "0"}
     env = role_command(spec, PATHS, "/model", CLUSTER, base).env
@@ -66,6 +66,7 @@ def test_the_environment_of_a_role() -> None:
         "VLLM_RPC_BASE_PATH": "/temp",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "HF_HUB_OFFLINE": "1",
+        "LLMSERVE_ADAPTER_MEMORY": "/dev/shm/temp",
         "LLMSERVE_MEMBER": f"{CLUSTER}/decode-0",
     }
     assert base["A"] == "base"

@@ -1,13 +1,14 @@
 """cluster.json and the lock of a run directory."""
 
 import os
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmserve.core.errors import LLMServeError, StartFailed
-from llmserve.runner.process.family import start_ticks
+from llmserve.runner.process.family import SHARED_MEMORY_DIR, start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
 from llmserve.runner.up import clear_leftovers
 
@@ -76,13 +77,17 @@ def test_a_place_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 
 def test_leftovers(tmp_path: Path) -> None:
     assert not clear_leftovers(tmp_path)
-    mine, other = tmp_path / f"llmserve-{STATE.cluster_id[:8]}-x", tmp_path / "other"
+    name = f"llmserve-{STATE.cluster_id[:8]}-{uuid.uuid4().hex}"
+    mine, other = tmp_path / name, tmp_path / "other"
+    in_memory = SHARED_MEMORY_DIR / name
+    in_memory.mkdir()
     for folder in (mine, other):
         folder.mkdir()
         replace(STATE, temp_dir=str(folder)).write(tmp_path)
         assert clear_leftovers(tmp_path)
         assert read_state(tmp_path) is None
     assert not mine.exists()
+    assert not in_memory.exists(), "the adapters that its workers kept in memory"
     assert other.exists(), "a state file is only text: no folder is removed because it says so"
 
 

@@ -4,14 +4,18 @@ that a manifest asks for."""
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llmserve.config.schema import Lora, Manifest
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.outcome import WorkerRole
 from llmserve.models.files import silent
 from llmserve.workers.build import WorkerModel, engine_spec, prepare_model
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +38,14 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(100))
+    (folder / WEIGHTS).write_bytes(bytes(100))
     return folder
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sim"])
 def test_other_weights_and_another_configuration_are_another_model(folder: Path, kind: str) -> None:
     found = {prepare_model(manifest(kind), folder, silent).identity}
-    (folder / "model.safetensors").write_bytes(bytes(99) + b"x")
+    (folder / WEIGHTS).write_bytes(bytes(99) + b"x")
     found.add(prepare_model(manifest(kind), folder, silent).identity)
     (folder / "config.json").write_text('{"rope_theta": 1}')
     found.add(prepare_model(manifest(kind), folder, silent).identity)
@@ -52,7 +56,7 @@ def test_other_weights_and_another_configuration_are_another_model(folder: Path,
 def test_a_model_that_changes_while_an_engine_loads_it_is_not_served(folder: Path) -> None:
     model = prepare_model(manifest("vllm"), folder, silent)
     model.check_unchanged()
-    (folder / "model.safetensors").write_bytes(bytes(99) + b"x")
+    (folder / WEIGHTS).write_bytes(bytes(99) + b"x")
     with pytest.raises(StartFailed, match="was changed while it was loaded"):
         model.check_unchanged()
 
@@ -65,6 +69,21 @@ def test_engines_are_told_which_adapters_they_must_be_able_to_run() -> None:
     assert shape() == NO_ADAPTERS
     assert shape(slots=2, max_rank=8) == LoraShape(2, 8)
     assert shape(slots=2, target_modules=("q_proj",)) == LoraShape(2, 16, ("q_proj",))
+
+
+def test_adapters_may_change_the_models_linear_modules(folder: Path) -> None:
+    with_lora = manifest("vllm").model_copy(update={"lora": Lora()})
+
+    def modules() -> tuple[str, ...]:
+        model = WorkerModel(folder, "m")
+        return engine_spec(with_lora, "decode-0", WorkerRole.DECODE, 1, model, "host:1").lora.target_modules
+
+    weights = {"model.layers.0.self_attn.q_proj.weight": (4, 4), "model.embed_tokens.weight": (9, 4)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in weights.items()}, folder / WEIGHTS)
+    assert modules() == ("q_proj",)
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    with pytest.raises(ManifestError, match="name them here"):
+        modules()
 
 
 def test_without_a_model_the_name_stands_for_it() -> None:

@@ -63,10 +63,10 @@ class AdapterNames(Mapping[str, AdapterRequest]):
         """Returns the names that the caller may have meant."""
         return difflib.get_close_matches(wanted, list(self), n=3)
 
-    async def until_known(self, name: str, digest: AdapterDigest) -> None:
-        """Waits until the router has told this apiserver that the name means this version."""
-        while (request := self._requests.get(name)) is None or request.adapter.digest != digest:
-            await self.changed.wait()
+    def meaning(self, name: str) -> AdapterDigest | None:
+        """Returns the version that a name means, whoever asks; None: it means none."""
+        request = self._requests.get(name)
+        return request.adapter.digest if request else None
 
 
 def _request(adapter: NamedAdapter) -> AdapterRequest:

@@ -124,7 +124,7 @@ def is_expected(error: BaseException) -> bool:
 
 def report(problem: ApiError, raised: Exception) -> None:
     """Logs what the application raised: with its traceback if it is a defect, else in one line."""
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(raised, LLMServeError):
         _log.error("a request failed on a defect", exc_info=raised)
         return
     frames = traceback.extract_tb(raised.__traceback__)

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import Live, ManifestSection, Planned
+from llmserve.config.adapter_source import parse_adapter_source
+from llmserve.config.schema.section import Live, ManifestSection, Planned, refusing
 
 _SHAPES = {
     "package": "a packaged model is package:PYTHON_PACKAGE/FILE.gguf",
@@ -74,10 +75,18 @@ class AdapterSpec(ManifestSection):
     `adapter_config.json` and `adapter_model.safetensors` of PEFT."""
     revision: str | None = Field(default=None, min_length=1)
     """An adapter of the hub is loaded from this commit, tag or branch."""
+
     pin: bool = False
     """The adapter stays in shared memory, however long it is not used."""
     prefetch: bool = True
     """Workers fetch the adapter when they start. Otherwise they do so at its first request."""
+
+    @field_validator("source", mode="after")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        with refusing("source"):
+            parse_adapter_source(source)
+        return source
 
 
 class Models(ManifestSection):

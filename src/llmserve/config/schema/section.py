@@ -9,12 +9,15 @@ or refused, never ignored.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, LiteralString, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from llmserve.core.errors import InvalidRequest
 
 NOT_AVAILABLE = "not_available_yet"
 ITEM = "[]"
@@ -93,6 +96,15 @@ class ManifestSection(BaseModel):
                 {"comes_with": planned.comes_with},
             )
         return value
+
+
+@contextmanager
+def refusing(kind: LiteralString) -> Iterator[None]:
+    """Turns an InvalidRequest in a validator into an error of the manifest. kind: pydantic's type of it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise PydanticCustomError(kind, "{text}", {"text": error.message}) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.core.process import exit_so_when_done
-from llmserve.engines.connector import rewinding
+from llmserve.engines.connector import forgetting, rewinding
+from llmserve.engines.connector.forgetting import AdapterBlocks
 from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
 from llmserve.engines.connector.orders import (
@@ -36,7 +37,7 @@ from llmserve.transfer.engine.engine import SharedTransfers
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -61,6 +62,11 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler = SchedulerSide(
             self._settings.worker_id, self._settings.epoch, self._groups, self._settings.lease_seconds
         )
+        self._of_adapters = AdapterBlocks()
+        if role is KVConnectorRole.SCHEDULER:
+            from vllm.v1.engine.core import EngineCore  # costs nothing here: it has called this
+
+            forgetting.install(EngineCore, self._of_adapters)
 
     # -- worker side
 
@@ -154,11 +160,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler.after_alloc(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
-        manager = self._kv_cache_manager
-        assert manager is not None, "bound when the scheduler was made"
-        return self._scheduler.take_orders(
-            scheduler_output.num_scheduled_tokens, lambda request_id: manager.get_block_ids(request_id)
-        )
+        return self._scheduler.take_orders(scheduler_output.num_scheduled_tokens, self._cache().get_block_ids)
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         meta = connector_output.kv_connector_worker_meta
@@ -168,7 +170,14 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[Sequence[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if request.lora_request is not None:
+            blocks = self._cache().block_pool.blocks
+            self._of_adapters.note(request.lora_request.name, [blocks[i] for ids in block_ids for i in ids])
         return self._scheduler.request_finished(request, block_ids)
+
+    def _cache(self) -> "KVCacheManager":
+        assert self._kv_cache_manager is not None, "bound when the scheduler was made"
+        return self._kv_cache_manager
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoverStats:

@@ -56,7 +56,10 @@ class StoreAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
+    """arena_id: named in each call, since the next KV manager may get what was meant for this one."""
+
     arena: str
+    arena_id: str
     lease_seconds: float
 
 
@@ -95,7 +98,8 @@ class StoreLink:
             self._put(StoreAnswer(ask))
             return
         usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
-        call = self._stub.PreparePrompt.future(self._request(ask), timeout=ask.timeout_seconds)
+        request = self._request(ask, attached.arena_id)
+        call = self._stub.PreparePrompt.future(request, timeout=ask.timeout_seconds)
         empty = StoreAnswer(ask, attached.arena, usable_until=usable_until)
         self._hold(call, partial(self._prepared, empty))
 
@@ -109,10 +113,11 @@ class StoreLink:
                 answers.append(ended)
         return answers
 
-    def settle(self, **changes: Any) -> None:
-        """The fields of SettleStoreRequest. What does not arrive ends by itself."""
-        if self._attached:
-            request = pb.SettleStoreRequest(**self._me, **changes)
+    def settle(self, arena: str, **changes: Any) -> None:
+        """arena: memory that the changes are about. When it is gone, so is all that was in it. changes: the
+        fields of SettleStoreRequest. What does not arrive ends by itself."""
+        if self._attached and self._attached.arena == arena:
+            request = pb.SettleStoreRequest(**self._me, arena_id=self._attached.arena_id, **changes)
             self._hold(self._stub.SettleStore.future(request, timeout=_SETTLE_SECONDS), self._settled)
 
     def close(self) -> None:
@@ -125,7 +130,7 @@ class StoreLink:
         if self._attached is None and self._attaching.done():
             try:
                 response = self._attaching.result()
-                self._attached = _Attached(response.arena, response.lease_seconds)
+                self._attached = _Attached(response.arena, response.arena_id, response.lease_seconds)
                 _log.info("attached to the KV store")
             except (grpc.RpcError, grpc.FutureCancelledError) as error:
                 _log.warning("the KV store cannot be reached: %s", _reason(error))
@@ -144,7 +149,7 @@ class StoreLink:
 
     # -- calls
 
-    def _request(self, ask: StoreQuery) -> pb.PreparePromptRequest:
+    def _request(self, ask: StoreQuery, arena_id: str) -> pb.PreparePromptRequest:
         return pb.PreparePromptRequest(
             **self._me,
             tenant=ask.tenant,
@@ -153,6 +158,7 @@ class StoreLink:
             compute_seconds=ask.compute_seconds,
             load=ask.load,
             store=True,
+            arena_id=arena_id,
         )
 
     def _hold(self, call: Any, ended: Any) -> None:

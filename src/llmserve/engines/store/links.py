@@ -28,7 +28,10 @@ class LocatedBlock:
 
 @dataclass(frozen=True, slots=True)
 class StoreLease:
+    """arena: as of the blocks that it holds."""
+
     manager: str
+    arena: str
     lease_id: str
 
 
@@ -56,7 +59,7 @@ class OneLink(Protocol):
 
     def prepare(self, ask: StoreQuery) -> None: ...
     def take_answers(self) -> list[StoreAnswer]: ...
-    def settle(self, **changes: Any) -> None: ...
+    def settle(self, arena: str, **changes: Any) -> None: ...
     def close(self) -> None: ...
 
 
@@ -103,9 +106,9 @@ class StoreLinks:
             answers = self._take()
         return answers
 
-    def settle(self, manager: str, **changes: Any) -> None:
-        """Sends the fields of SettleStoreRequest. What does not arrive ends by itself."""
-        self._links[manager].settle(**changes)
+    def settle(self, manager: str, arena: str, **changes: Any) -> None:
+        """See StoreLink."""
+        self._links[manager].settle(arena, **changes)
 
     def close(self) -> None:
         for link in self._links.values():
@@ -123,7 +126,7 @@ class StoreLinks:
     def _merged(self, pending: _PendingPrompt) -> PromptAnswer:
         answer, unused = merged(pending.ask, [pending.given[start] for start in sorted(pending.given)])
         for lease in unused:
-            self.settle(lease.manager, releases=[lease.lease_id])
+            self.settle(lease.manager, lease.arena, releases=[lease.lease_id])
         return answer
 
 
@@ -151,7 +154,8 @@ def merged(ask: StoreQuery, answers: Sequence[ShardAnswer]) -> tuple[PromptAnswe
         loads |= _located(one, prepared.loads)
         stores |= _located(one, prepared.stores)
         if prepared.lease_id:
-            leases[shard.start >= end].append(StoreLease(shard.manager, prepared.lease_id))
+            lease = StoreLease(shard.manager, one.answer.arena, prepared.lease_id)
+            leases[shard.start >= end].append(lease)
     return PromptAnswer(
         ask,
         arenas={one.shard.manager: one.answer.arena for one in answers},

@@ -158,8 +158,8 @@ class StoreManager(OffloadingManager):
         load = self._loading.pop(req_context.req_id)
         self._release(load.leases)
         if load.has_failed:  # whichever block it was: the others are computed with it, and stored again
-            for manager, corrupt in _by_manager(load.blocks).items():
-                self._links.settle(manager, corrupt=corrupt)
+            for (manager, arena), corrupt in _by_memory(load.blocks).items():
+                self._links.settle(manager, arena, corrupt=corrupt)
 
     # -- stores
 
@@ -186,12 +186,11 @@ class StoreManager(OffloadingManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
         """The checksums stand beside the slots: without one the block was not written."""
-        fills: dict[str, list[pb.StoreFill]] = {}
-        for name in self._names(keys, req_context):
-            if placed := self._writing.pop(name, None):
-                fills.setdefault(placed.manager, []).extend(_fills(name, placed))
-        for manager, commits in fills.items():
-            self._links.settle(manager, commits=commits)
+        names = self._names(keys, req_context)
+        written = {name: placed for name in names if (placed := self._writing.pop(name, None))}
+        for (manager, arena), stored in _by_memory(written).items():
+            commits = [fill for name in stored for fill in _fills(name, written[name])]
+            self._links.settle(manager, arena, commits=commits)
 
     # -- asking
 
@@ -296,7 +295,7 @@ class StoreManager(OffloadingManager):
 
     def _release(self, leases: Iterable[StoreLease]) -> None:
         for lease in leases:
-            self._links.settle(lease.manager, releases=[lease.lease_id])
+            self._links.settle(lease.manager, lease.arena, releases=[lease.lease_id])
 
     def _give_back(self, request: _Request) -> None:
         self._release_loads(request)
@@ -309,8 +308,8 @@ class StoreManager(OffloadingManager):
         self._abort({hashes[at]: block for at, block in answer.stores.items()})
 
     def _abort(self, stores: Mapping[bytes, LocatedBlock]) -> None:
-        for manager, aborts in _by_manager(stores).items():
-            self._links.settle(manager, aborts=aborts)
+        for (manager, arena), aborts in _by_memory(stores).items():
+            self._links.settle(manager, arena, aborts=aborts)
 
 
 def _label(context: ReqContext) -> bytes:
@@ -327,11 +326,11 @@ def _chains(context: ReqContext) -> dict[int, list[OffloadKey]]:
     return chains
 
 
-def _by_manager(blocks: Mapping[bytes, LocatedBlock]) -> dict[str, list[bytes]]:
-    """Their hashes."""
-    hashes: dict[str, list[bytes]] = {}
+def _by_memory(blocks: Mapping[bytes, LocatedBlock]) -> dict[tuple[str, str], list[bytes]]:
+    """Their hashes, by KV manager and its memory."""
+    hashes: dict[tuple[str, str], list[bytes]] = {}
     for block_hash, block in blocks.items():
-        hashes.setdefault(block.manager, []).append(block_hash)
+        hashes.setdefault((block.manager, block.arena), []).append(block_hash)
     return hashes
 
 

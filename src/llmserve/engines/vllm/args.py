@@ -13,6 +13,7 @@ from vllm.v1.executor import Executor, UniProcExecutor
 
 from llmserve.config.refusals import block_size_tokens
 from llmserve.config.schema import EngineConfig
+from llmserve.core.adapters import LoraShape
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, transfer_policy
@@ -21,6 +22,7 @@ from llmserve.models.directory import read_config
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
 STORE_MODULE = "llmserve.engines.store.spec"
+CPU_LORA_WORKER = "llmserve.engines.vllm.cpu_lora.CpuLoraWorker"
 BOTH_MODULE = "llmserve.engines.vllm.both"
 
 _KV_ROLE = {
@@ -75,7 +77,22 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
             enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
         ),
         **{name: value for name, value in optional.items() if value is not None},
+        **_lora(spec.lora),
     )
+
+
+def _lora(lora: LoraShape) -> dict[str, Any]:
+    """vLLM holds no more adapters than there are slots: it never moves one into a slot in a step."""
+    if not lora.slots:
+        return {}
+    cpu = {"worker_cls": CPU_LORA_WORKER} if current_platform.is_cpu() else {}
+    return cpu | {
+        "enable_lora": True,
+        "max_loras": lora.slots,
+        "max_cpu_loras": lora.slots,
+        "max_lora_rank": lora.max_rank,
+        "lora_target_modules": list(lora.target_modules),
+    }
 
 
 @contextmanager

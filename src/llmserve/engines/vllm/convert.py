@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
@@ -19,8 +20,9 @@ from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, L
 _FINISH = {reason: FinishReason(str(reason)) for reason in VllmFinishReason}
 
 
-def to_core_request(request: EngineRequest) -> EngineCoreRequest:
-    """Errors: InvalidRequest when sampling_params is not vLLM's msgpack encoding."""
+def to_core_request(request: EngineRequest, adapter: LoRARequest | None = None) -> EngineCoreRequest:
+    """adapter: as the engine knows that of the request. Errors: InvalidRequest when sampling_params is not
+    vLLM's msgpack encoding."""
     return EngineCoreRequest(
         request_id=request.request_id,
         prompt_token_ids=list(request.prompt_token_ids),
@@ -28,7 +30,7 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
         sampling_params=_sampling_params(request),
         pooling_params=None,
         arrival_time=time.time(),
-        lora_request=None,
+        lora_request=adapter,
         cache_salt=request.cache_salt or None,
         data_parallel_rank=None,
         priority=request.priority,

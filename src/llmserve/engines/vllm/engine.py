@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm.adapters import VllmAdapters
 from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import (
@@ -63,6 +64,7 @@ class VllmEngine:
         self._kv_events: KvEventSource | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stats = EngineStats()
+        self._adapters = VllmAdapters(spec.lora.slots)
         self._info: EngineInfo | None = None
         self._children: frozenset[int] = frozenset()  # the processes of the engine, as it has started them
         self._constrained: set[str] = set()  # requests with a grammar that have no output yet
@@ -100,6 +102,7 @@ class VllmEngine:
             max_concurrency=config.scheduler_config.max_num_seqs,
             transports=card.transports,
             handover_endpoints=card.endpoints,
+            lora=self._spec.lora,
         )
         return self._info
 
@@ -123,15 +126,13 @@ class VllmEngine:
 
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
-        core_request = to_core_request(request)
+        core_request = to_core_request(request, self._adapters.named_by(request.adapter))
         if core_request.sampling_params.structured_outputs is not None:
             self._constrained.add(request.request_id)
         if self._own_metrics is not None:
             self._own_metrics.added(core_request)
-        try:
+        with _dead_is_an_error():
             await self._running().add_request_async(core_request)
-        except EngineDeadError as error:
-            raise EngineDead("the vLLM engine is dead") from error
 
     def _validate(self, request: EngineRequest) -> None:
         assert self._info is not None
@@ -147,10 +148,13 @@ class VllmEngine:
             raise InvalidRequest(error.message) from error
 
     async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
-        raise InvalidRequest("this engine runs no adapters")
+        """Goes on when the caller is cancelled: vLLM does, and what it holds must be known."""
+        with _dead_is_an_error():
+            await asyncio.shield(self._adapters.load(self._running(), digest, path))
 
     async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
-        """There is none."""
+        with _dead_is_an_error():
+            await asyncio.shield(self._adapters.unload(self._running(), digest, forget_blocks=forget_blocks))
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
@@ -201,10 +205,8 @@ class VllmEngine:
         """Goes through EngineCore's step loop and back. The worker processes are not asked, since each
         message to them lets them spin for a second: EngineCore waits for them in its steps, and whether one
         of them is stopped (SIGSTOP) can be seen from outside."""
-        try:
+        with _dead_is_an_error():
             await self._running().is_sleeping_async()
-        except EngineDeadError as error:
-            raise EngineDead("the vLLM engine is dead") from error
         while read_effort(self._children).stopped:  # noqa: ASYNC110 - the state of other processes
             await asyncio.sleep(_STOPPED_POLL_SECONDS)
 
@@ -244,6 +246,14 @@ class VllmEngine:
         if self._core is None:
             raise EngineDead("the engine is not running")
         return self._core
+
+
+@contextmanager
+def _dead_is_an_error() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDead("the vLLM engine is dead") from error
 
 
 def _telling_cause(logging_config: LoggingConfig, scratch: Path) -> LoggingConfig:

@@ -1,6 +1,7 @@
 """The pod of a role: its command, its probes, its end, its place, and what it may touch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +126,9 @@ def _identity() -> list[Object]:
 
 
 def _environment(context: PodContext) -> list[Object]:
-    offline = {"HF_HUB_OFFLINE": "1"}  # the model is there: nobody needs to ask a hub for anything
-    return [*_places(), *_variables({**offline, **context.process.env})]
+    env = context.process.env
+    token = _hub_token(context) if env.get("HF_HUB_OFFLINE") == "0" else []
+    return [*_places(), *_variables(env), *token]
 
 
 def _places() -> list[Object]:
@@ -142,7 +144,7 @@ def _places() -> list[Object]:
     )
 
 
-def _variables(values: dict[str, str]) -> list[Object]:
+def _variables(values: Mapping[str, str]) -> list[Object]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmserve.config.schema.lora import EMBEDDINGS
 from llmserve.core.errors import InvalidRequest, ModelNotFound
 from llmserve.models.adapters.tensors import read_header
 from llmserve.models.directory import weight_files
@@ -14,7 +15,6 @@ _WEIGHT = ".weight"
 _PACKED = (".qweight", ".weight_packed")  # GPTQ, AWQ, compressed-tensors: sizes are not in the shape
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NUMBER = re.compile(r"\d+")
-_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "wpe", "embed_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class BaseWeights:
         """Returns the last words of the names of all linear modules in the layers, such as `q_proj`: what
         adapters may change unless `lora.target_modules` says otherwise."""
         words = {name.rpartition(".")[2] for name in self.sizes if _NUMBER.search(name)}
-        return tuple(sorted(words - set(_EMBEDDINGS)))
+        return tuple(sorted(words - EMBEDDINGS))
 
 
 def read_base_weights(model_dir: Path) -> BaseWeights:

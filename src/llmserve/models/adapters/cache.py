@@ -55,7 +55,7 @@ class AdapterOrigins:
     bucket: BucketAddress
 
     def place(self, source: AdapterSource) -> AdapterPlace:
-        """Errors: InvalidRequest when the source is not allowed; those of the place."""
+        """Errors: those of the place."""
         return place_of(source, self.bucket, self.allowed.real_roots(source))
 
 

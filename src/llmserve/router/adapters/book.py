@@ -7,7 +7,7 @@ loaded again moves to its new version at that moment. The old one is draining: w
 have it, and are told to let it go when none has had it for a while.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -162,15 +162,26 @@ class AdapterBook:
         """The registered workers of a model that run adapters."""
         return self._life.members(model)
 
+    @property
+    def leftovers(self) -> Set[AdapterDigest]:
+        """Versions that are gone, and of which KV managers may still have blocks."""
+        return self._life.table.leftovers
+
+    def dropped(self, digest: AdapterDigest) -> None:
+        """No KV manager has blocks of this version any more."""
+        self._life.table.leftovers.discard(digest)
+        self._life.version += 1
+
     # -- another router's term before this one
 
     def snapshot(self) -> str:
         """JSON for AdapterSnapshot; empty: there is nothing to save. The same text until that changes."""
-        if not self._life.table and not any(self._declared.values()):
+        if not self._life.table and not self.leftovers and not any(self._declared.values()):
             return ""
         if self._saved is None or self._saved[0] != self._life.version:
             declared = {model: tuple(wishes.values()) for model, wishes in self._declared.items()}
-            text = AdapterSnapshot(self._last_number, tuple(self), declared).to_json()
+            leftovers = sorted(self.leftovers)
+            text = AdapterSnapshot(self._last_number, tuple(self), declared, leftovers).to_json()
             self._saved = (self._life.version, text)
         return self._saved[1]
 
@@ -182,6 +193,7 @@ class AdapterBook:
         self._declared = {
             model: {wish.name: wish for wish in wishes} for model, wishes in snapshot.declared.items()
         }
+        self._life.table.leftovers.update(snapshot.leftovers)
         for registration in snapshot.registrations:
             if registration.state is AdapterState.FAILED:
                 registration.try_again()

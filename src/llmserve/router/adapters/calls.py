@@ -49,7 +49,8 @@ class AdapterCalls:
         with self._event_loop.deciding():
             registration = self._book.find(request.model, request.name)
             tier = decode_tier(request.tier, registration.wish.tier)
-            self._book.keep(registration, tier, pinned=request.pin)
+            pinned = request.pin if request.HasField("pin") else registration.wish.pinned
+            self._book.keep(registration, tier, pinned=pinned)
         if request.wait:
             await self._event_loop.adapter_watch.until(lambda: self._is_kept(registration))
             if registration.state is not AdapterState.READY:

@@ -63,7 +63,9 @@ class AdapterLifecycle:
         before = self._heard.get(member.spec.worker_id, member.reports)
         if before is not member.reports:
             self._heard[member.spec.worker_id] = member.reports
-            self._review_all(sorted({number for number, _ in before.items() ^ member.reports.items()}))
+            numbers = before.keys() | member.reports.keys()
+            changed = [one for one in sorted(numbers) if before.get(one) != member.reports.get(one)]
+            self._review_all(changed)
 
     def follow_members(self) -> None:
         """Workers may have come or gone."""

@@ -17,11 +17,12 @@ _VERSION = 1
 @dataclass(frozen=True, slots=True)
 class AdapterSnapshot:
     """last_number: of all registrations that ever were. declared: the manifest's adapters as applied last,
-    by model."""
+    by model. leftovers: versions that are gone, and of which KV managers may still have blocks."""
 
     last_number: int = 0
     registrations: Sequence[Registration] = ()
     declared: Mapping[str, Sequence[AdapterWish]] = field(default_factory=dict)
+    leftovers: Sequence[AdapterDigest] = ()
 
     def to_json(self) -> str:
         content = {
@@ -29,6 +30,7 @@ class AdapterSnapshot:
             "last_number": self.last_number,
             "registrations": [one.saved() for one in self.registrations],
             "declared": {model: [asdict(one) for one in wishes] for model, wishes in self.declared.items()},
+            "leftovers": list(self.leftovers),
         }
         return json.dumps(content, separators=(",", ":"), sort_keys=True)
 
@@ -45,6 +47,7 @@ class AdapterSnapshot:
                 int(content["last_number"]),
                 tuple(map(_registration, content["registrations"])),
                 {model: tuple(map(_wish, wishes)) for model, wishes in content["declared"].items()},
+                tuple(map(AdapterDigest, content["leftovers"])),
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"it is no snapshot of adapters: {error!r}") from error

@@ -10,7 +10,11 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class RegistrationTable:
+    """leftovers: versions that a registration had and none has now, until somebody takes them out. KV
+    managers may have blocks of them."""
+
     def __init__(self) -> None:
+        self.leftovers: set[AdapterDigest] = set()
         self._by_number: dict[int, Registration] = {}
         self._by_name: dict[tuple[str, str], dict[int, Registration]] = {}
         self._by_digest: dict[AdapterDigest, dict[int, Registration]] = {}
@@ -33,12 +37,15 @@ class RegistrationTable:
         """Called when its digest has become known."""
         if registration.digest:
             self._by_digest.setdefault(registration.digest, {})[registration.number] = registration
+            self.leftovers.discard(registration.digest)
 
     def remove(self, registration: Registration) -> None:
         del self._by_number[registration.number]
         _remove(self._by_name, registration.key, registration.number)
         if registration.digest:
             _remove(self._by_digest, registration.digest, registration.number)
+            if registration.digest not in self._by_digest:
+                self.leftovers.add(registration.digest)
 
     def get(self, number: int) -> Registration | None:
         return self._by_number.get(number)

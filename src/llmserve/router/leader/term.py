@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, TypeVar
 
 from llmserve.config.schema import Manifest
@@ -32,6 +33,8 @@ from llmserve.tracing.base import NO_TRACER, Tracer
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+_ALL_AGAIN_AFTER = 100  # times: the shared state may have come back without what it had
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class TermServices:
         """Ends the sessions, and the calls that wait. Apiservers keep what runs, and turn to the next
         leader."""
         self.event_loop.adapter_watch.close()
+        self.event_loop.leftovers.close()
         await self.sessions.aclose()
 
 
@@ -193,9 +197,11 @@ class LeaderTerm:
 
     async def _keep_saved(self, term: Term) -> None:
         saved: dict[StateKey, str] = {}
-        while True:
+        for times in count(1):
             await self._save_changes(term, saved)
             await asyncio.sleep(self._settings.terms.save_seconds)
+            if self._settings.terms.shared and times % _ALL_AGAIN_AFTER == 0:
+                saved.clear()
 
     async def _save_changes(self, term: Term, saved: dict[StateKey, str]) -> None:
         """saved: what has been saved already."""

@@ -124,7 +124,7 @@ def test_what_is_located_where() -> None:
     assert answer.loads[1] == LocatedBlock("a", "arena-a", (Slot(1, 7, 0, 0),))
     assert answer.loads[2] == LocatedBlock("b", "arena-b", (Slot(0, 7, 0, 0),))
     assert answer.stores == dict.fromkeys((3, 4), LocatedBlock("b", "arena-b", (Slot(0, 0, 9, 8),)))
-    assert answer.leases == [StoreLease("a", "lease-0"), StoreLease("b", "lease-2")]
+    assert answer.leases == [StoreLease("a", "arena-a", "lease-0"), StoreLease("b", "arena-b", "lease-2")]
     assert answer.usable_until == 7.0
 
 

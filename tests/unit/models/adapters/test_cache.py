@@ -99,12 +99,6 @@ def test_a_spoiled_adapter_leaves_nothing(
     assert [path for path in (tmp_path / "cache" / "adapters").iterdir() if path.is_dir()] == []
 
 
-def test_only_allowed_sources_are_fetched(adapter: Path, open_cache: OpenCache) -> None:
-    cache = open_cache(allowed_sources=["hub:org"])
-    with pytest.raises(InvalidRequest, match=r"neither in models\.adapters nor below"):
-        cache.fetch(source_of(adapter))
-
-
 def test_a_link_among_the_files_leads_nowhere_else(
     adapter: Path, base: Path, tmp_path: Path, open_cache: OpenCache
 ) -> None:

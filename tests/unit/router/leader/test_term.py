@@ -1,7 +1,9 @@
 """A router's terms: what it has from the manifest when the next one begins."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,9 +14,11 @@ from llmserve.config.schema import Manifest
 from llmserve.core.clock import LeaseClock, SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
+from llmserve.router.adapters.book import AdapterBook
+from llmserve.router.adapters.registration import AdapterWish
 from llmserve.router.kv_watch import KvWatch
-from llmserve.router.leader.election import LeaderStatus
-from llmserve.router.leader.state import MemoryState, Term
+from llmserve.router.leader.election import ALONE, LeaderStatus, TermTimes
+from llmserve.router.leader.state import MemoryState, StateKey, Term
 from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings
@@ -35,14 +39,15 @@ class _Granted:
 class _Router:
     """One of two: the file is changed by the other's reloads, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: MemoryState | None = None, times: TermTimes = ALONE) -> None:
         self.file = _manifest("info")
         index = PrefixIndex()
         metrics = RouterMetrics(CollectorRegistry())
+        self.state = state or MemoryState(LeaseClock())
         parts = TermParts(
-            RouterSettings.of(self.file),
+            replace(RouterSettings.of(self.file), terms=times),
             SystemClock(),
-            MemoryState(LeaseClock()),
+            self.state,
             metrics,
             index,
             KvWatch((), index),
@@ -53,6 +58,18 @@ class _Router:
         self._terms = 0
 
     async def _changed(self, leads: bool) -> None: ...
+
+    async def lead(self) -> AdapterBook:
+        """Begins a term that the state knows. Returns its adapters."""
+        self.leads = await self.state.campaign("r:1", 60.0)
+        assert isinstance(self.leads, Term)
+        await self._term.begin(self.leads)
+        return self._term.controller.adapters
+
+    async def resign(self) -> None:
+        await self.end()
+        assert isinstance(self.leads, Term)
+        await self.state.resign(self.leads)
 
     async def begin(self) -> str:
         """Returns the level that its workers are told in the new term."""
@@ -67,6 +84,57 @@ class _Router:
         changes = compare(self.file, self.file, manifest)
         self.file = manifest
         self._term.services.live.apply(manifest, changes)
+
+
+class TestAdapters:
+    """What a leader has decided about adapters is there in the next term."""
+
+    async def test_another_router_goes_on(self) -> None:
+        first = _Router()
+        number = (await first.lead()).load("b", AdapterWish("sql", "dir:/sql")).number
+        await first.resign()
+        second = _Router(first.state)
+        (registration,) = await second.lead()
+        assert (registration.number, registration.wish.name) == (number, "sql")
+        assert await second.state.load() is None, "a router that is alone schedules anew"
+        await second.end()
+
+    async def test_the_numbers_are_larger_in_each_term_though_nothing_was_saved(self) -> None:
+        numbers = []
+        for _ in range(2):
+            router = _Router()
+            numbers.append((await router.lead()).load("b", AdapterWish("sql", "dir:/sql")).number)
+            await asyncio.sleep(0.005)  # the numbers of terms are times
+        assert numbers[0] < numbers[1]
+
+    async def test_what_is_no_snapshot_is_said_and_left(self, caplog: pytest.LogCaptureFixture) -> None:
+        state = MemoryState(LeaseClock())
+        term = await state.campaign("r:0", 60.0)
+        assert isinstance(term, Term)
+        await state.save(term, "{", StateKey.ADAPTERS)
+        await state.resign(term)
+        router = _Router(state)
+        with caplog.at_level(logging.WARNING):
+            assert list(await router.lead()) == []
+        assert "what the last leader saved of its adapters is not used" in caplog.text
+        await router.end()
+
+    async def test_a_state_that_was_emptied_is_filled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("llmserve.router.leader.term._ALL_AGAIN_AFTER", 3)
+        state = _Forgetful(LeaseClock())
+        router = _Router(state, TermTimes(save_seconds=0.001))
+        (await router.lead()).load("b", AdapterWish("sql", "dir:/sql"))
+        for _ in range(2):
+            async with asyncio.timeout(2.0):
+                while await state.load(StateKey.ADAPTERS) is None:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.001)
+            state.forget()
+        await router.end()
+
+
+class _Forgetful(MemoryState):
+    def forget(self) -> None:
+        self._saved.clear()
 
 
 def _manifest(level: str) -> Manifest:

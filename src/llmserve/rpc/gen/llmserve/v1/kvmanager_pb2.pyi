@@ -183,17 +183,19 @@ class AttachStoreRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., part_shapes: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., place: _Optional[str] = ...) -> None: ...
 
 class AttachStoreResponse(_message.Message):
-    __slots__ = ("enabled", "arena", "lease_seconds")
+    __slots__ = ("enabled", "arena", "lease_seconds", "arena_id")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     ARENA_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ARENA_ID_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     arena: str
     lease_seconds: float
-    def __init__(self, enabled: _Optional[bool] = ..., arena: _Optional[str] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+    arena_id: str
+    def __init__(self, enabled: _Optional[bool] = ..., arena: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., arena_id: _Optional[str] = ...) -> None: ...
 
 class PreparePromptRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "tenant", "block_hashes", "have_blocks", "compute_seconds", "load", "store")
+    __slots__ = ("worker_id", "epoch", "tenant", "block_hashes", "have_blocks", "compute_seconds", "load", "store", "arena_id")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +204,7 @@ class PreparePromptRequest(_message.Message):
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    ARENA_ID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     tenant: str
@@ -210,7 +213,8 @@ class PreparePromptRequest(_message.Message):
     compute_seconds: float
     load: bool
     store: bool
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., tenant: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., have_blocks: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., load: _Optional[bool] = ..., store: _Optional[bool] = ...) -> None: ...
+    arena_id: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., tenant: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., have_blocks: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., load: _Optional[bool] = ..., store: _Optional[bool] = ..., arena_id: _Optional[str] = ...) -> None: ...
 
 class PreparePromptResponse(_message.Message):
     __slots__ = ("lease_id", "loads", "stores")
@@ -243,7 +247,7 @@ class StoreSlot(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., length_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class SettleStoreRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "commits", "aborts", "releases", "renewals", "corrupt")
+    __slots__ = ("worker_id", "epoch", "commits", "aborts", "releases", "renewals", "corrupt", "arena_id")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMITS_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +255,7 @@ class SettleStoreRequest(_message.Message):
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     RENEWALS_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    ARENA_ID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     commits: _containers.RepeatedCompositeFieldContainer[StoreFill]
@@ -258,7 +263,8 @@ class SettleStoreRequest(_message.Message):
     releases: _containers.RepeatedScalarFieldContainer[str]
     renewals: _containers.RepeatedScalarFieldContainer[str]
     corrupt: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., commits: _Optional[_Iterable[_Union[StoreFill, _Mapping]]] = ..., aborts: _Optional[_Iterable[bytes]] = ..., releases: _Optional[_Iterable[str]] = ..., renewals: _Optional[_Iterable[str]] = ..., corrupt: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    arena_id: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., commits: _Optional[_Iterable[_Union[StoreFill, _Mapping]]] = ..., aborts: _Optional[_Iterable[bytes]] = ..., releases: _Optional[_Iterable[str]] = ..., renewals: _Optional[_Iterable[str]] = ..., corrupt: _Optional[_Iterable[bytes]] = ..., arena_id: _Optional[str] = ...) -> None: ...
 
 class StoreFill(_message.Message):
     __slots__ = ("block_hash", "part", "generation", "checksum")

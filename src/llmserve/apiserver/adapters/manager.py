@@ -1,0 +1,95 @@
+"""Loads and unloads adapters for the clients of this apiserver, by the router that leads."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+
+from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
+from llmserve.core.adapters import AdapterTier, NamedAdapter
+from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
+from llmserve.rpc.adapter_calls import AdapterClient
+from llmserve.rpc.adapters import decode_named
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_HEAR_SECONDS = 5.0  # the router tells its apiservers at the moment in which it answers
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NAME_DIGITS = 8
+
+
+class AdapterManager:
+    """limit_seconds: returns the longest time that a request may take. Errors of all: those of AdapterClient;
+    Unavailable when the router does not tell this apiserver what it has answered."""
+
+    def __init__(
+        self, router: AdapterClient, names: AdapterNames, limit_seconds: Callable[[], float]
+    ) -> None:
+        self._router, self._names, self._limit_seconds = router, names, limit_seconds
+
+    async def load(
+        self, name: str, source: AdapterSource, *, pin: bool = False, tier: AdapterTier | None = None
+    ) -> router_pb2.AdapterStatus:
+        """Returns when requests to this apiserver may use it. The router refuses a source that is not
+        allowed."""
+        status = await self._router.load(name, str(source), self._limit_seconds(), pin=pin, tier=tier)
+        digest = status.adapter.digest
+        await self._hear(lambda: self._names.meaning(name) == digest, f"adapter {name} is ready")
+        return status
+
+    async def load_for_request(self, source: AdapterSource) -> NamedAdapter:
+        """Loads what a request names by its source. A source that cannot be used leaves no name behind."""
+        name = name_for(source)
+        try:
+            return decode_named((await self._router.load(name, str(source), self._limit_seconds())).adapter)
+        except (InvalidRequest, NotFound):
+            await self._forget(name)
+            raise
+
+    async def _forget(self, name: str) -> None:
+        try:
+            await self._router.unload(name, self._limit_seconds())
+        except NotFound:
+            return  # the router refused it at once, or another request has done this
+
+    async def unload(self, name: str, *, wait: bool = False) -> router_pb2.AdapterStatus:
+        """Returns when requests to this apiserver may not use it any more. wait: and no worker has it."""
+        status = await self._router.unload(name, self._limit_seconds(), wait=wait)
+        digest = status.adapter.digest
+        await self._hear(lambda: self._names.meaning(name) != digest, f"adapter {name} is unloaded")
+        return status
+
+    async def keep(
+        self, name: str, *, pin: bool | None = None, tier: AdapterTier | None = None, wait: bool = False
+    ) -> router_pb2.AdapterStatus:
+        return await self._router.keep(name, self._limit_seconds(), pin=pin, tier=tier, wait=wait)
+
+    async def list(self) -> list[router_pb2.AdapterStatus]:
+        return await self._router.list()
+
+    async def _hear(self, has_heard: Callable[[], bool], what: str) -> None:
+        try:
+            async with asyncio.timeout(_HEAR_SECONDS):
+                while not has_heard():
+                    await self._names.changed.wait()
+        except TimeoutError as error:
+            raise Unavailable(f"{what}, but the router has not told this apiserver") from error
+
+
+def read_source(text: str, field: str) -> AdapterSource:
+    """Reads a source as the manifest has it, or as vLLM's and SGLang's clients have it: an absolute path, or
+    an id of the hub. Errors: InvalidRequest about this field."""
+    if text.startswith("/"):
+        text = f"dir:{text}"
+    elif _HUB_ID.fullmatch(text):
+        text = f"hub:{text}"
+    try:
+        return parse_adapter_source(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{field}: {error.message}", field=field) from error
+
+
+def name_for(source: AdapterSource) -> str:
+    """Returns the name of an adapter that requests name by its source. It is always the same for a source."""
+    last = source.place.rpartition("/")[2]
+    return f"{last}-{hashlib.sha256(str(source).encode()).hexdigest()[:_NAME_DIGITS]}"

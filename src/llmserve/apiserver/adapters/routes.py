@@ -1,0 +1,136 @@
+"""The routes by which admins manage adapters: `/admin/v1/adapters`, and those of vLLM and SGLang."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmserve.apiserver.adapters.manager import AdapterManager, read_source
+from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.http.routes import require_admin
+from llmserve.core.adapters import AdapterTier
+from llmserve.core.errors import InvalidRequest
+from llmserve.rpc.adapter_calls import adapter_row
+
+_Text = Annotated[str, Field(min_length=1)]
+_Near = Literal["device", "dram", "disk"]
+ADAPTERS_PATH = "/admin/v1/adapters"
+
+
+class LoadBody(BaseModel):
+    """A load as vLLM (`load_inplace`) and SGLang (`pinned`) have it. What would change the answer and is not
+    available is refused."""
+
+    lora_name: _Text
+    lora_path: _Text
+    load_inplace: bool = False
+    pinned: bool = False
+    is_3d_lora_weight: Literal[False] = False
+    added_tokens_config: None = None
+
+
+class UnloadBody(BaseModel):
+    """An unload as vLLM and SGLang have it."""
+
+    lora_name: _Text
+
+
+class AdapterBody(BaseModel):
+    """prefetch: at least so near to every worker from the start."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: _Text
+    source: _Text
+    pin: bool = False
+    prefetch: _Near | None = None
+
+
+class PrefetchBody(BaseModel):
+    """tier: how near to every worker. wait: answer when it is there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tier: _Near = "dram"
+    wait: bool = True
+
+
+def add_adapters(app: FastAPI, manager: AdapterManager, names: AdapterNames) -> None:
+    router = APIRouter(dependencies=[Depends(require_admin)])
+    _add_known(router, manager, names)
+    _add_own(router, manager)
+    app.include_router(router)
+
+
+def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames) -> None:
+    @router.post("/v1/load_lora_adapter")
+    async def load_lora_adapter(body: LoadBody) -> PlainTextResponse:
+        """Loads an adapter, as vLLM does: 400 for a name that is loaded, unless `load_inplace` is set."""
+        await _load(manager, names, body)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @router.post("/v1/unload_lora_adapter")
+    async def unload_lora_adapter(body: UnloadBody) -> PlainTextResponse:
+        """Unloads an adapter, as vLLM does. What runs on it goes on."""
+        await manager.unload(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    @router.post("/load_lora_adapter")
+    async def load_as_sglang(body: LoadBody) -> JSONResponse:
+        """Loads an adapter, as SGLang does."""
+        await _load(manager, names, body)
+        return _sglang_s(names)
+
+    @router.post("/unload_lora_adapter")
+    async def unload_as_sglang(body: UnloadBody) -> JSONResponse:
+        """Unloads an adapter, as SGLang does. What runs on it goes on."""
+        await manager.unload(body.lora_name)
+        return _sglang_s(names)
+
+
+async def _load(manager: AdapterManager, names: AdapterNames, body: LoadBody) -> None:
+    if not body.load_inplace and names.meaning(body.lora_name) is not None:
+        text = f"lora_name: {body.lora_name} is loaded already; load_inplace loads it again"
+        raise InvalidRequest(text, field="lora_name")
+    await manager.load(body.lora_name, read_source(body.lora_path, "lora_path"), pin=body.pinned)
+
+
+def _sglang_s(names: AdapterNames) -> JSONResponse:
+    loaded = {name: request.lora_path for name, request in names.items()}
+    return JSONResponse({"success": True, "error_message": None, "loaded_adapters": loaded})
+
+
+def _add_own(router: APIRouter, manager: AdapterManager) -> None:
+    @router.get(ADAPTERS_PATH)
+    async def list_adapters() -> dict[str, Any]:
+        """All versions, with where each worker has them."""
+        return {"adapters": [adapter_row(status) for status in await manager.list()]}
+
+    @router.post(ADAPTERS_PATH)
+    async def load_adapter(body: AdapterBody) -> dict[str, Any]:
+        """Gives an adapter a name, and answers when requests may use it. A name that exists moves to it."""
+        tier = AdapterTier(body.prefetch) if body.prefetch else None
+        source = read_source(body.source, "source")
+        return adapter_row(await manager.load(body.name, source, pin=body.pin, tier=tier))
+
+    # Names may contain slashes, so these are looked at before the adapter itself.
+    @router.post(ADAPTERS_PATH + "/{name:path}/prefetch")
+    async def prefetch_adapter(name: str, body: PrefetchBody = PrefetchBody()) -> dict[str, Any]:  # noqa: B008
+        """Brings an adapter nearer to every worker."""
+        return adapter_row(await manager.keep(name, tier=AdapterTier(body.tier), wait=body.wait))
+
+    @router.post(ADAPTERS_PATH + "/{name:path}/pin")
+    async def pin_adapter(name: str) -> dict[str, Any]:
+        """Keeps an adapter in shared memory on every host, however long it is not used."""
+        return adapter_row(await manager.keep(name, pin=True, tier=AdapterTier.DRAM))
+
+    @router.delete(ADAPTERS_PATH + "/{name:path}/pin")
+    async def unpin_adapter(name: str) -> dict[str, Any]:
+        """Undoes pin."""
+        return adapter_row(await manager.keep(name, pin=False))
+
+    @router.delete(ADAPTERS_PATH + "/{name:path}")
+    async def unload_adapter(name: str, wait: bool = False) -> dict[str, Any]:
+        """Takes the name away. What runs on it goes on. wait: answer when no worker has it any more."""
+        return adapter_row(await manager.unload(name, wait=wait))

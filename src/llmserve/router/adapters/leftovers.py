@@ -1,0 +1,39 @@
+"""Has the KV managers drop what versions that are gone have left there."""
+
+from functools import partial
+
+from llmserve.core.ids import AdapterDigest
+from llmserve.router.adapters.book import AdapterBook
+from llmserve.router.kv_watch import KvWatch
+
+
+class AdapterLeftovers:
+    """`look` is called after each decision. A version that is loaded again before all have dropped it is
+    dropped no longer. What was not dropped when the term ends is the next leader's."""
+
+    def __init__(self, book: AdapterBook, kv_watch: KvWatch) -> None:
+        self._book, self._kv_watch = book, kv_watch
+        self._asked: set[AdapterDigest] = set()
+
+    def look(self) -> None:
+        if self._asked == self._book.leftovers:
+            return
+        for digest in self._book.leftovers - self._asked:
+            self._kv_watch.drop_adapter(digest, partial(self._dropped, digest))
+        self._keep(self._asked - self._book.leftovers)
+        self._asked = set(self._book.leftovers)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._keep(self._asked)
+        self._asked = set()
+
+    # -- parts
+
+    def _keep(self, digests: set[AdapterDigest]) -> None:
+        for digest in digests:
+            self._kv_watch.keep_adapter(digest)
+
+    def _dropped(self, digest: AdapterDigest) -> None:
+        self._asked.discard(digest)
+        self._book.dropped(digest)
