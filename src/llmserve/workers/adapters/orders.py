@@ -131,8 +131,10 @@ class AdapterOrders:
 
     async def _bring(self, order: AdapterOrder, used: AsyncExitStack) -> AdapterFiles:
         files = await used.enter_async_context(self._files.on_disk(order.source, order.digest))
-        if order.tier in (AdapterTier.DEVICE, AdapterTier.DRAM):
+        if order.tier is AdapterTier.DRAM:
             files = await used.enter_async_context(self._files.in_memory(files.digest))
+        elif order.tier is AdapterTier.DEVICE:
+            files = await used.enter_async_context(self._files.nearest(files))
         _log.info("adapter %s is here: %s in %s", order.source, files.digest, files.tier)
         return files
 

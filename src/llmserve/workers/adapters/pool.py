@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class PooledVersion:
     """A version that legs hold, or may hold while it is `served`. load_seconds: of its last load; 0: there
-    was none. error: why the last one failed; empty: it did not. fetching: one leg fetches for all."""
+    was none. error: why it could not be fetched or loaded last; empty: it could. fetching: one leg fetches
+    for all."""
 
     source: str
     load_seconds: float = 0.0
@@ -35,7 +36,7 @@ class AdapterPool:
     """`hold` for each leg. `serve` and `let_go` say which versions legs may hold. After `close` nothing
     begins; the owner of `tasks` ends what goes on.
 
-    on_change: is called when a version that no leg waits for was loaded, or could not be."""
+    on_change: is called when a version that no leg waits for was loaded, and when one could not be had."""
 
     def __init__(
         self,
@@ -130,6 +131,8 @@ class AdapterPool:
                     async with self._files.on_disk(version.source, digest):
                         pass
                 except LLMServeError as error:
+                    version.error = error.message
+                    self._on_change()
                     raise _refusal(digest, error) from error
 
     def _check_served(self, digest: AdapterDigest) -> PooledVersion:
@@ -208,8 +211,8 @@ class AdapterPool:
     async def _unload(self, digest: AdapterDigest) -> None:
         try:
             await self._engine.unload_adapter(digest)
-        except LLMServeError as error:  # the engine is gone, and its worker notices it elsewhere
-            _log.error("adapter not unloaded: %s: %s", digest, error.message)
+        except Exception:  # mostly of an engine that is gone, which its worker notices elsewhere
+            _log.exception("adapter not unloaded: %s", digest)
         if self._versions[digest].served:
             self._metrics.evictions_total.inc()
         _log.info("adapter unloaded: %s", digest)

@@ -141,6 +141,10 @@ async def test_files_that_cannot_be_fetched_again_take_no_slot(rig: Rig) -> None
         async with rig.pool.hold(A):
             pass
     assert rig.count("load_failures_total") == 0
+    assert rig.changes == 1
+    version = rig.pool.version(A)
+    assert version is not None
+    assert version.error == "the source has gone"
 
 
 async def test_files_that_vanish_unseen_are_noticed_by_the_load(rig: Rig) -> None:
@@ -224,6 +228,18 @@ async def test_served_versions_warm_free_slots_one_after_the_other(rig: Rig) -> 
     await asyncio.sleep(3)
     assert rig.engine.log == ["+a", "+b"]
     assert rig.changes == 2
+
+
+async def test_a_slot_is_free_even_if_unloading_failed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        rig.engine.loaded.discard(digest)
+        raise OSError("unheard of")
+
+    rig.serve("a", "b", "c")
+    monkeypatch.setattr(rig.engine, "unload_adapter", fail)
+    for digest in (A, B, C):
+        async with rig.pool.hold(digest):
+            pass
 
 
 # -- letting go
