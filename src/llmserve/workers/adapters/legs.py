@@ -60,7 +60,8 @@ class EngineLegs:
                 leg.added.set()
                 await leg.over.wait()
         except LLMServeError as error:
-            if self.open_legs.pop(request.request_id, None) is leg:
+            if self.open_legs.get(request.request_id) is leg:
+                del self.open_legs[request.request_id]
                 on_error(error)
         finally:
             leg.added.set()

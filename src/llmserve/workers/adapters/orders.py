@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # orders whose files are fetched; the others wait
 _LOOK_SECONDS = 10.0
+_NEAREST_FIRST = tuple(AdapterTier)
 
 
 @dataclass(eq=False, slots=True)
@@ -130,8 +131,10 @@ class AdapterOrders:
 
     async def _bring(self, order: AdapterOrder, used: AsyncExitStack) -> AdapterFiles:
         files = await used.enter_async_context(self._files.on_disk(order.source, order.digest))
-        if order.tier in (AdapterTier.DEVICE, AdapterTier.DRAM):
+        if order.tier is AdapterTier.DRAM:
             files = await used.enter_async_context(self._files.in_memory(files.digest))
+        elif order.tier is AdapterTier.DEVICE:
+            files = await used.enter_async_context(self._files.nearest(files))
         _log.info("adapter %s is here: %s in %s", order.source, files.digest, files.tier)
         return files
 
@@ -141,9 +144,9 @@ class AdapterOrders:
             kept.end_task()
             del self._kept[kept.order.number]
         orders = self._orders_of(digest)
-        near = [order for order in orders if order.tier is AdapterTier.DEVICE]
-        pinned = any(order.pinned for order in near)
-        self._pool.serve(digest, orders[0].source, near=bool(near), pinned=pinned)
+        nearest = min((order.tier for order in orders), key=_NEAREST_FIRST.index)
+        pinned = any(order.pinned and order.tier is nearest for order in orders)
+        self._pool.serve(digest, orders[0].source, nearest, pinned=pinned)
 
     def _orders_of(self, digest: AdapterDigest) -> list[AdapterOrder]:
         return [one.order for one in self._kept.values() if one.digest == digest and not one.leaving]

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class PooledVersion:
     """A version that legs hold, or may hold while it is `served`. load_seconds: of its last load; 0: there
-    was none. error: why the last one failed; empty: it did not. fetching: one leg fetches for all."""
+    was none. error: why it could not be fetched or loaded last; empty: it could. fetching: one leg fetches
+    for all."""
 
     source: str
     load_seconds: float = 0.0
@@ -35,7 +36,7 @@ class AdapterPool:
     """`hold` for each leg. `serve` and `let_go` say which versions legs may hold. After `close` nothing
     begins; the owner of `tasks` ends what goes on.
 
-    on_change: is called when a version that no leg waits for was loaded, or could not be."""
+    on_change: is called when a version that no leg waits for was loaded, and when one could not be had."""
 
     def __init__(
         self,
@@ -62,12 +63,15 @@ class AdapterPool:
 
     # -- which versions there are
 
-    def serve(self, digest: AdapterDigest, source: str, *, near: bool, pinned: bool) -> None:
-        """From now on legs may hold this version. near, pinned: as DeviceSlots.wish. source: where its files
-        come from if they are lost."""
+    def serve(self, digest: AdapterDigest, source: str, tier: AdapterTier, *, pinned: bool = False) -> None:
+        """From now on legs may hold this version. source: where its files come from if they are lost. tier:
+        SOURCE: nothing is loaded before a leg wants it; DEVICE: it gets a slot even if another version that
+        is idle loses its own, and, pinned, keeps it as long as it can; else it gets a slot that is free."""
         version = self._versions.setdefault(digest, PooledVersion(source))
         version.source, version.served = source, True
-        self._slots.wish(digest, near=near, pinned=pinned)
+        self._slots.restore(digest)
+        if tier is not AdapterTier.SOURCE:
+            self._slots.wish(digest, near=tier is AdapterTier.DEVICE, pinned=pinned)
         self._act()
 
     async def let_go(self, digest: AdapterDigest) -> None:
@@ -127,6 +131,8 @@ class AdapterPool:
                     async with self._files.on_disk(version.source, digest):
                         pass
                 except LLMServeError as error:
+                    version.error = error.message
+                    self._on_change()
                     raise _refusal(digest, error) from error
 
     def _check_served(self, digest: AdapterDigest) -> PooledVersion:
@@ -205,8 +211,8 @@ class AdapterPool:
     async def _unload(self, digest: AdapterDigest) -> None:
         try:
             await self._engine.unload_adapter(digest)
-        except LLMServeError as error:  # the engine is gone, and its worker notices it elsewhere
-            _log.error("adapter not unloaded: %s: %s", digest, error.message)
+        except Exception:  # mostly of an engine that is gone, which its worker notices elsewhere
+            _log.exception("adapter not unloaded: %s", digest)
         if self._versions[digest].served:
             self._metrics.evictions_total.inc()
         _log.info("adapter unloaded: %s", digest)

@@ -107,11 +107,15 @@ class DeviceSlots:
         if not self.has(digest):
             self._retired.discard(digest)
 
+    def restore(self, digest: AdapterDigest) -> None:
+        """Takes back `retire`, and what was wished."""
+        self._forget(digest)
+        self._retired.discard(digest)
+
     def wish(self, digest: AdapterDigest, *, near: bool, pinned: bool) -> None:
         """Asks for a version that no leg wants yet. It gets a slot that is free while no leg waits; near: or
         that of an idle version. It gets one once; near and pinned: again whenever it has lost it."""
-        self._forget(digest)
-        self._retired.discard(digest)
+        self.restore(digest)
         if near and pinned:
             self._pinned.add(digest)
         (self._near if near else self._warm)[digest] = None

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from llmserve.core.adapters import AdapterReport
+from llmserve.core.adapters import AdapterReport, AdapterTier
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.worker import AdapterMetrics
 from llmserve.workers.adapters.files import HostFiles
 from llmserve.workers.adapters.legs import EngineLegs
 from llmserve.workers.adapters.orders import AdapterOrders
-from llmserve.workers.adapters.pool import AdapterPool, PooledVersion
+from llmserve.workers.adapters.pool import AdapterPool
 from llmserve.workers.adapters.slots import DeviceSlots
 from tests.support.adapter_pool import FakeStore, InlineThreads, SlotEngine
 
@@ -48,9 +48,8 @@ class Rig:
         self.changes += 1
 
     def serve(self, *names: str) -> None:
-        """Legs may hold these versions. Unlike `pool.serve`, it warms no slot."""
         for name in names:
-            self.pool._versions[AdapterDigest(name)] = PooledVersion(f"dir:/{name}")
+            self.pool.serve(AdapterDigest(name), f"dir:/{name}", AdapterTier.SOURCE)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"worker_adapter_{name}", labels) or 0.0

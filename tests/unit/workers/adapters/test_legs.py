@@ -128,6 +128,20 @@ async def test_a_new_leg_of_the_same_name_is_another(rig: Rig, errors: list[LLMS
     assert len(outputs(rig, token("r", FinishReason.STOP))) == 1
 
 
+async def test_an_old_leg_of_the_same_name_ends_without_it(rig: Rig, errors: list[LLMServeError]) -> None:
+    rig.serve("a")
+    rig.engine.add_gate = asyncio.Event()
+    await rig.legs.add(request("bad", "a"), errors.append)
+    await asyncio.sleep(2)
+    abort = asyncio.create_task(rig.legs.abort([RequestId("bad")]))
+    await asyncio.sleep(0)
+    await rig.legs.add(request("bad", "unknown"), errors.append)
+    rig.engine.add_gate.set()
+    await abort
+    await asyncio.sleep(0.1)
+    assert [type(error) for error in errors] == [AdapterUnavailable]
+
+
 async def test_when_the_engine_is_lost_nothing_waits(rig: Rig, errors: list[LLMServeError]) -> None:
     rig.serve("a", "b")
     await rig.legs.add(request("r", "a"), errors.append)

@@ -79,6 +79,11 @@ async def test_it_stays_at_its_source_if_no_more_is_wanted(rig: Rig) -> None:
     reports = await obey(rig, order(1, digest="a", tier=SOURCE), seconds=0)
     await asyncio.sleep(0)
     assert rig.reports()[1] == AdapterReport(1, A)
+    await asyncio.sleep(5)
+    assert rig.store.fetched == []
+    async with rig.pool.hold(A):
+        pass
+    assert rig.store.fetched == [(A, DISK), (A, DRAM)]
     reports = await obey(rig, order(2, "b", tier=SOURCE))
     assert reports[2].digest == B, "to compute the digest means to fetch it"
 
@@ -99,9 +104,10 @@ async def test_what_fails_is_reported_and_tried_again_when_it_is_ordered_again(
 
 async def test_no_room_where_it_is_wanted_is_an_error(rig: Rig) -> None:
     rig.store.has_memory = False
-    reports = await obey(rig, order(1, tier=DRAM))
+    reports = await obey(rig, order(1, tier=DRAM), order(2, "b", tier=DEVICE), seconds=2)
     assert reports[1].error == "NotFound"
-    assert rig.store.held == set()
+    assert (reports[2].tier, reports[2].error) == (DEVICE, ""), "it has a slot for all that"
+    assert rig.store.held == {(B, DISK)}
 
 
 async def test_an_error_that_nobody_foresaw_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

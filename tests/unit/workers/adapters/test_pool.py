@@ -141,6 +141,10 @@ async def test_files_that_cannot_be_fetched_again_take_no_slot(rig: Rig) -> None
         async with rig.pool.hold(A):
             pass
     assert rig.count("load_failures_total") == 0
+    assert rig.changes == 1
+    version = rig.pool.version(A)
+    assert version is not None
+    assert version.error == "the source has gone"
 
 
 async def test_files_that_vanish_unseen_are_noticed_by_the_load(rig: Rig) -> None:
@@ -209,7 +213,7 @@ async def test_nobody_starves_behind_streams_of_loaded_versions(rig: Rig) -> Non
 
 async def test_the_wait_for_a_pinned_slot_ends_without_any_other_event(rig: Rig) -> None:
     rig.serve("b", "c")
-    rig.pool.serve(A, "dir:/a", near=True, pinned=True)
+    rig.pool.serve(A, "dir:/a", AdapterTier.DEVICE, pinned=True)
     await asyncio.sleep(1)
     async with rig.pool.hold(B), rig.pool.hold(C) as load:
         assert load.seconds == PATIENCE + 1
@@ -217,13 +221,25 @@ async def test_the_wait_for_a_pinned_slot_ends_without_any_other_event(rig: Rig)
 
 async def test_served_versions_warm_free_slots_one_after_the_other(rig: Rig) -> None:
     for name in "abc":
-        rig.pool.serve(AdapterDigest(name), f"dir:/{name}", near=False, pinned=False)
+        rig.pool.serve(AdapterDigest(name), f"dir:/{name}", DISK)
     await asyncio.sleep(1.5)
     assert rig.engine.log == ["+a"]
     assert rig.changes == 1
     await asyncio.sleep(3)
     assert rig.engine.log == ["+a", "+b"]
     assert rig.changes == 2
+
+
+async def test_a_slot_is_free_even_if_unloading_failed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        rig.engine.loaded.discard(digest)
+        raise OSError("unheard of")
+
+    rig.serve("a", "b", "c")
+    monkeypatch.setattr(rig.engine, "unload_adapter", fail)
+    for digest in (A, B, C):
+        async with rig.pool.hold(digest):
+            pass
 
 
 # -- letting go
@@ -272,7 +288,7 @@ async def test_one_that_is_served_again_stays(rig: Rig) -> None:
     going = asyncio.create_task(rig.pool.let_go(A))
     await asyncio.sleep(1)
     going.cancel()
-    rig.pool.serve(A, "dir:/a", near=False, pinned=False)
+    rig.serve("a")
     await leg.end()
     await asyncio.sleep(1)
     assert rig.engine.log == ["+a"]
