@@ -75,7 +75,6 @@ class AdapterSpec(ManifestSection):
     `adapter_config.json` and `adapter_model.safetensors` of PEFT."""
     revision: str | None = Field(default=None, min_length=1)
     """An adapter of the hub is loaded from this commit, tag or branch."""
-
     pin: bool = False
     """The adapter stays in shared memory, however long it is not used."""
     prefetch: bool = True
