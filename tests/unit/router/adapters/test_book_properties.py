@@ -192,7 +192,7 @@ class Play:
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 11)), max_size=50))
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=75, deadline=None, database=None)
 def test_what_always_holds(events: list[tuple[str, int]]) -> None:
     play = Play()
     for kind, number in events:
