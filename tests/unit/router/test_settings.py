@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from llmserve.config.schema import Manifest
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId
+from llmserve.router.adapters.registration import AdapterWish
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
-from llmserve.router.settings import RouterSettings
+from llmserve.router.settings import DeclaredAdapters, RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
@@ -60,6 +62,34 @@ def test_the_knobs_become_the_policy() -> None:
 def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
     settings = _settings()
     assert settings == RouterSettings(adapters=settings.adapters)
+
+
+def test_adapters_of_the_manifest_are_wishes() -> None:
+    adapters = [
+        {"name": "sql", "source": "dir:/a/"},
+        {"name": "chat", "source": "hub:o/n", "revision": "v2", "pin": True},
+        {"name": "code", "source": "s3://b/p", "prefetch": False},
+    ]
+    models = {"primary": {"source": "hub:a/b", "name": "m"}, "adapters": adapters}
+    settings = _settings(models=models, lora={"allowed_sources": ["dir:/a"]})
+    assert settings.adapters == (
+        "m",
+        (
+            AdapterWish("sql", "dir:/a", AdapterTier.DISK),
+            AdapterWish("chat", "hub:o/n@v2", AdapterTier.DRAM, pinned=True),
+            AdapterWish("code", "s3://b/p", AdapterTier.SOURCE),
+        ),
+    )
+    assert settings.allowed_sources == ("dir:/a",)
+
+
+def test_a_reload_brings_them_to_the_router() -> None:
+    controller = Controller(RouterSettings(), VirtualClock(), random.Random(1))
+    wishes = (AdapterWish("sql", "dir:/a"),)
+    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", wishes)))
+    assert [one.wish for one in controller.adapters] == list(wishes)
+    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", ())))
+    assert list(controller.adapters) == []
 
 
 def test_routing_and_disaggregation_reach_the_router() -> None:
