@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from llmserve.core.adapters import BASE_MODEL, LoraShape
 from llmserve.core.blocks import chain_hashes
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import FinishReason, WorkerRole
 from tests.conformance.conftest import VllmKit
@@ -142,7 +142,7 @@ async def test_rows_of_the_base_and_of_adapters_do_not_mix_in_a_batch(
         assert got[3:6] == [[files.markers[one]] * 8] * 3
         assert got[6:9] == [[files.markers[other]] * 8] * 3
         await engine.engine.unload_adapter(other)
-        with pytest.raises(InvalidRequest, match="not loaded"):
+        with pytest.raises(AdapterUnavailable, match="not loaded"):
             await engine.add(prompts[0], adapter=other)
         assert await _answer(engine, prompts[0], BASE_MODEL) == alone[0], "beside an adapter that is gone"
 
@@ -199,7 +199,7 @@ async def test_an_adapter_that_cannot_be_loaded_costs_nothing_else(
     await engine.load_adapter(one, files[one])
     with pytest.raises(InvalidRequest, match="cannot be loaded"):
         await engine.load_adapter(digest, tmp_path / digest)
-    with pytest.raises(InvalidRequest, match="not loaded"):
+    with pytest.raises(AdapterUnavailable, match="not loaded"):
         await pair.decode.add(prompts[0], adapter=digest)
     await engine.load_adapter(two, files[two])  # the slot is free
     for marker in (one, two):

@@ -15,6 +15,7 @@ _BASE: dict[str, Any] = {"kind": "LLMServe", "models": {"primary": {"source": "h
 _VALUES: dict[str, tuple[Any, Any]] = {
     "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
     "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
+    "models.adapters": ([], [{"name": "sql", "source": "hub:org/sql"}]),
     "kv_cache.prefetch_on_prefix": (False, True),
     "scheduling.routing": ("kv_aware", "round_robin"),
     "scheduling.disaggregate": ("auto", "always"),
@@ -38,7 +39,7 @@ def _manifest(knob: ManifestKey, value: Any) -> Manifest:
     data: Any = value
     for part in reversed(knob.path):
         data = {part: data}
-    return Manifest.model_validate(_BASE | data)
+    return Manifest.model_validate(_BASE | {name: _BASE.get(name, {}) | keys for name, keys in data.items()})
 
 
 def _router(manifest: Manifest) -> object:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llmserve.cli import (
+    adapters,
     apply,
     bench,
     doctor,
@@ -35,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     reload.COMMAND,
     explain.COMMAND,
     kv.COMMAND,
+    adapters.COMMAND,
     apply.COMMAND,
     bench.COMMAND,
     doctor.COMMAND,
@@ -56,6 +58,7 @@ the cluster:
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
+  llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin
   llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve simulate --rate 20         how a load would be served, in virtual time

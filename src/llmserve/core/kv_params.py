@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from llmserve.core.errors import TransferError
-from llmserve.core.ids import LeaseId, TransferId, WorkerId
+from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.errors import AdapterUnavailable, TransferError
+from llmserve.core.ids import AdapterDigest, LeaseId, TransferId, WorkerId
 from llmserve.core.request import KvPeer
 
 MOST_RANKS, MOST_BLOCKS, MOST_GROUPS = 1024, 1 << 20, 64
@@ -106,7 +107,8 @@ class BlockTable:
 class PullParams:
     """What a decode engine needs to fetch the KV of a finished prefill. endpoints: host:port of the side
     channel of each tensor-parallel rank, in rank order. blocks: the owner's; the last one of a group may be
-    partly filled. Errors: TransferError naming the field."""
+    partly filled. adapter: digest of the version that computed them; empty: the base model. Errors:
+    TransferError naming the field."""
 
     worker_id: WorkerName
     epoch: Whole
@@ -116,6 +118,7 @@ class PullParams:
     num_tokens: Positive
     block_size_tokens: Positive
     lease_seconds: Annotated[float, Meta(gt=0, lt=1e9)]
+    adapter: Text = BASE_MODEL
 
     def __post_init__(self) -> None:
         _check_endpoints(self.endpoints)
@@ -186,13 +189,29 @@ def transfer_of(params: Mapping[str, Any]) -> TransferId:
     return _parsed(params.get("push"), _PrefillPush, "push").transfer_id
 
 
-def check_params(params: Mapping[str, Any] | None, prompt_tokens: int) -> None:
-    """Before an engine takes the request. Errors: TransferError naming the field."""
+def for_adapter(params: Mapping[str, Any] | None, adapter: AdapterDigest) -> Mapping[str, Any] | None:
+    """Returns parameters of either leg, which were checked, with the adapter in the name of a push: its legs
+    meet only if they have the same one."""
+    if not params or not adapter or not is_pushed(params):
+        return params
+    return {**params, "push": {**params["push"], "transfer_id": f"{params['push']['transfer_id']}.{adapter}"}}
+
+
+def check_params(
+    params: Mapping[str, Any] | None, prompt_tokens: int, adapter: AdapterDigest = BASE_MODEL
+) -> None:
+    """Before an engine takes the request. Errors: TransferError naming the field; AdapterUnavailable when
+    the KV to fetch is not that of the request's adapter."""
     if not params:
         return
     if params.get("do_remote_prefill"):
         if not is_pushed(params):
-            PullParams.from_params(params)
+            computed_by = PullParams.from_params(params).adapter
+            if computed_by != adapter:
+                raise AdapterUnavailable(
+                    f"the request's adapter is {adapter or 'none'}, and its KV was computed with "
+                    f"{computed_by or 'none'}"
+                )
         elif PushParams.from_params(params).num_tokens != prompt_tokens:
             raise TransferError(f"kv_transfer_params: num_tokens: the prompt has {prompt_tokens}")
     elif params.get("do_remote_decode") and is_pushed(params):

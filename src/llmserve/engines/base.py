@@ -41,7 +41,8 @@ class Engine(Protocol):
 
     async def add(self, request: EngineRequest) -> None:
         """Hands over one request; its outputs come from next_outputs. Its adapter is loaded, and stays until
-        the request has ended. Errors: InvalidRequest (nothing was started), EngineDead."""
+        the request has ended. Errors: InvalidRequest; AdapterUnavailable, also when the KV that it is to
+        fetch is that of another version; EngineDead. Nothing was started."""
 
     async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
         """Reads an adapter from its directory into a device slot. Returns when requests may name it. The

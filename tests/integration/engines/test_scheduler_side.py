@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.ids import WorkerId
@@ -21,6 +22,7 @@ class FakeRequest:
     num_tokens: int
     kv_transfer_params: dict[str, Any] | None = None
     status: RequestStatus = RequestStatus.RUNNING
+    lora_request: Any = None
     num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,14 @@ def test_a_prefill_at_its_limit_leases_exactly_the_blocks_of_its_prompt(side: Sc
     assert (pull_params.blocks.block_ids, pull_params.num_tokens, pull_params.epoch) == ((4, 9, 2), 33, 7)
     (grant,) = orders_of(side).grants
     assert (grant.request_id, grant.lease_id, grant.block_ids) == ("p", pull_params.lease_id, (4, 9, 2))
+
+
+@pytest.mark.parametrize("adapter", ["", "a" * 64])
+def test_a_lease_says_which_adapter_computed_its_blocks(side: SchedulerSide, adapter: str) -> None:
+    request = _finished(16, RequestStatus.FINISHED_LENGTH_CAPPED, do_remote_decode=True)
+    request.lora_request = LoRARequest(adapter, 1, "/x") if adapter else None
+    _, params = side.request_finished(request, [[1]])
+    assert PullParams.from_params(params or {}).adapter == adapter
 
 
 @pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ABORTED])

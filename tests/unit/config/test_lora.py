@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from llmserve.config.load import parse_manifest
 from llmserve.config.lora import lora_of
 from llmserve.config.plan import plan_local
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import AdapterSpec, Deployment, Lora, Manifest, Models, ModelSpec
 from llmserve.config.schema.section import path_text
+from llmserve.core.errors import ManifestError
 
 ADAPTERS = (AdapterSpec(name="red", source="dir:/adapters/red"),)
 MODELS = Models(primary=ModelSpec(source="org/model"))
@@ -80,6 +82,30 @@ def test_right_adapters_are_accepted() -> None:
 def test_names_are_unique_and_revisions_are_of_the_hub(adapters: tuple[AdapterSpec, ...], said: str) -> None:
     (message,) = refused(*adapters)
     assert message.startswith(said)
+
+
+def test_what_is_wrong_is_found_at_its_line() -> None:
+    text = """\
+kind: LLMServe
+models:
+  primary: {source: hub:org/model}
+  adapters:
+    - {name: model, source: hub:org/a}
+    - {name: sql, source: /adapters/sql}
+lora:
+  slots: 0
+"""
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(text, "m.yaml")
+    source, slots = caught.value.message.splitlines()
+    assert source.startswith(
+        "m.yaml:6: models.adapters[1].source: adapter source '/adapters/sql': an adapter"
+    )
+    assert slots == "m.yaml:8: lora.slots: must be at least 1, got 0"
+    right = text.replace("/adapters/sql", "dir:/adapters/sql").replace("slots: 0", "slots: 1")
+    with pytest.raises(ManifestError, match=r"m\.yaml:5: models\.adapters\[0\]\.name: 'model' is the name"):
+        parse_manifest(right, "m.yaml")
+    assert parse_manifest(right.replace("name: model", "name: a"), "m.yaml").models.adapters[0].name == "a"
 
 
 @pytest.mark.parametrize("source", ["/adapters/a", "hub:name", "package:a/b", "s3:bucket", "dir:here"])

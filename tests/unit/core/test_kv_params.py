@@ -1,13 +1,24 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from llmserve.core.errors import TransferError
-from llmserve.core.ids import LeaseId, WorkerId
-from llmserve.core.kv_params import BlockTable, PullParams, split_endpoint
+from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.errors import AdapterUnavailable, TransferError
+from llmserve.core.ids import AdapterDigest, LeaseId, TransferId, WorkerId
+from llmserve.core.kv_params import (
+    BlockTable,
+    PullParams,
+    PushParams,
+    check_params,
+    for_adapter,
+    prefill_params,
+    split_endpoint,
+    transfer_of,
+)
 
 PULL_PARAMS = PullParams(
     worker_id=WorkerId("prefill-0"),
@@ -19,6 +30,7 @@ PULL_PARAMS = PullParams(
     block_size_tokens=128,
     lease_seconds=30.0,
 )
+PUSH_PARAMS = PushParams(TransferId("t"), WorkerId("prefill-0"), 3, ("127.0.0.1:4000",), 300, continues=True)
 
 
 def test_a_ticket_survives_json() -> None:
@@ -74,7 +86,7 @@ def test_garbage_is_refused_by_name(name: str, value: Any) -> None:
         PullParams.from_params(params)
 
 
-@pytest.mark.parametrize("name", PULL_PARAMS.to_params())
+@pytest.mark.parametrize("name", sorted(PULL_PARAMS.to_params().keys() - {"adapter"}))
 def test_a_missing_field_is_refused_by_name(name: str) -> None:
     params = PULL_PARAMS.to_params()
     del params[name]
@@ -95,6 +107,39 @@ def test_any_value_is_a_ticket_or_a_transfer_error(name: str, value: Any) -> Non
     except TransferError:
         return
     assert PullParams.from_params(pull_params.to_params()) == pull_params
+
+
+RED, BLUE = AdapterDigest("a" * 64), AdapterDigest("b" * 64)
+
+
+def test_kv_of_another_adapter_is_refused_and_may_be_tried_again() -> None:
+    for adapter in (BASE_MODEL, RED, BLUE):
+        params = replace(PULL_PARAMS, adapter=adapter).to_params()
+        check_params(params, 300, adapter)
+        for other in {BASE_MODEL, RED, BLUE} - {adapter}:
+            with pytest.raises(
+                AdapterUnavailable, match=f"adapter is {other or 'none'}, .* {adapter or 'none'}"
+            ):
+                check_params(params, 300, other)
+
+
+def test_the_legs_of_a_push_meet_only_with_the_same_adapter() -> None:
+    prefill, decode = prefill_params(PUSH_PARAMS.transfer_id), PUSH_PARAMS.to_params()
+    assert (for_adapter(prefill, BASE_MODEL), for_adapter(decode, BASE_MODEL)) == (prefill, decode)
+    names: set[str] = {PUSH_PARAMS.transfer_id}
+    for adapter in (RED, BLUE):
+        first, second = for_adapter(prefill, adapter), for_adapter(decode, adapter)
+        assert first is not None
+        assert second is not None
+        check_params(second, PUSH_PARAMS.num_tokens, adapter)
+        assert transfer_of(first) == PushParams.from_params(second).transfer_id
+        names.add(transfer_of(first))
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("params", [None, {}, PULL_PARAMS.to_params(), {"do_remote_decode": True}])
+def test_what_is_not_pushed_keeps_its_parameters(params: Any) -> None:
+    assert for_adapter(params, RED) == params
 
 
 def test_endpoints_are_split() -> None:

@@ -4,7 +4,7 @@ Sections are passed to whoever needs them, never the whole tree. load.py reads a
 docs/configuration.md is generated from these classes.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConf
 from llmserve.config.schema.lora import Lora
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
-from llmserve.config.schema.section import ManifestSection, Planned
+from llmserve.config.schema.section import ManifestSection
 from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 
@@ -57,7 +57,7 @@ class Manifest(ManifestSection):
     """What the file describes; always `LLMServe`."""
     metadata: Metadata = Metadata()
     models: Models
-    lora: Annotated[Lora | None, Planned("adapter serving")] = None
+    lora: Lora | None = None
     deployment: Deployment = Deployment()
     engine: EngineConfig = EngineConfig()
     kv_cache: KvCacheConfig = KvCacheConfig()

@@ -21,7 +21,8 @@ class Lora(ManifestSection):
     """Adapters of a larger rank are refused. Slots take memory for this rank."""
     target_modules: tuple[str, ...] | None = Field(default=None, strict=False, min_length=1)
     """Adapters may change these linear modules of the model's layers, such as `q_proj`, and no others.
-    Without it, they may change all of them. Embeddings and `lm_head` cannot be among them."""
+    Without it, they may change all of them. Embeddings, `lm_head` and the experts of a mixture cannot be
+    changed."""
     dram_gb: GiB = Field(default=1.0, ge=0)
     """The workers of a host keep the files of adapters in this much shared memory."""
     disk_gb: GiB = Field(default=20.0, gt=0)

@@ -75,7 +75,6 @@ class AdapterSpec(ManifestSection):
     `adapter_config.json` and `adapter_model.safetensors` of PEFT."""
     revision: str | None = Field(default=None, min_length=1)
     """An adapter of the hub is loaded from this commit, tag or branch."""
-
     pin: bool = False
     """The adapter stays in shared memory, however long it is not used."""
     prefetch: bool = True
@@ -96,7 +95,5 @@ class Models(ManifestSection):
     """The model that answers."""
     draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
     """A small model that proposes tokens, which the primary model verifies."""
-    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving"), Live(("router",))] = Field(
-        default=(), strict=False
-    )
+    adapters: Annotated[tuple[AdapterSpec, ...], Live(("router",))] = Field(default=(), strict=False)
     """LoRA adapters, each of which is served under its own model name."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams, is_pushed
@@ -144,4 +145,5 @@ class SchedulerSide:
             num_tokens=tokens,
             block_size_tokens=self._block_size,
             lease_seconds=self._lease_seconds,
+            adapter=request.lora_request.name if request.lora_request else BASE_MODEL,
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmserve.core.adapters import BASE_MODEL
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.engines.sim.step import StepTimer
 
@@ -19,9 +19,9 @@ class SimAdapters:
         self._loaded = {BASE_MODEL}
 
     def check(self, digest: AdapterDigest) -> None:
-        """Errors: InvalidRequest for an adapter that is not loaded."""
+        """Errors: AdapterUnavailable for one that is not loaded."""
         if digest not in self._loaded:
-            raise InvalidRequest(f"adapter {digest} is not loaded")
+            raise AdapterUnavailable(f"adapter {digest} is not loaded")
 
     async def load(self, digest: AdapterDigest, path: Path) -> None:
         """Errors: InvalidRequest; nothing has changed."""

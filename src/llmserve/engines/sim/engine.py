@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import AdapterDigest, RequestId
-from llmserve.core.kv_params import PullParams, PushParams, check_params, is_pushed
+from llmserve.core.kv_params import PullParams, PushParams, check_params, for_adapter, is_pushed
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 from llmserve.core.tasks import TaskOwner
@@ -105,6 +105,7 @@ class SimEngine:
         self._adapters.check(request.adapter)
         if self._scheduler.has(request.request_id) or self._handing.holds(request.request_id):
             raise InvalidRequest(f"request id {request.request_id} is in use")
+        request = self._checked(request)
         ticket = self._ticket(request)
         sequence = SimSequence(
             request, ticket, self._limits.block_size_tokens, self._spec.engine.sim.vocab_size
@@ -115,12 +116,16 @@ class SimEngine:
         self._scheduler.add(sequence)
         self._work.set()
 
-    def _ticket(self, request: EngineRequest) -> KvSource | None:
-        params = request.kv_transfer_params
+    def _checked(self, request: EngineRequest) -> EngineRequest:
+        params, adapter = request.kv_transfer_params, request.adapter
         try:
-            check_params(params, len(request.prompt_token_ids))
+            check_params(params, len(request.prompt_token_ids), adapter)
         except TransferError as error:
             raise InvalidRequest(error.message) from error
+        return replace(request, kv_transfer_params=for_adapter(params, adapter))
+
+    def _ticket(self, request: EngineRequest) -> KvSource | None:
+        params = request.kv_transfer_params
         if not params or not params.get("do_remote_prefill"):
             return None
         return PushParams.from_params(params) if is_pushed(params) else PullParams.from_params(params)

@@ -78,6 +78,7 @@ class KvHandover:
             num_tokens=sequence.prompt_tokens,
             block_size_tokens=sequence.block_size,
             lease_seconds=self._spec.transfer.lease_seconds,
+            adapter=sequence.adapter,
         )
 
     def free_ended(self) -> int:

@@ -14,7 +14,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.core.adapters import engine_path
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.engines.connector.forgetting import FORGET
 
@@ -29,12 +29,12 @@ class VllmAdapters:
         self._turn = asyncio.Lock()
 
     def named_by(self, digest: AdapterDigest) -> LoRARequest | None:
-        """Returns what a request for the adapter carries; None for the base model. Errors: InvalidRequest
-        when it is not loaded."""
+        """Returns what a request for the adapter carries; None for the base model. Errors:
+        AdapterUnavailable when it is not loaded."""
         if not digest:
             return None
         if digest not in self._numbers:
-            raise InvalidRequest(f"adapter {digest} is not loaded")
+            raise AdapterUnavailable(f"adapter {digest} is not loaded")
         return LoRARequest(digest, self._numbers[digest], engine_path(digest))
 
     async def load(self, core: AsyncMPClient, digest: AdapterDigest, path: Path) -> None:

@@ -14,6 +14,7 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import for_adapter
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, Logprobs, PrefillStats
 
@@ -52,7 +53,7 @@ def _sampling_params(request: EngineRequest) -> SamplingParams:
 def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
     """The tenant lets a request into the KV store (engines/store), where the adapter marks its blocks.
     Without a namespace it stays out: its blocks would be found by whatever model comes next."""
-    params = dict(request.kv_transfer_params or {})
+    params = dict(for_adapter(request.kv_transfer_params, request.adapter) or {})
     if request.cache_salt and request.tenant:
         params["tenant"] = request.tenant
         if request.adapter:

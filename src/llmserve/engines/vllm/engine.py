@@ -143,7 +143,7 @@ class VllmEngine:
                 "with at least one for the output"
             )
         try:
-            check_params(request.kv_transfer_params, len(request.prompt_token_ids))
+            check_params(request.kv_transfer_params, len(request.prompt_token_ids), request.adapter)
         except TransferError as error:
             raise InvalidRequest(error.message) from error
 

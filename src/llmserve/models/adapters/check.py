@@ -133,6 +133,10 @@ class _Module:
             self._check_sizes(sizes)
 
     def _check_target(self, targets: tuple[str, ...]) -> None:
+        if "experts" in self.name.split("."):  # engines would leave them out, and say nothing
+            raise InvalidRequest(
+                f"{self.file}: tensor '{self.halves['A'].tensor.name}': adapters of experts are not served"
+            )
         word = self.name.rpartition(".")[2]
         if targets and word not in targets and self.name not in targets:
             raise InvalidRequest(

@@ -35,7 +35,7 @@ class AdapterLifecycle:
         self.table, self.orders = RegistrationTable(), OrderBoard()
         self.changes = self.version = self.fetch_failures = 0
         self._members: dict[str, list[ClusterMember]] = {}
-        self._members_version = -1  # of the membership that `_members` shows
+        self._members_version: int | None = None  # of the membership that `_members` shows
         self._heard: dict[WorkerId, Mapping[int, AdapterReport]] = {}  # the reports that were reviewed last
         self._missing: dict[WorkerId, dict[int, str]] = {}  # ready ones, and why the worker has not got them
         self._due: dict[int, float] = {}
@@ -150,7 +150,7 @@ class AdapterLifecycle:
             registration.resolver = self._resolver(registration, members)
         if registration.digest and members and all(map(registration.confirmed_by, members)):
             self._become_ready(registration)
-        elif members and (registration.digest or registration.resolver):
+        elif members:
             registration.state = AdapterState.FETCHING
 
     def _resolver(self, registration: Registration, members: Sequence[ClusterMember]) -> WorkerId | None:

@@ -9,7 +9,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.core.adapters import BASE_MODEL, engine_path
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.engines.vllm.adapters import VllmAdapters
 
@@ -44,7 +44,7 @@ def core() -> Any:
 async def test_it_is_loaded_from_its_files_and_named_by_the_path_that_is_hashed(core: Any) -> None:
     adapters = VllmAdapters(2)
     assert adapters.named_by(BASE_MODEL) is None
-    with pytest.raises(InvalidRequest, match="not loaded"):
+    with pytest.raises(AdapterUnavailable, match="not loaded"):
         adapters.named_by(RED)
     await adapters.load(core, RED, Path("/cache/red"))
     named = adapters.named_by(RED)

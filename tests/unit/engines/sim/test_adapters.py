@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.adapters import BASE_MODEL
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.engines.sim.engine import SimEngine
@@ -29,7 +29,7 @@ async def test_loading_takes_its_time_and_requests_are_refused_until_then(
     engine = await start_engine(slots=1, adapter_load_seconds=2.0)
     loading = asyncio.create_task(engine.load_adapter(RED, tmp_path))
     await asyncio.sleep(0)
-    with pytest.raises(InvalidRequest, match="not loaded"):
+    with pytest.raises(AdapterUnavailable, match="not loaded"):
         await engine.add(replace(request_of("a", PROMPT), adapter=RED))
     await loading
     assert pace.now() == pytest.approx(2.0)
@@ -80,3 +80,31 @@ async def test_each_has_its_own_tokens_and_cache_until_it_is_forgotten(
     await engine.load_adapter(RED, tmp_path)
     assert [(await run(f"{digest}-3", digest))[1] for digest in (BASE_MODEL, RED, BLUE)] == [32, 0, 32]
     assert len(removed) == 2, "two blocks of the prompt"
+
+
+@pytest.mark.parametrize("decode_adapter", [BASE_MODEL, RED, BLUE])
+async def test_kv_is_handed_over_within_a_version_only(
+    start_engine: Start,
+    request_of: RequestOf,
+    until_done: UntilDone,
+    tmp_path: Path,
+    decode_adapter: AdapterDigest,
+) -> None:
+    prefill, decode = await start_engine("p", slots=2), await start_engine("d", slots=2)
+    for engine in (prefill, decode):
+        for digest in (RED, BLUE):
+            await engine.load_adapter(digest, tmp_path)
+    await prefill.add(replace(request_of("alone", PROMPT, 5), adapter=RED))
+    alone = [token for output in (await until_done(prefill, "alone"))["alone"] for token in output.token_ids]
+    await prefill.add(replace(request_of("a", PROMPT, 1, {"do_remote_decode": True}), adapter=RED))
+    (first,) = (await until_done(prefill, "a"))["a"]
+    second = replace(request_of("a", PROMPT, 5, dict(first.kv_transfer_params or {})), adapter=decode_adapter)
+    if decode_adapter != RED:
+        with pytest.raises(AdapterUnavailable, match="its KV was computed with"):
+            await decode.add(second)
+        return
+    await decode.add(second)
+    outputs = (await until_done(decode, "a"))["a"]
+    assert [token for output in outputs for token in output.token_ids] == alone
+    assert outputs[0].prefill_stats is not None
+    assert outputs[0].prefill_stats.external_cached_tokens == len(PROMPT)

@@ -7,7 +7,6 @@ import pytest
 
 from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.config.schema import Manifest
-from llmserve.config.schema.lora import Lora
 from llmserve.core.adapters import LoraShape
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from tests.support.adapters import random_adapter, tiny_base
@@ -40,8 +39,8 @@ def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
     def make(**lora: object) -> AdapterCache:
         settings = {"allowed_sources": [f"dir:{tmp_path}/adapters"], **lora}
-        plain = {"kind": "LLMServe", "models": {"primary": {"source": "hub:o/n"}}}
-        manifest = Manifest.model_validate(plain).model_copy(update={"lora": Lora.model_validate(settings)})
+        models = {"primary": {"source": "hub:o/n"}}
+        manifest = Manifest.model_validate({"kind": "LLMServe", "models": models, "lora": settings})
         opened.append(open_adapter_cache(manifest, SHAPE, base, tmp_path / "cache"))
         return opened[-1]
 

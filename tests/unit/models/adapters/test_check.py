@@ -111,6 +111,13 @@ def _forbidden_module(tensors: Tensors) -> None:
         tensors[f"base_model.model.lm_head.lora_{side}.weight"] = tensors.pop(f"{STEM}.lora_{side}.weight")
 
 
+def _expert(tensors: Tensors) -> None:
+    for side in "AB":
+        tensors[f"{STEM.replace('.up', '.experts.0.up')}.lora_{side}.weight"] = tensors.pop(
+            f"{STEM}.lora_{side}.weight"
+        )
+
+
 def _stranger(tensors: Tensors) -> None:
     tensors["base_model.model.classifier.weight"] = np.zeros((2, 2), np.float32)
 
@@ -136,6 +143,7 @@ def _wrong_outputs(tensors: Tensors) -> None:
     [
         (_other_type, f"tensor '{STEM}.lora_A.weight' is of type F64; known are F32, F16, BF16"),
         (_unknown_module, "the base model has no module 'model.layers.9.mlp.up_proj'"),
+        (_expert, "experts.0.up_proj.lora_A.weight': adapters of experts are not served"),
         (_forbidden_module, "adapters may not change 'lm_head' (lora.target_modules: down_proj, gate_proj"),
         (_stranger, "'base_model.model.classifier.weight' is neither A nor B"),
         (_three_sizes, "has shape [8, 16, 1], not two sizes"),

@@ -489,6 +489,49 @@ class TestUnload:
         assert registration.state is GONE
 
 
+class TestTime:
+    """What the router has to wake for, and no more."""
+
+    def test_nothing_is_due_for_what_is_fetched_or_ready(self, world: World) -> None:
+        world.start("decode-0", fetches=False)
+        world.load("sql", "one")
+        world.round()
+        assert world.book.next_due() is None
+        world.workers["decode-0"].fetches = True
+        world.loaded("chat", "two")
+        assert world.book.next_due() is None
+
+    def test_a_pause_that_waits_for_a_report_is_not_due(self, world: World) -> None:
+        world.start("decode-0")
+        world.load("sql", "one")
+        world.sources.away.add("dir:/sql")
+        world.heartbeat("decode-0")
+        world.heartbeat("decode-0")
+        assert world.book.next_due() == world.clock.now() + 1.0
+        world.clock.advance(1.0)
+        world.controller.tick()
+        assert world.book.next_due() is None
+
+    def test_what_drains_is_looked_at_each_second_while_it_is_used(self, world: World) -> None:
+        world.start("decode-0")
+        world.loaded("sql", "one")
+        world.admit("r", digest_of("one"))
+        world.book.unload(MODEL, "sql")
+        assert world.book.next_due() == world.clock.now() + 1.0
+        world.done("r")
+        world.round()
+        assert world.book.next_due() == world.clock.now() + LINGER_SECONDS
+
+    def test_the_earliest_is_next(self, world: World) -> None:
+        world.start("decode-0")
+        first, *_ = [world.loaded(name, name) for name in ("sql", "chat", "code")]
+        for name in ("sql", "chat", "code"):
+            world.book.unload(MODEL, name)
+            world.round(0.5)
+        assert first.idle_since is not None
+        assert world.book.next_due() == first.idle_since + LINGER_SECONDS
+
+
 class TestKeep:
     def test_it_comes_nearer_and_stays(self, world: World) -> None:
         world.start("decode-0")

@@ -1,0 +1,68 @@
+"""Prints what `llmserve adapters` found: a table of all, or everything about one. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.text import Text
+
+from llmserve.cli.kv.page import size
+from llmserve.cli.screen import table
+from llmserve.core.adapters import AdapterTier
+
+_VERSION_DIGITS = 12  # enough to tell versions apart
+_Row = Mapping[str, Any]  # of rpc/adapter_calls.py: adapter_row
+
+
+def adapters_page(rows: Sequence[_Row]) -> RenderableType:
+    if not rows:
+        return Text("no adapter is loaded")
+    shown = table("NAME", "VERSION", "STATE", "RANK", "SIZE", "WORKERS", "RUNNING", "SOURCE")
+    for row in rows:
+        shown.add_row(*map(escape, _cells(row)))
+    return shown
+
+
+def _cells(row: _Row) -> Iterator[str]:
+    yield row["name"]
+    yield version(row)
+    yield f"{row['state']}{', pinned' if row['pinned'] else ''}"
+    yield str(row["rank"] or "-")
+    yield size(row["size_bytes"]) if row["size_bytes"] else "-"
+    yield _places(row)
+    yield str(row["running_requests"])
+    yield row["error"] or row["source"]
+
+
+def _places(row: _Row) -> str:
+    counts = Counter(place["tier"] for place in row["workers"])
+    return ", ".join(f"{counts[tier]} {tier}" for tier in AdapterTier if counts[tier]) or "-"
+
+
+def version(row: _Row) -> str:
+    return (row["version"] or "")[:_VERSION_DIGITS] or "-"
+
+
+def adapter_lines(rows: Sequence[_Row]) -> Iterator[str]:
+    """rows: the versions of one name."""
+    for row in rows:
+        pinned = ", pinned" if row["pinned"] else ""
+        yield f"{row['name']}: {row['state']}{pinned}, an adapter of {row['model']}"
+        yield f"  version {row['version'] or 'not known yet'}"
+        yield f"  source {row['source']}"
+        if row["rank"]:
+            yield f"  rank {row['rank']}, {size(row['size_bytes'] or 0)}"
+        yield f"  {row['running_requests']} requests have it"
+        if row["error"]:
+            yield f"  {row['error']}"
+        for place in row["workers"]:
+            yield f"  {place['worker']}: {_place(place)}"
+
+
+def _place(place: _Row) -> str:
+    if place["error"]:
+        return str(place["error"])
+    text = f"{place['tier']}, {place['running_requests']} requests"
+    return f"{text}, last loaded in {place['load_seconds']:.3f} s" if place["load_seconds"] else text
