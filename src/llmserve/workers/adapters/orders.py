@@ -88,7 +88,7 @@ class AdapterOrders:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                await self._files.look([kept.digest for kept in self._kept.values() if kept.files])
+                await self._files.look([kept.digest for kept in self._kept.values() if kept.digest])
             except (OSError, LLMServeError) as error:
                 _log.warning("the adapters of this host cannot be looked at: %s", error)
             self._measure()

@@ -234,6 +234,9 @@ async def test_it_sees_what_other_processes_do_to_the_files(
     await asyncio.sleep(10)
     assert rig.reports()[3].tier is SOURCE
     assert rig.count("bytes", tier="dram") == 200
+    rig.store.places.add((AdapterDigest("d"), DISK))
+    reports = await obey(rig, order(4, "d", "d", tier=SOURCE), seconds=10)
+    assert reports[4].tier is DISK
 
     async def look(digests: object) -> None:
         raise OSError("it is away")
