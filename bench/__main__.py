@@ -24,6 +24,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
     "transfer": ("transfer", "staging", "push", "hybrid"),
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),
+    "adapters": ("adapters",),
     "gpu": ("gpu",),
 }
 TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}
