@@ -180,10 +180,11 @@ class WorkerSlots:
         self.backlog = Backlog()
         self.latency: LatencyModel | None = None
 
-    def take(self, adapter: AdapterDigest = BASE_MODEL) -> None:
+    def take(self, adapter: AdapterDigest = BASE_MODEL, ready_at: float = 0.0) -> None:
+        """adapter, ready_at: as AdapterSlots.take."""
         self.placed_requests += 1
         if adapter:
-            self.adapters.take(adapter)
+            self.adapters.take(adapter, ready_at)
 
     def give_back(self, adapter: AdapterDigest = BASE_MODEL) -> None:
         assert self.placed_requests > 0
