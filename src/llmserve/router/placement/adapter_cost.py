@@ -17,6 +17,7 @@ class AdapterCost(NamedTuple):
     spread: float = 0.0
 
 
+_AWAY = 0.5  # of the time of a load: what the version that it displaces will cost
 NO_ADAPTER = AdapterCost()
 
 
@@ -36,15 +37,16 @@ class AdapterForecast:
         self._homes, self._crowded, self._now = homes, crowded, now
 
     def at(self, member: ClusterMember) -> AdapterCost:
-        """A load away from home counts twice: it takes the place of a version whose home this is, and which
-        has to be loaded again. A crowded worker is judged as if it had the version on disk only."""
+        """A load away from home counts more: it takes the place of a version whose home this is, and which
+        has to be loaded again. A crowded worker is nobody's home, and is judged as if it had the version on
+        disk only."""
         report = member.adapters.get(self._adapter)
         placed = self._adapter in member.slots.adapters
         load = self._placed_load(member) if placed else self._loads.seconds(report)
         name = member.spec.worker_id
         if name in self._crowded:
-            return AdapterCost(load, max(0.0, self._loads.seconds(_on_disk(report)) - load))
-        return AdapterCost(load, 0.0 if placed or name in self._homes else load)
+            return AdapterCost(load, max(0.0, (1 + _AWAY) * self._loads.seconds(_on_disk(report)) - load))
+        return AdapterCost(load, 0.0 if placed or name in self._homes else _AWAY * load)
 
     def _placed_load(self, member: ClusterMember) -> float:
         """What is left of the load that an earlier request began."""

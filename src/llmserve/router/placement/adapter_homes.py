@@ -92,17 +92,17 @@ class AdapterHomes:
         """All workers of the group, the first home first. It is kept while no new worker comes: sorting a
         hundred takes longer than placing a request."""
         if not here <= self._workers.keys():
-            self._meet(here)
+            self._add_workers(here)
         order = self._orders.get(adapter)
         if order is None:
             if len(self._orders) == _MOST_ORDERS:
                 del self._orders[next(iter(self._orders))]
-            digest = int(adapter[:16], 16)
+            digest = _number(adapter)
             weights = {name: _mixed(digest ^ number) for name, number in self._workers.items()}
             order = self._orders[adapter] = sorted(weights, key=weights.__getitem__, reverse=True)
         return order
 
-    def _meet(self, here: Set[WorkerId]) -> None:
+    def _add_workers(self, here: Set[WorkerId]) -> None:
         """A worker is new. Those that it knew may be full for the moment, or gone."""
         if len(self._workers) > len(here) + _MOST_GONE:
             self._workers.clear()
@@ -117,8 +117,8 @@ def _wanted(count: int, share: float, workers: int) -> int:
     return count - 1 if count > 1 and share < _SHRINK_BELOW * (count - 1) else count
 
 
-def _number(worker_id: WorkerId) -> int:
-    return int.from_bytes(blake2b(worker_id.encode(), digest_size=8).digest(), "big")
+def _number(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 _64_BITS = (1 << 64) - 1

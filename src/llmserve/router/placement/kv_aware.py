@@ -107,8 +107,11 @@ class KvAware:
         """None: the request has no adapter."""
         if not adapter:
             return None
-        homes = (self._homes[_key(group)].of(adapter, group) for group in self._groups(choices))
-        return AdapterForecast(adapter, self._speeds.adapter_loads, set().union(*homes), crowded, now)
+        homes: set[WorkerId] = set()
+        for group in self._groups(choices):
+            calm = [member for member in group if member.spec.worker_id not in crowded]
+            homes |= self._homes[_key(group)].of(adapter, calm)
+        return AdapterForecast(adapter, self._speeds.adapter_loads, homes, crowded, now)
 
     def _remember(self, chosen: _Option, choices: WorkerChoices, adapter: AdapterDigest, now: float) -> None:
         for member in filter(None, (chosen.prefill, chosen.decode)):
