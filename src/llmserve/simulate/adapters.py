@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from llmserve.core.adapters import AdapterReport, AdapterTier
+from llmserve.core.adapters import AdapterReport, AdapterState, AdapterTier
 from llmserve.core.clock import Agenda
 from llmserve.core.ids import AdapterDigest
+from llmserve.router.adapters.registration import AdapterWish, Registration
+from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.traces import TracedRequest
 
 
@@ -34,13 +36,22 @@ def adapter_digest(number: int) -> AdapterDigest:
 
 @dataclass(frozen=True, slots=True)
 class AdapterTiers:
-    """slots: versions on the device. in_memory: versions that shared memory has room for. memory_seconds,
-    disk_seconds: time of a load from there into a slot."""
+    """slots: versions on the device. versions: all that are on disk. in_memory: versions that shared memory
+    has room for. memory_seconds, disk_seconds: time of a load from there into a slot."""
 
     slots: int = 0
     in_memory: int = 0
     memory_seconds: float = 0.0
     disk_seconds: float = 0.0
+    versions: Sequence[AdapterDigest] = ()
+
+    def book(self, model: str) -> AdapterSnapshot:
+        """What the router knows from the start: every version is ready."""
+        registrations = [
+            Registration(number, model, AdapterWish(digest, "simulated"), AdapterState.READY, digest)
+            for number, digest in enumerate(self.versions, 1)
+        ]
+        return AdapterSnapshot(len(registrations), registrations)
 
 
 NO_TIERS = AdapterTiers()  # a worker without adapters
@@ -55,7 +66,10 @@ class VirtualAdapters:
         self._slots: dict[AdapterDigest, int] = {}  # requests of each; the one used last comes last
         self._in_memory: dict[AdapterDigest, None] = {}  # likewise
         self._loading: dict[AdapterDigest, list[Callable[[], None]]] = {}
-        self._reports: dict[AdapterDigest, AdapterReport] = {}
+        self._reports = {
+            digest: AdapterReport(number, digest, tier=AdapterTier.DISK)
+            for number, digest in enumerate(tiers.versions, 1)
+        }
         self.found: Counter[AdapterTier] = Counter()  # requests by where their adapter was
 
     @property
@@ -64,7 +78,7 @@ class VirtualAdapters:
         return sum(map(len, self._loading.values()))
 
     def reports(self) -> list[AdapterReport]:
-        """One for each version that was loaded since the start."""
+        """One for each version."""
         return list(self._reports.values())
 
     def hold(self, adapter: AdapterDigest, ready: Callable[[], None]) -> None:
@@ -106,8 +120,7 @@ class VirtualAdapters:
         if len(self._in_memory) > self._tiers.in_memory:
             last = next(iter(self._in_memory))
             del self._in_memory[last]
-            if last in self._reports:
-                self._report(last)
+            self._report(last)
 
     def _loaded(self, adapter: AdapterDigest, seconds: float) -> None:
         waiting = self._loading.pop(adapter)
@@ -122,6 +135,6 @@ class VirtualAdapters:
         tier = AdapterTier.DRAM if adapter in self._in_memory else AdapterTier.DISK
         if adapter in self._slots:
             tier = AdapterTier.DEVICE
-        old = self._reports.get(adapter) or AdapterReport(len(self._reports) + 1, adapter)
+        old = self._reports[adapter]
         took = old.load_seconds if seconds is None else seconds
         self._reports[adapter] = replace(old, tier=tier, load_seconds=took)

@@ -40,6 +40,7 @@ class VirtualCluster:
         self._shape, self._agenda = shape, agenda
         self._feed = IndexFeed(agenda)
         self._controller = Controller(shape.router, agenda.clock, rng, self._feed.index)
+        self._controller.take_over(None, 0.0, adapters=shape.adapters.book(shape.model), epoch=_EPOCH)
         self._session, _ = self._controller.open_session(ApiserverId("simulated"), ())
         self.engines: dict[WorkerId, VirtualEngine] = {}
         self.observed = Observed()
@@ -101,6 +102,7 @@ class VirtualCluster:
             lora=LoraShape(shape.adapters.slots),
         )
         self._apply(self._controller.register(spec))
+        self.adapters_changed(self.engines[name])
         self._agenda.at(phase * shape.router.heartbeat_seconds, lambda: self._heartbeat(name))
 
     def _heartbeat(self, name: WorkerId) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.adapters import LoraShape
+from llmserve.core.adapters import AdapterReport, AdapterState, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId
 from llmserve.core.outcome import Outcome
+from llmserve.core.request import EngineLoad
+from llmserve.router.adapters.registration import AdapterWish, Registration
+from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced
 from llmserve.router.placement.planner import PlacementRequest
@@ -42,9 +45,18 @@ class Field:
         )
         settings = RouterSettings(policy, engine_queue_seconds=1e9, expiry_seconds=1e9)
         self.controller = Controller(settings, self.clock, random.Random(1))
+        letters = [AdapterDigest(letter * 64) for letter in "abcdefghijklmnop"]
+        registrations = [
+            Registration(number, "m", AdapterWish(digest, "dir:/a"), AdapterState.READY, digest)
+            for number, digest in enumerate(letters, 1)
+        ]
+        book = AdapterSnapshot(len(registrations), registrations)
+        self.controller.take_over(None, 0.0, adapters=book, epoch=1)
+        reports = [AdapterReport(one.number, one.digest, tier=AdapterTier.DISK) for one in registrations]
         for number in range(workers):
             spec = make_spec(f"aggregated-{number}", slots=seats)
             self.controller.register(replace(spec, lora=LoraShape(slots)))
+            self.controller.heartbeat(spec.worker_id, 1, EngineLoad(), reports=reports)
         self.session, _ = self.controller.open_session(ApiserverId("api"), ())
         self.placed: list[str] = []
         self.placed_at: dict[str, float] = {}

@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.adapters import AdapterReport, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.router.placement.adapter_cost import AdapterCost, AdapterForecast
+from llmserve.router.placement.adapter_cost import AdapterForecast
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan, WorkerChoices
 from llmserve.router.workers.adapter_loads import AdapterLoads
@@ -34,7 +34,9 @@ def make_member(make_spec: MakeSpec) -> Callable[..., ClusterMember]:
     return make
 
 
-def cost(member: ClusterMember, *, homes: str = "", crowded: str = "", now: float = 0.0) -> AdapterCost:
+def cost(
+    member: ClusterMember, *, homes: str = "", crowded: str = "", now: float = 0.0
+) -> tuple[object, object]:
     names = [frozenset(map(WorkerId, text.split())) for text in (homes, crowded)]
     return AdapterForecast(A, AdapterLoads(), names[0], names[1], now).at(member)
 
@@ -124,7 +126,8 @@ def test_both_workers_of_a_pair_load_it(chooser: KvAware, make_member: Callable[
     plan = chosen(chooser, WorkerChoices(prefill, decode, (), ()))
     assert (plan.prefill, plan.decode) == (prefill[2], decode[4])
     parts = plan.candidates[0].parts
-    assert (parts.adapter, parts.decode_adapter) == (0.0, pytest.approx(DRAM))
+    assert parts.adapter == 0.0
+    assert parts.decode_adapter == pytest.approx(DRAM)
 
 
 def test_a_popular_adapter_makes_nobody_hot(
