@@ -34,24 +34,23 @@ def make_member(make_spec: MakeSpec) -> Callable[..., ClusterMember]:
     return make
 
 
-def cost(
-    member: ClusterMember, *, homes: str = "", crowded: str = "", now: float = 0.0
-) -> tuple[object, object]:
+def cost(member: ClusterMember, *, homes: str = "", crowded: str = "", now: float = 0.0) -> list[float]:
+    """The load and the spread."""
     names = [frozenset(map(WorkerId, text.split())) for text in (homes, crowded)]
-    return AdapterForecast(A, AdapterLoads(), names[0], names[1], now).at(member)
+    return list(AdapterForecast(A, AdapterLoads(), names[0], names[1], now).at(member))
 
 
 def test_a_load_costs_its_time_at_home_and_half_as_much_again_elsewhere(
     make_member: Callable[..., ClusterMember],
 ) -> None:
     member = make_member("decode-0")
-    assert cost(member, homes="decode-0") == (pytest.approx(DISK), 0.0)
-    assert cost(member, homes="decode-1") == (pytest.approx(DISK), pytest.approx(DISK / 2))
+    assert cost(member, homes="decode-0") == pytest.approx([DISK, 0.0])
+    assert cost(member, homes="decode-1") == pytest.approx([DISK, DISK / 2])
 
 
 @pytest.mark.parametrize("homes", ["", "decode-0"])
 def test_what_is_loaded_costs_nothing(make_member: Callable[..., ClusterMember], homes: str) -> None:
-    assert cost(make_member("decode-0", AdapterTier.DEVICE), homes=homes) == (0.0, 0.0)
+    assert cost(make_member("decode-0", AdapterTier.DEVICE), homes=homes) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("now", "left"), [(1.0, 0.5), (1.25, 0.25), (2.0, 0.0)])
@@ -61,7 +60,7 @@ def test_a_second_request_waits_for_the_rest_of_the_load(
     member = make_member("decode-0")
     member.slots.take(A, ready_at=1.5)
     member.slots.take(A, ready_at=9.0)
-    assert cost(member, now=now) == (left, 0.0)
+    assert cost(member, now=now) == [left, 0.0]
 
 
 def test_a_crowded_worker_gains_nothing_by_what_it_has(make_member: Callable[..., ClusterMember]) -> None:
@@ -69,7 +68,7 @@ def test_a_crowded_worker_gains_nothing_by_what_it_has(make_member: Callable[...
     for tier in (AdapterTier.DEVICE, AdapterTier.DRAM, AdapterTier.DISK):
         crowded = cost(make_member("decode-0", tier), crowded="decode-0")
         assert sum(crowded) == pytest.approx(1.5 * DISK)
-    assert cost(make_member("decode-0", AdapterTier.SOURCE), crowded="decode-0").spread == 0.0
+    assert cost(make_member("decode-0", AdapterTier.SOURCE), crowded="decode-0")[1] == 0.0
 
 
 def test_the_first_token_waits_for_the_load_where_the_prompt_is_computed() -> None:

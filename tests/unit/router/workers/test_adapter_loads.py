@@ -18,7 +18,7 @@ def test_a_nearer_tier_is_faster_from_the_start() -> None:
     loads = AdapterLoads()
     device, dram, disk, source = (loads.seconds(report(tier)) for tier in AdapterTier)
     assert device == 0.0
-    assert (dram, disk, source) == (pytest.approx(0.035), pytest.approx(0.09), pytest.approx(1.6))
+    assert [dram, disk, source] == pytest.approx([0.035, 0.09, 1.6])
 
 
 def test_an_unknown_one_comes_from_its_source_and_has_a_typical_size() -> None:
