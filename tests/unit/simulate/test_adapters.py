@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -31,7 +32,10 @@ class Node:
 
     def hold(self, *adapters: AdapterDigest) -> None:
         for adapter in adapters:
-            self.adapters.hold(adapter, lambda adapter=adapter: self.ready.append((adapter, self.agenda.now)))
+            self.adapters.hold(adapter, partial(self._is_ready, adapter))
+
+    def _is_ready(self, adapter: AdapterDigest) -> None:
+        self.ready.append((adapter, self.agenda.now))
 
     def until(self, when: float) -> None:
         stop: list[bool] = []
