@@ -13,7 +13,7 @@ from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.placement.rules import PlacementPolicy, Routing
 from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import SlowLimits
-from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.ordering import AdapterTurns, ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -98,6 +98,7 @@ def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
         ),
         weights={TenantId(one.tenant): one.weight for one in scheduling.weights},
         limits=_limits(budgets),
+        adapters=AdapterTurns(scheduling.adapter_packing, scheduling.aging_seconds),
     )
 
 

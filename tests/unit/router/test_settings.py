@@ -16,7 +16,7 @@ from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.settings import DeclaredAdapters, RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
-from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.ordering import AdapterTurns, ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -35,6 +35,7 @@ def test_the_knobs_become_the_policy() -> None:
         "srpt_bias": 2.0,
         "aging_seconds": 3.0,
         "priority_seconds": 4.0,
+        "adapter_packing": 5.0,
     }
     budgets = {
         "max_tokens_in_flight": 1000,
@@ -49,6 +50,7 @@ def test_the_knobs_become_the_policy() -> None:
         queue_timeout_seconds=8.0,
         ordering=ShortestFirst(2.0, 3.0, 4.0),
         weights={TenantId("gold"): 4.0},
+        adapters=AdapterTurns(packing_seconds=5.0, aging_seconds=3.0),
         limits=ClusterLimits(
             max_requests_in_flight=5,
             max_tokens_in_flight=1000,
