@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.store import chat, first_token, writing_cost
+from bench.store import answers, chat, first_token, writing_cost
 from bench.store.engine import engine, store_connector
 from bench.store.manager import Manager, dram, manager, nvme, s3
 from llmserve.config.load import load_manifest
 from llmserve.models import resolve
 from tests.support.seaweed import BUCKET, Seaweed, credentials
 
-PARTS = ("first-token", "cost", "chat")
+PARTS = ("first-token", "cost", "chat", "answers")
+GRIDS = ("none", "int8", "fp8")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,8 @@ async def _run(parts: Sequence[str]) -> str:
             tables += await _with_one_engine(parts, model, kv, scratch)
         if "chat" in parts:
             tables.append("Chat:\n\n" + await chat.run(model, kv, scratch))
+        if "answers" in parts:
+            tables.append("Answers:\n\n" + await answers.run(model, kv, GRIDS))
     return "\n\n".join(tables)
 
 
