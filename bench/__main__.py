@@ -20,10 +20,11 @@ from types import ModuleType
 BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "recovery", "survival", "soak"),
     "gateway": ("latency", "gateway", "metrics", "agreement", "streams"),
-    "placement": ("scheduler", "placement", "routing", "fairness", "simulate"),
+    "placement": ("scheduler", "placement", "routing", "adapters", "fairness", "simulate"),
     "transfer": ("transfer", "staging", "push", "hybrid"),
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),
+    "adapters": ("adapters",),
     "gpu": ("gpu",),
 }
 TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}

@@ -8,15 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.core.ids import DEFAULT_TENANT, AdapterDigest, TenantId
 
 
 @dataclass(frozen=True, slots=True)
 class TracedRequest:
     """arrived_at: seconds from the start. max_output_tokens: the client's limit; 0 when there is none.
     prefix_names: a name for each run of run_tokens prompt tokens and all before it: equal names are equal
-    prefixes. Tokens beyond the names belong to no other request."""
+    prefixes. Tokens beyond the names belong to no other request. adapter: the version that it runs on."""
 
     arrived_at: float
     prompt_tokens: int
@@ -25,6 +26,7 @@ class TracedRequest:
     max_output_tokens: int = 0
     prefix_names: tuple[int, ...] = ()
     run_tokens: int = 512
+    adapter: AdapterDigest = BASE_MODEL
 
 
 # What one of Mooncake's hash_ids stands for.

@@ -273,12 +273,15 @@ def test_a_peer_that_closes_leaves_nobody_waiting(
 
 
 def test_idle_ends_use_no_cpu(near: End, peer: PeerName, far: Far) -> None:
-    """Connected, after work, and nobody calls progress: as when no lease is out."""
+    """Connected, after work, and nobody calls progress: as when no lease is out. Connections of the tests
+    before may take seconds to be given up; an end that stays busy is not idle."""
     near.succeed("read", peer, one(1 << 20))
-    far.tell("idle", IDLE_SECONDS)
-    here, there = near.idle(IDLE_SECONDS), far.answer()
-    assert sum(here.values()) < IDLE_SECONDS / 100, here
-    assert sum(there.values()) < IDLE_SECONDS / 100, there
+    for _ in range(3):
+        far.tell("idle", IDLE_SECONDS)
+        used = {"near": near.idle(IDLE_SECONDS), "far": far.answer()}
+        if all(sum(threads.values()) < IDLE_SECONDS / 100 for threads in used.values()):
+            return
+    raise AssertionError(f"CPU seconds of {IDLE_SECONDS}, by thread: {used}")
 
 
 def test_nothing_is_left_open(kind: str, far: Far) -> None:

@@ -35,12 +35,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def manifest() -> dict[str, Any]:
+def adapters_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cluster may load adapters from below this directory."""
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="session")
+def manifest(adapters_root: Path) -> dict[str, Any]:
     """Every request is handed over, however short: that is what most tests are about. Two clusters run at
     times, beside other tests, and get less memory than a user's."""
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "llmserve.yaml").read_text())
     loaded["spec"]["kv_cache"]["memory_gb"] = 0.4
     loaded["spec"]["scheduling"] = {"disaggregate": "always"}
+    loaded["spec"]["lora"] = {"slots": 2, "max_rank": 8, "allowed_sources": [f"dir:{adapters_root}"]}
     return loaded
 
 

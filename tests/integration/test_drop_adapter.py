@@ -1,4 +1,5 @@
-"""A router has every KV manager drop what an adapter has left, however often it must ask."""
+"""A router names blocks of adapters to KV managers: to prefetch them, and to drop what an adapter has left,
+however often it must ask."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.core.ids import BlockHash
-from llmserve.kvstore.blocks import label_in
+from llmserve.core.ids import BlockHash, TenantId, WorkerId
+from llmserve.kvstore.blocks import hash_in, label_in
+from llmserve.router.events import Prefetch
 from llmserve.router.kv_watch import KvWatch
-from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.prefix.index import PrefixIndex, Stretch
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
@@ -101,6 +103,18 @@ async def test_an_adapter_that_is_loaded_again_is_kept(managers: list[Manager], 
     assert left(managers[1])
     assert not dropped.is_set()
     watch.keep_adapter(GONE)
+
+
+async def test_blocks_of_an_adapter_are_prefetched_under_their_keys(
+    managers: list[Manager], watch: KvWatch
+) -> None:
+    manager = managers[0]
+    manager.world.forget_dram(KEYS)
+    await manager.attach("prefill-0")
+    hashes = [hash_in(key) for key in KEYS]
+    stretches = [Stretch(manager.address, 0, len(KEYS))]
+    watch.prefetch(Prefetch(WorkerId("prefill-0"), TenantId("default"), hashes, stretches, 10.0, GONE))
+    await until(lambda: manager.world.store.dram.leading(KEYS) == len(KEYS))
 
 
 async def _obey(stub: router_pb2_grpc.RouterStub) -> None:

@@ -195,10 +195,9 @@ async def test_mistakes_are_named(
 
 
 async def test_a_source_of_the_manifest_may_be_anywhere(start: Start) -> None:
-    cluster = await start(AdapterWish("chat", "dir:/elsewhere", declared=True))
+    cluster = await start(AdapterWish("chat", "dir:/elsewhere"))
     await cluster.call("UnloadAdapter", name="chat")
     assert (await cluster.load("chat", "dir:/elsewhere")).state == "ready"
-    assert [order.declared for order in cluster.worker.orders] == [True]
 
 
 async def test_of_two_loads_at_once_the_earlier_one_is_told(start: Start) -> None:
@@ -258,6 +257,6 @@ async def test_a_damaged_file_is_said_and_the_manifest_holds(
 ) -> None:
     (tmp_path / "router-adapters.json").write_bytes(b'{"version": 1, "registr\xff')
     with caplog.at_level(logging.WARNING):
-        cluster = await start(AdapterWish("chat", "dir:/elsewhere", declared=True))
+        cluster = await start(AdapterWish("chat", "dir:/elsewhere"))
     assert "what the last leader saved of its adapters is not used" in caplog.text
     await _until(lambda: cluster.worker.orders != () and cluster.worker.orders[0].digest == DIGEST)

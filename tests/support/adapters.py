@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters.base_weights import BaseWeights, read_base_weights
+from llmserve.models.adapters.check import AdapterRules, check_layout, check_numbers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -86,6 +88,11 @@ def peft_config(shape: AdapterShape, **changes: Any) -> dict[str, Any]:
         "alpha_pattern": {},
         **changes,
     }
+
+
+def digest_of(folder: Path) -> AdapterDigest:
+    """Returns the version of an adapter of any base model."""
+    return check_numbers(folder, check_layout(folder, AdapterRules(BaseWeights(), max_rank=512)))
 
 
 def random_tensors(

@@ -1,4 +1,5 @@
-"""A cluster of simulated engines, of which two tenants want more than it has: for dashboards to show."""
+"""A cluster of simulated engines, of which two tenants want more than it has, with more adapters than slots:
+for dashboards to show."""
 
 import asyncio
 import itertools
@@ -9,23 +10,29 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
 from bench.cluster import Cluster, running
+from llmserve.config.schema import ModelSpec
+from llmserve.models import resolve
+from tests.support.adapters import AdapterShape, random_adapter
 from tests.support.prometheus import ROOT, free_port
 from tests.support.store_worker import StoreWorker, chain
 
 MODEL = "SmolLM2-135M-Instruct"
 KEYS = {"gold": "gold-key", "basic": "basic-key"}
 ASKERS_OF_EACH = 12
+ADAPTERS = tuple(f"adapter-{number}" for number in range(5))
 BLOCKS_OF_EACH, PAUSE_SECONDS = 4, 0.25  # of the chains that are stored
 
 
-def manifest(disk: str) -> dict[str, Any]:
-    """Limits so low that requests wait and some are refused, and a DRAM tier that soon is full."""
+def manifest(disk: str, adapters: Path) -> dict[str, Any]:
+    """Limits so low that requests wait and some are refused, and a DRAM tier that soon is full. adapters: a
+    directory for their files."""
     found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
     found["metadata"]["name"] = "observed"
     spec = found["spec"]
@@ -45,16 +52,26 @@ def manifest(disk: str) -> dict[str, Any]:
         {"name": "memory", "tier": "dram", "capacity_gb": 0.0625},
         {"name": "disk", "tier": "nvme", "capacity_gb": 0.5, "location": disk},
     ]
+    spec["lora"] = {"slots": 2}
+    spec["models"]["adapters"] = [
+        {"name": name, "source": f"dir:{_made(adapters / name, seed, spec)}"}
+        for seed, name in enumerate(ADAPTERS)
+    ]
     spec["security"] = {"api_keys": [{"tenant": tenant, "key": key} for tenant, key in KEYS.items()]}
     spec["observability"] = {"port": free_port()}
     return found
 
 
+def _made(folder: Path, seed: int, spec: dict[str, Any]) -> Path:
+    model = resolve(ModelSpec.model_validate(spec["models"]["primary"])).path
+    return random_adapter(folder, model, seed, AdapterShape(modules=("q_proj",)))
+
+
 @contextmanager
 def observed_cluster() -> Iterator[tuple[Cluster, str]]:
     """The cluster, and host:port of the page of all its metrics."""
-    with tempfile.TemporaryDirectory() as disk:
-        made = manifest(disk)
+    with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory() as adapters:
+        made = manifest(disk, Path(adapters))
         with running(made) as cluster:
             yield cluster, f"127.0.0.1:{made['spec']['observability']['port']}"
 
@@ -80,7 +97,8 @@ async def _ask_always(http: httpx.AsyncClient, url: str, key: str, rng: random.R
     shared = [rng.randrange(1000, 40000) for _ in range(200)]
     while True:
         prompt = shared + [rng.randrange(1000, 40000) for _ in range(rng.randrange(50, 400))]
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": rng.randrange(20, 60)}
+        model = rng.choice((MODEL, *ADAPTERS))
+        body = {"model": model, "prompt": prompt, "max_tokens": rng.randrange(20, 60)}
         with suppress(httpx.HTTPError):
             headers = {"Authorization": f"Bearer {key}"}
             answer = await http.post(f"{url}/v1/completions", json=body, headers=headers)

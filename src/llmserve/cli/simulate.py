@@ -20,6 +20,7 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.stats import Percentiles
 from llmserve.simulate import run
+from llmserve.simulate.adapters import with_adapters
 from llmserve.simulate.mix import RequestMix, parse_kind, parse_part, tenant_drawer
 from llmserve.simulate.report import Goals, SimReport, WorkerLine, shares_svg
 from llmserve.simulate.run import Simulation
@@ -86,6 +87,10 @@ def _configure_load(load: argparse._ArgumentGroup) -> None:
         metavar="TOKENS",
         help="all prompts of a tenant begin alike",
     )
+    load.add_argument("--adapters", type=count, default=0, metavar="N", help="LoRA adapters, drawn at random")
+    load.add_argument(
+        "--zipf", type=positive, default=1.0, metavar="S", help="of their popularity (default: 1)"
+    )
     load.add_argument("--tenants", nargs="+", default=[], metavar="NAME=PART", help="who sends how much")
 
 
@@ -137,9 +142,12 @@ def _requests(options: argparse.Namespace) -> list[TracedRequest]:
     rng = random.Random(options.seed)
     tenants = [parse_part("--tenants", text) for text in options.tenants] or [(DEFAULT_TENANT, 1.0)]
     if options.trace:
-        return at_speed(read_trace(Path(options.trace), tenant_drawer(tenants, rng)), options.speed)
-    kinds = [parse_kind(text) for text in options.mix]
-    return RequestMix(kinds, tenants, options.rate, options.seconds, options.shared_prefix).requests(rng)
+        requests = at_speed(read_trace(Path(options.trace), tenant_drawer(tenants, rng)), options.speed)
+    else:
+        kinds = [parse_kind(text) for text in options.mix]
+        mix = RequestMix(kinds, tenants, options.rate, options.seconds, options.shared_prefix)
+        requests = mix.requests(rng)
+    return with_adapters(requests, options.adapters, options.zipf, rng) if options.adapters else requests
 
 
 def _plot(simulation: Simulation, requests: list[TracedRequest], path: Path) -> None:
@@ -186,6 +194,9 @@ def show(report: SimReport, goals: Goals) -> None:
     console.print(f"Prompt tokens from the prefix cache: {report.prefix_hits:.1%}")
     console.print(f"Requests of which one worker computes prompt and answer: {report.on_one_worker:.1%}")
     console.print(f"Requests whose KV is pushed: {report.pushed:.1%}")
+    if report.adapters:
+        found = ", ".join(f"{tier} {share:.1%}" for tier, share in report.adapters.items())
+        console.print(f"Adapters were found in: {found}")
     console.print(_fairness(report))
     console.print(_times(report))
     console.print(_tenants(report))

@@ -38,8 +38,9 @@ class AdapterSource:
 
 
 def parse_adapter_source(text: str, revision: str | None = None) -> AdapterSource:
-    """revision: `models.adapters[].revision`. Errors: InvalidRequest with the shapes that are known."""
-    kind, place = _split(text)
+    """Without a scheme, an absolute path is a directory, and ORG/NAME is an id of the hub. revision:
+    `models.adapters[].revision`. Errors: InvalidRequest with the shapes that are known."""
+    kind, place = _split(_with_scheme(text), text)
     is_hub = kind is AdapterSourceKind.HUB
     if revision and not is_hub:
         raise _wrong(text, "only sources of the hub have a revision")
@@ -57,7 +58,7 @@ def parse_adapter_source(text: str, revision: str | None = None) -> AdapterSourc
 def parse_adapter_root(text: str) -> AdapterSource:
     """Parses what sources may be below, an item of `lora.allowed_sources`. Unlike a source, it may be a whole
     organization of the hub. Errors: InvalidRequest."""
-    kind, place = _split(text)
+    kind, place = _split(text, text)
     if not _is_place(kind, place):
         raise _wrong(text, "a root of sources is dir:/PATH, hub:ORG, hub:ORG/NAME or s3://BUCKET/PREFIX")
     return AdapterSource(kind, place)
@@ -87,7 +88,15 @@ class AllowedSources:
         return tuple(os.path.realpath(root.place) for root in roots if _is_in(source.place, root.place))
 
 
-def _split(text: str) -> tuple[AdapterSourceKind, str]:
+def _with_scheme(text: str) -> str:
+    if text.startswith("/"):
+        return f"{AdapterSourceKind.DIRECTORY}:{text}"
+    is_hub_id = "/" in text and _HUB.fullmatch(text.partition("@")[0])
+    return f"{AdapterSourceKind.HUB}:{text}" if is_hub_id else text
+
+
+def _split(text: str, written: str) -> tuple[AdapterSourceKind, str]:
+    """written: as the user has it."""
     kind, _, rest = text.partition(":")
     place = rest.rstrip("/") or rest[:1]
     if kind == AdapterSourceKind.DIRECTORY and place.startswith("/"):
@@ -96,7 +105,7 @@ def _split(text: str) -> tuple[AdapterSourceKind, str]:
         return AdapterSourceKind.HUB, place
     if kind == AdapterSourceKind.S3 and place.startswith("//"):
         return AdapterSourceKind.S3, place.removeprefix("//")
-    raise _wrong(text, _SHAPES)
+    raise _wrong(written, _SHAPES)
 
 
 def _is_place(kind: AdapterSourceKind, place: str) -> bool:

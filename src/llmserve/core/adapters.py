@@ -42,15 +42,13 @@ class AdapterTier(StrEnum):
 class AdapterOrder:
     """What a router asks of a worker: hold this version, at least as near as `tier`. number: of the
     registration, by which the worker reports it; larger ones are later. digest: empty while nobody has
-    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier.
-    declared: the manifest names the source, so it may be anywhere; a worker's own manifest may be older."""
+    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier."""
 
     number: int
     source: str
     digest: AdapterDigest = BASE_MODEL
     tier: AdapterTier = AdapterTier.DISK
     pinned: bool = False
-    declared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,10 @@ class Controller:
         reports: Sequence[AdapterReport] | None = None,
     ) -> list[Effect]:
         """Parameters and errors: as ClusterMembership.heartbeat."""
+        before = self.membership.adapters(worker_id)
         member = self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
+        if reports is not None:
+            self.speeds.adapter_loads.learn(before, member.adapters)
         self.adapters.follow_members()
         self.adapters.heard(member)
         return self.requests.dispatch()

@@ -130,6 +130,7 @@ class Prefetch:
     block_hashes: Sequence[BlockHash]
     stretches: Sequence[Stretch]
     wait_seconds: float
+    adapter: AdapterDigest = BASE_MODEL
 
 
 @dataclass(frozen=True, slots=True)

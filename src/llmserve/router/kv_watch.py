@@ -15,6 +15,7 @@ import grpc.aio
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import AdapterDigest, BlockHash
 from llmserve.core.tasks import TaskOwner
+from llmserve.kvstore.blocks import adapter_label, store_key
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
@@ -61,11 +62,13 @@ class KvWatch:
 
     def prefetch(self, wanted: Prefetch) -> None:
         """Asks in the background. Errors are logged, because the request runs all the same."""
+        label = adapter_label(wanted.adapter)
+        keys = [store_key(block_hash, label) for block_hash in wanted.block_hashes]
         for stretch in wanted.stretches:
             request = kvmanager_pb2.PrefetchRequest(
                 worker_id=wanted.worker_id,
                 tenant=wanted.tenant,
-                block_hashes=wanted.block_hashes[stretch.start : stretch.stop],
+                block_hashes=keys[stretch.start : stretch.stop],
                 wait_seconds=wanted.wait_seconds,
             )
             self._owner.spawn("prefetch", self._ask(stretch.manager, request))

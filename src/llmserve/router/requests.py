@@ -16,6 +16,7 @@ from llmserve.router.events import (
     RequestRefused,
     RequestStarted,
 )
+from llmserve.router.placement.adapter_room import AdapterRoom
 from llmserve.router.placement.planner import NoPlan, PlacementRequest, Plan, Planner
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.sessions import PlacementHold, RequestEntry, RequestTable, RouterSession, Takeover, Work
@@ -45,7 +46,9 @@ class Requests:
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
         self._adapters = adapters
         self._membership, self._capacity_version = membership, membership.version
+        self._room = AdapterRoom(membership)
         self._placed: list[Effect] = []  # since the last dispatch
+        self._deferred: set[RequestId] = set()  # in this round
 
     # -- in
 
@@ -112,7 +115,8 @@ class Requests:
         """Places the requests whose turn it is."""
         hopeless = self.follow_workers()
         if self._queue.waiting_requests:
-            self._queue.dispatch(self._place)
+            self._queue.dispatch(self._place_together)
+            self._deferred.clear()
         placed, self._placed = self._placed, []
         return [*hopeless, *placed]
 
@@ -140,7 +144,9 @@ class Requests:
         seconds, predicted = now - work.placed_at, plan.predicted
         computing = busy_seconds - predicted.parts.load if predicted else None
         work.compute_seconds = seconds if computing is None else max(0.0, computing)
-        self._speeds.prompt_computed(plan.prefill or plan.decode, plan.computed_tokens, seconds, computing)
+        if not (predicted and predicted.parts.adapter):  # the time of its load says nothing of computing
+            computed_by, tokens = plan.prefill or plan.decode, plan.computed_tokens
+            self._speeds.prompt_computed(computed_by, tokens, seconds, computing)
         return [RequestStarted(request_id, seconds, predicted)]
 
     def progress(self, session: RouterSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
@@ -179,6 +185,7 @@ class Requests:
         entry = self.entries.close(request_id)
         hold = entry.hold
         if hold is None:
+            self._room.forgo(entry.placement)
             self._queue.withdraw(request_id)
         else:
             self._measure(hold.work, output_tokens // hold.work.choices)
@@ -194,24 +201,48 @@ class Requests:
         """Ends a request that the queue gave up. Missing workers are the reason, where some are missing."""
         request_id = eviction.request.request_id
         entry = self.entries.close(request_id)
+        self._room.forgo(entry.placement)
         error: LLMServeError = self._planner.missing_workers(entry.placement.model) or eviction.error
         return RequestRefused(entry.session, request_id, Outcome.EVICTED, error)
 
     # -- parts
 
+    def _place_together(self, request: QueuedRequest) -> Fit:
+        """Gives a request its place when its turn comes. The queue calls this. A request whose adapter no
+        worker has loaded lets others of its tenant go first, until it is asked again in the round."""
+        if request.adapter and request.request_id not in self._deferred and self._lets_others_pass(request):
+            self._deferred.add(request.request_id)
+            return Fit.DEFERRED
+        return self._place(request)
+
+    def _lets_others_pass(self, request: QueuedRequest) -> bool:
+        waited = self._clock.now() - request.arrived_at
+        if waited >= self._scheduler.policy.adapters.packing_seconds:
+            return False
+        return not self._room.loaded(self.entries[request.request_id].placement)
+
     def _place(self, request: QueuedRequest) -> Fit:
-        """Gives a request its place when its turn comes. The queue calls this."""
         if self.takeover.settling:
             return Fit.FULL
         entry = self.entries[request.request_id]
         self._prefixes.look_up(entry)
         plan = self._planner.plan(entry.placement, request.expected_output_tokens // request.choices)
         if isinstance(plan, NoPlan):
-            return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
+            return self._no_place(entry, request, plan)
         self._placed.append(self._occupy(entry, request, plan))
         return Fit.PLACED
 
+    def _no_place(self, entry: RequestEntry, request: QueuedRequest, plan: NoPlan) -> Fit:
+        """One that has waited long for a slot of its adapter gets the next one."""
+        if plan is NoPlan.FULL:
+            return Fit.FULL
+        waited = self._clock.now() - request.arrived_at
+        if request.adapter and waited >= self._scheduler.policy.adapters.aging_seconds:
+            self._room.make(entry.placement)
+        return Fit.BLOCKED
+
     def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
+        self._room.forgo(entry.placement)
         now = self._clock.now()
         kv_tokens = entry.placement.prompt_tokens + request.expected_output_tokens
         work = Work(plan, now, kv_tokens, choices=request.choices, adapter=entry.placement.adapter)
@@ -265,4 +296,5 @@ class Requests:
             choices=admit.choices,
             priority=admit.priority,
             cached_tokens=cached_tokens,
+            adapter=admit.placement.adapter,
         )

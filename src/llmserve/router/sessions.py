@@ -48,7 +48,7 @@ class PlacementHold:
         self._prefill, self.decode, self.work = prefill, decode, work or Work()
         self.work.alone = self.computing.placed_requests == 0
         for slots in self.slots():
-            slots.take(self.work.adapter)
+            slots.take(self.work.adapter, self._adapter_ready_at(slots))
         decode.kv_tokens += self.work.kv_tokens
         if self.work.predicted:
             parts = self.work.predicted.parts
@@ -58,6 +58,13 @@ class PlacementHold:
         """The slots, each as often as this request holds it."""
         decode = [self.decode] * self.work.choices
         return [self._prefill, *decode] if self._prefill else decode
+
+    def _adapter_ready_at(self, slots: WorkerSlots) -> float:
+        """When the worker will have loaded the adapter, if it has not done so yet."""
+        if self.work.predicted is None:
+            return self.work.placed_at
+        parts = self.work.predicted.parts
+        return self.work.placed_at + (parts.adapter if slots is self.computing else parts.decode_adapter)
 
     @property
     def computing(self) -> WorkerSlots:

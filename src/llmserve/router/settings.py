@@ -13,7 +13,7 @@ from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.placement.rules import PlacementPolicy, Routing
 from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import SlowLimits
-from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.ordering import AdapterTurns, ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -84,7 +84,7 @@ def _adapters(manifest: Manifest) -> DeclaredAdapters:
 def _wish(spec: AdapterSpec) -> AdapterWish:
     source = str(parse_adapter_source(spec.source, spec.revision))
     tier = AdapterTier.DISK if spec.prefetch else AdapterTier.SOURCE
-    return AdapterWish(spec.name, source, AdapterTier.DRAM if spec.pin else tier, spec.pin, declared=True)
+    return AdapterWish(spec.name, source, AdapterTier.DRAM if spec.pin else tier, spec.pin)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
@@ -98,6 +98,7 @@ def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
         ),
         weights={TenantId(one.tenant): one.weight for one in scheduling.weights},
         limits=_limits(budgets),
+        adapters=AdapterTurns(scheduling.adapter_packing, scheduling.aging_seconds),
     )
 
 

@@ -48,7 +48,6 @@ def encode_orders(orders: Iterable[AdapterOrder]) -> router_pb2.AdapterOrders:
                 digest=order.digest,
                 tier=encode_tier(order.tier),
                 pinned=order.pinned,
-                declared=order.declared,
             )
             for order in orders
         ]
@@ -64,7 +63,6 @@ def decode_orders(message: router_pb2.AdapterOrders) -> tuple[AdapterOrder, ...]
             digest=AdapterDigest(order.digest),
             tier=decode_tier(order.tier, AdapterTier.DISK),
             pinned=order.pinned,
-            declared=order.declared,
         )
         for order in message.orders
     )

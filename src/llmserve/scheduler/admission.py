@@ -12,7 +12,7 @@ from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import Accounts
 from llmserve.scheduler.budgets import Budget
 from llmserve.scheduler.fairness import Turns
-from llmserve.scheduler.flows import Flows
+from llmserve.scheduler.flows import FlowRound, Flows
 from llmserve.scheduler.ordering import Ordering, OutputEstimates
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.refusals import Refusals
@@ -31,8 +31,6 @@ from llmserve.scheduler.request import (
 from llmserve.scheduler.resources import BudgetSet
 from llmserve.scheduler.wait_reasons import WaitReasons
 
-# Requests of one tenant that have no place now and are passed over for its later ones, in one round.
-_MOST_PASSED_OVER = 32
 _NO_PLACE = "free seats of workers"
 
 
@@ -120,16 +118,16 @@ class AdmissionQueue:
         """Offers requests to `place` in turn and returns those that it placed. A used-up budget ends the
         round, so that a large request is not overtaken for ever."""
         dispatched: list[QueuedRequest] = []
-        passed_over: dict[TenantId, int] = {}  # of each tenant: its first ones have no place now
+        rounds: dict[TenantId, FlowRound] = {}
         self._round_ended_by = ""
         self._budget_ready_at = None
         self._turns.begin_round(self._clock.now())
         while (tenant := self._turns.next()) is not None:
-            flow, index = self._flows[tenant], passed_over.get(tenant, 0)
-            if index >= min(len(flow), _MOST_PASSED_OVER):
+            flow = rounds.get(tenant) or rounds.setdefault(tenant, FlowRound(self._flows[tenant]))
+            waiting = flow.next()
+            if waiting is None:
                 self._turns.pass_over(tenant)
                 continue
-            waiting = flow[index]
             fit = self._try(waiting.request, place)
             if fit is Fit.FULL:
                 break
@@ -137,8 +135,11 @@ class AdmissionQueue:
                 self._dispatched(waiting.request)
                 self._leave_queue(waiting)
                 dispatched.append(waiting.request)
+                flow.placed(waiting)
+            elif fit is Fit.DEFERRED:
+                flow.deferred(waiting)
             elif tenant in self._turns:
-                passed_over[tenant] = index + 1
+                flow.blocked(waiting)
         self._turns.end_round()
         self._wait_reasons.all_wait_for(self._round_ended_by, self._clock.now())
         return dispatched

@@ -1,11 +1,12 @@
 """All that waits: by request, by tenant, and by deadline."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 
 from llmserve.core.deadlines import Deadlines
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.scheduler.request import QueuedRequest, WaitingRequest
 
 
@@ -32,6 +33,48 @@ class TenantFlow:
         index = bisect_left(self._sorted, waiting)
         assert self._sorted[index] is waiting
         del self._sorted[index]
+
+
+# Requests of one tenant that have no place now, and requests that let others go first, which are passed over
+# for its later ones in one round.
+_MOST_BLOCKED, _MOST_DEFERRED = 32, 256
+
+
+class FlowRound:
+    """One round of dispatch in a flow: which request is asked next. Those that were deferred are asked again
+    when the others were asked: first the adapter with the most of them, because they share its slot."""
+
+    def __init__(self, flow: TenantFlow) -> None:
+        self._flow = flow
+        self._passed_over = self._blocked = 0  # the first ones of the flow; those without a place
+        self._deferred: dict[int, WaitingRequest] = {}  # by sequence
+        self._asking: Counter[AdapterDigest] = Counter()  # deferred ones of each adapter, since the beginning
+
+    def next(self) -> WaitingRequest | None:
+        """None: the tenant has no request left to ask in this round."""
+        if self._blocked >= _MOST_BLOCKED:
+            return None
+        if self._passed_over < len(self._flow) and len(self._deferred) < _MOST_DEFERRED:
+            return self._flow[self._passed_over]
+        if not self._deferred:
+            return None
+        return max(self._deferred.values(), key=lambda waiting: self._asking[waiting.request.adapter])
+
+    def placed(self, waiting: WaitingRequest) -> None:
+        """It has left the flow."""
+        if self._deferred.pop(waiting.sequence, None):
+            self._passed_over -= 1
+
+    def deferred(self, waiting: WaitingRequest) -> None:
+        self._passed_over += 1
+        self._deferred[waiting.sequence] = waiting
+        self._asking[waiting.request.adapter] += 1
+
+    def blocked(self, waiting: WaitingRequest) -> None:
+        """It has no place now."""
+        self._blocked += 1
+        if not self._deferred.pop(waiting.sequence, None):
+            self._passed_over += 1
 
 
 class Flows:

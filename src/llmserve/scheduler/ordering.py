@@ -47,6 +47,16 @@ class ShortestFirst:
         return min(request.arrived_at + size + priority, request.deadline)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterTurns:
+    """How long requests wait for others' adapters. packing_seconds: for this long, a request whose adapter no
+    worker has loaded lets later ones of its tenant go first; 0: the order is kept. aging_seconds: after this
+    long without a slot, the next one that can be freed is kept for it."""
+
+    packing_seconds: float = _DEFAULTS.adapter_packing
+    aging_seconds: float = _DEFAULTS.aging_seconds
+
+
 # Of a tenant nothing is known of: a chat answer.
 _FIRST_GUESS_TOKENS = 256.0
 # What the latest answer counts in the mean: it follows a change of habit within some 20 requests.

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class QueuedRequest:
     choices: sequences that decode side by side; output tokens count over all of them. max_output_tokens:
     most that it may generate; 0: unknown. cached_tokens: prompt tokens that need not be computed. priority:
     as in vLLM, lower is earlier. charged: an earlier router has charged its tenant, and the snapshot says
-    so. expected_output_tokens: the queue sets it, from what the tenant's requests generated."""
+    so. adapter: the version that it runs on. expected_output_tokens: the queue sets it, from what the
+    tenant's requests generated."""
 
     request_id: RequestId
     tenant: TenantId
@@ -27,6 +29,7 @@ class QueuedRequest:
     cached_tokens: int = 0
     charged: bool = False
     choices: int = 1
+    adapter: AdapterDigest = BASE_MODEL
     expected_output_tokens: int = field(default=0, compare=False)
 
     def work_tokens(self, output_tokens: int) -> int:
@@ -51,6 +54,7 @@ class Fit(Enum):
 
     PLACED = "placed"  # it has its place; it is running from now on
     BLOCKED = "blocked"  # no place for this one now; others may have one
+    DEFERRED = "deferred"  # it may have one: to be asked again when later ones of its tenant were asked
     FULL = "full"  # no place for any
 
 

@@ -9,7 +9,7 @@ from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.fairness import FairShare, TenantShares, Turns
-from llmserve.scheduler.ordering import Ordering, OutputEstimates, ShortestFirst
+from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates, ShortestFirst
 from llmserve.scheduler.request import EvictedRequest
 from llmserve.scheduler.resources import BudgetSet, Capacity, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import SchedulerSnapshot
@@ -26,6 +26,7 @@ class Policy:
     ordering: Ordering = field(default_factory=ShortestFirst)
     weights: Mapping[TenantId, float] = field(default_factory=dict)
     limits: ClusterLimits = field(default_factory=ClusterLimits)
+    adapters: AdapterTurns = field(default_factory=AdapterTurns)
 
 
 class Scheduler:

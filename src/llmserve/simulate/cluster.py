@@ -6,11 +6,11 @@ When the KV is pushed, the decode leg arrives before prefill has finished, and h
 """
 
 import random
-from dataclasses import dataclass
 
+from llmserve.core.adapters import LoraShape
 from llmserve.core.clock import Agenda
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
+from llmserve.core.ids import AdapterDigest, ApiserverId, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.engines.sim.step import PullOrder
@@ -19,33 +19,12 @@ from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 from llmserve.simulate.engine import VirtualEngine
+from llmserve.simulate.flight import Flight
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed, SimRecord
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
 from llmserve.traces import TracedRequest
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One simulated request between its arrival and its end. prefill, decode: engines that it was placed
-    on; prefill None: decode does both. leased: blocks at prefill that decode still has to fetch. order:
-    decode's order to fetch them."""
-
-    request_id: RequestId
-    record: SimRecord
-    names: BlockNames
-    prefill: VirtualEngine | None = None
-    decode: VirtualEngine | None = None
-    leased: list[int] | None = None
-    order: PullOrder[TracedSequence] | None = None
-    pushed: bool = False
-    handover_seconds: float | None = None  # from prefill's token to decode's first one
-
-    @property
-    def request(self) -> TracedRequest:
-        return self.record.request
-
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256
@@ -61,13 +40,14 @@ class VirtualCluster:
         self._shape, self._agenda = shape, agenda
         self._feed = IndexFeed(agenda)
         self._controller = Controller(shape.router, agenda.clock, rng, self._feed.index)
+        self._controller.take_over(None, 0.0, adapters=shape.adapters.book(shape.model), epoch=_EPOCH)
         self._session, _ = self._controller.open_session(ApiserverId("simulated"), ())
         self.engines: dict[WorkerId, VirtualEngine] = {}
         self.observed = Observed()
         self.open_requests = 0
         self.moved_at = 0.0  # when something last happened to a request
         self._flights: dict[RequestId, Flight] = {}
-        self._namespaces: dict[TenantId, int] = {}
+        self._namespaces: dict[tuple[TenantId, AdapterDigest], int] = {}
         self._tick_at: float | None = None
         self._count = 0
         for index, (name, role) in enumerate(shape.workers):
@@ -103,7 +83,7 @@ class VirtualCluster:
     def _register(self, name: WorkerId, role: WorkerRole, phase: float) -> None:
         shape, limits = self._shape, self._shape.limits
         self.engines[name] = VirtualEngine(
-            name, limits.total_blocks, shape.batch, shape.timing_of(name), self._agenda, self
+            name, limits.total_blocks, shape.batch, shape.timing_of(name), self._agenda, self, shape.adapters
         )
         size = limits.block_size_tokens
         kv = KvShape("simulated", "sim", "sim", size, 1, 1, int(shape.kv_bytes_per_token * size))
@@ -119,8 +99,10 @@ class VirtualCluster:
             max_concurrency=limits.batch.max_concurrency,
             transports=("simulated",),
             handover_endpoints=("simulated",),
+            lora=LoraShape(shape.adapters.slots),
         )
         self._apply(self._controller.register(spec))
+        self.adapters_changed(self.engines[name])
         self._agenda.at(phase * shape.router.heartbeat_seconds, lambda: self._heartbeat(name))
 
     def _heartbeat(self, name: WorkerId) -> None:
@@ -136,7 +118,7 @@ class VirtualCluster:
         return Admit(
             flight.request_id,
             request.tenant,
-            PlacementRequest(self._shape.model, request.prompt_tokens),
+            PlacementRequest(self._shape.model, request.prompt_tokens, adapter=request.adapter),
             max_output_tokens=most,
             prompt=flight.names.prompt(),
         )
@@ -253,6 +235,11 @@ class VirtualCluster:
         """See EngineOwner."""
         self._feed.changed(engine)
 
+    def adapters_changed(self, engine: VirtualEngine) -> None:
+        """See EngineOwner. A change wakes the worker's heartbeat."""
+        name, reports = engine.worker_id, engine.adapters.reports()
+        self._apply(self._controller.heartbeat(name, _EPOCH, engine.load(), reports=reports))
+
     def _end_lease(self, flight: Flight) -> None:
         assert flight.prefill, flight
         assert flight.leased is not None, flight
@@ -296,5 +283,5 @@ class VirtualCluster:
 
     def _names(self, request: TracedRequest) -> BlockNames:
         tenant = TenantId("") if self._shape.shares_kv else request.tenant
-        namespace = self._namespaces.setdefault(tenant, len(self._namespaces))
+        namespace = self._namespaces.setdefault((tenant, request.adapter), len(self._namespaces))
         return BlockNames(request, self._count, namespace, self._shape.limits.block_size_tokens)

@@ -15,6 +15,7 @@ from llmserve.engines.sim.limits import BatchLimits
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.step import PullOrder, Step, Timing
+from llmserve.simulate.adapters import NO_TIERS, AdapterTiers, VirtualAdapters
 from llmserve.simulate.sequence import TracedSequence
 
 # Apiservers tell the router of every so many tokens: not longer without an event.
@@ -35,6 +36,9 @@ class EngineOwner(Protocol):
 
     def cache_changed(self, engine: "VirtualEngine") -> None:
         """The pool holds other cached blocks than before. Called between steps."""
+
+    def adapters_changed(self, engine: "VirtualEngine") -> None:
+        """An adapter has come to another tier."""
 
 
 @dataclass(slots=True)
@@ -67,9 +71,11 @@ class VirtualEngine:
         timing: Timing,
         agenda: Agenda,
         owner: EngineOwner,
+        adapters: AdapterTiers = NO_TIERS,
     ) -> None:
         self.worker_id = worker_id
         self.pool = BlockPool(total_blocks)
+        self.adapters = VirtualAdapters(adapters, agenda, lambda: owner.adapters_changed(self))
         self._totals = EngineTotals()
         self._scheduler: SimScheduler[TracedSequence] = SimScheduler(self.pool, limits)
         self._timing = timing
@@ -85,6 +91,10 @@ class VirtualEngine:
     # -- what comes
 
     def add(self, sequence: TracedSequence) -> None:
+        self.adapters.hold(sequence.adapter, lambda: self._add(sequence))
+
+    def _add(self, sequence: TracedSequence) -> None:
+        """Its adapter is loaded."""
         self._scheduler.add(sequence)
         self._disturb()
 
@@ -95,6 +105,7 @@ class VirtualEngine:
 
     def finish(self, sequence: TracedSequence) -> list[int]:
         """The sequence has all its tokens. Its blocks are the caller's until release."""
+        self.adapters.let_go(sequence.adapter)
         return self._scheduler.finish(sequence)
 
     def release(self, blocks: list[int]) -> None:
@@ -106,7 +117,7 @@ class VirtualEngine:
     def load(self) -> EngineLoad:
         return EngineLoad(
             running_requests=self._scheduler.running_requests,
-            waiting_requests=self._scheduler.waiting_requests,
+            waiting_requests=self._scheduler.waiting_requests + self.adapters.waiting_requests,
             used_blocks=self.pool.used_blocks,
         )
 

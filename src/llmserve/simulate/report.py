@@ -1,9 +1,10 @@
 """The results of a simulation: figures, and the shares of tenants over time as an SVG image."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import Percentiles, jain
 from llmserve.plot import Series, plot
@@ -64,7 +65,8 @@ class SimReport:
     requests. good: requests that met the goals. refusals: counts by name of the error. jain: index of
     tokens by weight while requests of every tenant waited, for contended_seconds; None: they never did.
     Shares mean nothing while there is enough for all. on_one_worker: part of the placed requests whose
-    prompt and answer one worker computes. pushed: part whose KV prefill writes while it computes."""
+    prompt and answer one worker computes. pushed: part whose KV prefill writes while it computes. adapters:
+    where workers found the adapters of requests, as parts by tier; empty: no request had one."""
 
     seconds: float
     requests: int
@@ -82,6 +84,7 @@ class SimReport:
     prefix_hits: float
     on_one_worker: float
     pushed: float
+    adapters: dict[str, float]
     jain: float | None
     contended_seconds: int
     tenants: tuple[TenantLine, ...]
@@ -117,11 +120,17 @@ def make_report(
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
         on_one_worker=observed.on_one_worker / placed,
         pushed=observed.pushed / placed,
+        adapters=_adapters(cluster.engines.values()),
         jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
         contended_seconds=len(contended),
         tenants=tuple(_tenant(t, records, observed.timeline, contended, weights) for t in tenants),
         workers=tuple(_worker(engine, cluster, seconds) for engine in cluster.engines.values()),
     )
+
+
+def _adapters(engines: Iterable[VirtualEngine]) -> dict[str, float]:
+    found = sum((engine.adapters.found for engine in engines), Counter[AdapterTier]())
+    return {tier.value: found[tier] / found.total() for tier in AdapterTier if found[tier]}
 
 
 def _jain(

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmserve.core.clock import Agenda
 from llmserve.core.errors import LLMServeError
@@ -31,7 +31,8 @@ class Simulation:
     """One run: run, then timeline and report. The same shape, requests and seed give the same result."""
 
     def __init__(self, shape: ClusterShape, requests: Sequence[TracedRequest], *, seed: int = 0) -> None:
-        self._shape = shape
+        versions = dict.fromkeys(request.adapter for request in requests if request.adapter)
+        self._shape = shape = replace(shape, adapters=replace(shape.adapters, versions=tuple(versions)))
         self._agenda = Agenda()
         self._cluster = VirtualCluster(shape, self._agenda, random.Random(seed))
         self._records = [SimRecord(request) for request in requests]

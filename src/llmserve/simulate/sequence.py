@@ -27,6 +27,7 @@ class BlockNames:
 
     def __init__(self, request: TracedRequest, number: int, namespace: int, block_size: int) -> None:
         self._request, self._number, self._namespace = request, number, namespace
+        self.adapter = request.adapter
         self.block_size = block_size
         named_tokens = len(request.prefix_names) * request.run_tokens
         self._shared_blocks = min(request.prompt_tokens, named_tokens) // block_size
@@ -69,7 +70,7 @@ class TracedSequence(BlockSequence):
         ticket: PullParams | None = None,
     ) -> None:
         super().__init__(request_id, prompt_tokens, names.block_size, ticket)
-        self.leg = leg
+        self.leg, self.adapter = leg, names.adapter
         self._names = names
         self._answer_tokens = answer_tokens
         self.extra_seconds_per_token = 0.0

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from llmserve.config.schema import Manifest, TransferConfig
+from llmserve.config.lora import lora_of
+from llmserve.config.schema import Lora, Manifest, TransferConfig
+from llmserve.core.adapters import AdapterReport, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -11,12 +13,15 @@ from llmserve.engines.sim.limits import BatchLimits, SimLimits
 from llmserve.engines.sim.step import Timing
 from llmserve.engines.spec import EngineSpec
 from llmserve.router.settings import RouterSettings
+from llmserve.router.workers.adapter_loads import AdapterLoads
+from llmserve.simulate.adapters import NO_TIERS, AdapterTiers
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """None: as in the manifest. workers: number of each role. weights: replace all weights of the manifest.
-    kv_bytes_per_token, transfer_gbps: of KV that engines fetch from each other; 0: it takes no time."""
+    kv_bytes_per_token, transfer_gbps: of KV that engines fetch from each other; 0: it takes no time.
+    adapter_megabytes: size of an adapter."""
 
     prefill_workers: int | None = None
     decode_workers: int | None = None
@@ -27,6 +32,7 @@ class Overrides:
     weights: tuple[tuple[TenantId, float], ...] = ()
     kv_bytes_per_token: float = 0.0
     transfer_gbps: float = 0.0
+    adapter_megabytes: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class ClusterShape:
     """limits: as the workers register them. batch: limits of their steps. transfer_seconds_per_token: time to
     fetch the KV of one token. push_seconds_per_token: time by which a push makes the computing of one token
     longer. shares_kv: tenants reuse each other's KV. speeds: workers that are faster or
-    slower than `timing`, as a factor."""
+    slower than `timing`, as a factor. adapters: of each worker."""
 
     model: str
     workers: tuple[tuple[WorkerId, WorkerRole], ...]
@@ -48,6 +54,7 @@ class ClusterShape:
     push_seconds_per_token: float = 0.0
     shares_kv: bool = False
     speeds: Mapping[WorkerId, float] = field(default_factory=dict)
+    adapters: AdapterTiers = NO_TIERS
 
     @classmethod
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
@@ -64,6 +71,7 @@ class ClusterShape:
             kv_bytes_per_token=over.kv_bytes_per_token,
             transfer_seconds_per_token=_transfer_seconds(over),
             shares_kv=manifest.security.kv_sharing == "cluster",
+            adapters=_adapters(lora_of(manifest) or Lora(), over),
         )
 
     @property
@@ -128,6 +136,18 @@ def _timing(manifest: Manifest, over: Overrides) -> Timing:
 
 def _first(given: float | None, otherwise: float) -> float:
     return otherwise if given is None else given
+
+
+def _adapters(lora: Lora, over: Overrides) -> AdapterTiers:
+    """The slots and the shared memory of the manifest. Loads take as long as a router expects that has
+    measured none."""
+    loads, size_bytes = AdapterLoads(), int(over.adapter_megabytes * 1e6)
+
+    def seconds(tier: AdapterTier) -> float:
+        return loads.seconds(AdapterReport(0, tier=tier, size_bytes=size_bytes))
+
+    in_memory = int(lora.dram_gb * 2**30 / size_bytes)
+    return AdapterTiers(lora.slots, in_memory, seconds(AdapterTier.DRAM), seconds(AdapterTier.DISK))
 
 
 def _transfer_seconds(over: Overrides) -> float:

@@ -191,6 +191,7 @@ async def test_without_a_router_it_is_503(cluster: Any, http: httpx.AsyncClient)
     await cluster.router.crash()
     answer = await http.post("/v1/load_lora_adapter", json=LOAD)
     assert (answer.status_code, answer.json()["error"]["type"]) == (503, "ServiceUnavailableError")
+    assert answer.headers["retry-after"] == "1"
 
 
 async def test_a_router_that_does_not_tell_is_503(

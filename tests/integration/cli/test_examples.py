@@ -16,7 +16,7 @@ from tests.support.valkey import Valkey
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 REFUSED = {"gpu.yaml": "spec.engine.device: is cuda, and no GPU is visible here"}
-STARTED = ("aggregated.yaml", "sim.yaml", "two-routers.yaml")
+STARTED = ("adapters.yaml", "aggregated.yaml", "sim.yaml", "two-routers.yaml")
 ELSEWHERE = ("k8s.yaml", "llmserve.yaml")  # tests/integration/k8s, tests/e2e
 pytestmark = pytest.mark.timeout(300)
 

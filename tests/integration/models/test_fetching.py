@@ -10,11 +10,9 @@ import pytest
 from llmserve.core.adapters import AdapterTier, LoraShape
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
-from llmserve.models.adapters.base_weights import BaseWeights
 from llmserve.models.adapters.cache import MEMORY_VARIABLE
-from llmserve.models.adapters.check import AdapterRules, check_adapter
 from tests.integration.models.fetching import MANIFEST
-from tests.support.adapters import random_adapter, tiny_base
+from tests.support.adapters import digest_of, random_adapter, tiny_base
 
 FETCHING = Path(__file__).with_name("fetching.py")
 CHECKING = "checking adapter "
@@ -57,7 +55,7 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def digest(adapter: Path) -> AdapterDigest:
-    return check_adapter(adapter, AdapterRules(BaseWeights(), 16)).digest
+    return digest_of(adapter)
 
 
 @pytest.fixture

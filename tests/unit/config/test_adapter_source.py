@@ -34,6 +34,18 @@ def test_a_source_is_parsed_and_its_text_means_the_same(
     assert parse_adapter_source(str(source)) == source
 
 
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("/adapters/a/../sql/", "dir:/adapters/sql"),
+        ("org/sql", "hub:org/sql"),
+        ("org/sql@v1", "hub:org/sql@v1"),
+    ],
+)
+def test_without_a_scheme_a_path_is_a_directory_and_other_ids_are_the_hub_s(text: str, source: str) -> None:
+    assert str(parse_adapter_source(text)) == source
+
+
 def test_the_revision_of_the_manifest_becomes_part_of_the_source() -> None:
     assert str(parse_adapter_source("hub:org/name", "main")) == "hub:org/name@main"
     assert parse_adapter_source("hub:org/name@v1", "v1").revision == "v1"
@@ -42,7 +54,10 @@ def test_the_revision_of_the_manifest_becomes_part_of_the_source() -> None:
 @pytest.mark.parametrize(
     ("text", "revision", "said"),
     [
-        ("/adapters/sql", None, "dir:/PATH, hub:ORG/NAME"),
+        ("", None, "dir:/PATH, hub:ORG/NAME"),
+        ("sql", None, "adapter source 'sql': an adapter comes from dir:/PATH, hub:ORG/NAME"),
+        ("./sql", None, "dir:/PATH, hub:ORG/NAME"),
+        ("a/b/c", None, "dir:/PATH, hub:ORG/NAME"),
         ("dir:adapters/sql", None, "dir:/PATH"),
         ("dir:/a\0b", None, "dir:/PATH"),
         ("hub:name", None, "hub:ORG/NAME"),

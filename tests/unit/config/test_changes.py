@@ -39,6 +39,14 @@ def test_a_live_value_is_named_with_what_it_was() -> None:
     assert not _restart(old, new)
 
 
+def test_adapters_come_and_go_while_the_cluster_runs() -> None:
+    adapter = {"name": "sql", "source": "dir:/adapters/sql"}
+    models = {**_BASE["models"], "adapters": [adapter]}  # type: ignore[dict-item]
+    old, new = _manifest(lora={}), _manifest(lora={"allowed_sources": ["dir:/a"]}, models=models)
+    assert _live(old, new) == ["models.adapters: changed", "lora.allowed_sources: changed"]
+    assert _restart(old, new) == ["lora.allowed_sources: needs a restart of prefill-0, decode-0"]
+
+
 def test_lists_and_what_is_below_a_live_section_are_live() -> None:
     new = _manifest(
         scheduling={"weights": [{"tenant": "red", "weight": 4}]},

@@ -91,24 +91,22 @@ models:
   primary: {source: hub:org/model}
   adapters:
     - {name: model, source: hub:org/a}
-    - {name: sql, source: /adapters/sql}
+    - {name: sql, source: ./sql}
 lora:
   slots: 0
 """
     with pytest.raises(ManifestError) as caught:
         parse_manifest(text, "m.yaml")
     source, slots = caught.value.message.splitlines()
-    assert source.startswith(
-        "m.yaml:6: models.adapters[1].source: adapter source '/adapters/sql': an adapter"
-    )
+    assert source.startswith("m.yaml:6: models.adapters[1].source: adapter source './sql': an adapter")
     assert slots == "m.yaml:8: lora.slots: must be at least 1, got 0"
-    right = text.replace("/adapters/sql", "dir:/adapters/sql").replace("slots: 0", "slots: 1")
+    right = text.replace("./sql", "/adapters/sql").replace("slots: 0", "slots: 1")
     with pytest.raises(ManifestError, match=r"m\.yaml:5: models\.adapters\[0\]\.name: 'model' is the name"):
         parse_manifest(right, "m.yaml")
     assert parse_manifest(right.replace("name: model", "name: a"), "m.yaml").models.adapters[0].name == "a"
 
 
-@pytest.mark.parametrize("source", ["/adapters/a", "hub:name", "package:a/b", "s3:bucket", "dir:here"])
+@pytest.mark.parametrize("source", ["./a", "hub:name", "package:a/b", "s3:bucket", "dir:here"])
 def test_a_source_has_one_of_the_known_shapes(source: str) -> None:
     with pytest.raises(ValidationError, match="an adapter comes from dir:/PATH, hub:ORG/NAME"):
         adapter("a", source)

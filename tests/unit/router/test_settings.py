@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from llmserve.config.schema import Manifest
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId
+from llmserve.router.adapters.registration import AdapterWish
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
-from llmserve.router.settings import RouterSettings
+from llmserve.router.settings import DeclaredAdapters, RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
-from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.ordering import AdapterTurns, ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -33,6 +35,7 @@ def test_the_knobs_become_the_policy() -> None:
         "srpt_bias": 2.0,
         "aging_seconds": 3.0,
         "priority_seconds": 4.0,
+        "adapter_packing": 5.0,
     }
     budgets = {
         "max_tokens_in_flight": 1000,
@@ -47,6 +50,7 @@ def test_the_knobs_become_the_policy() -> None:
         queue_timeout_seconds=8.0,
         ordering=ShortestFirst(2.0, 3.0, 4.0),
         weights={TenantId("gold"): 4.0},
+        adapters=AdapterTurns(packing_seconds=5.0, aging_seconds=3.0),
         limits=ClusterLimits(
             max_requests_in_flight=5,
             max_tokens_in_flight=1000,
@@ -60,6 +64,34 @@ def test_the_knobs_become_the_policy() -> None:
 def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
     settings = _settings()
     assert settings == RouterSettings(adapters=settings.adapters)
+
+
+def test_adapters_of_the_manifest_are_wishes() -> None:
+    adapters = [
+        {"name": "sql", "source": "dir:/a/"},
+        {"name": "chat", "source": "hub:o/n", "revision": "v2", "pin": True},
+        {"name": "code", "source": "s3://b/p", "prefetch": False},
+    ]
+    models = {"primary": {"source": "hub:a/b", "name": "m"}, "adapters": adapters}
+    settings = _settings(models=models, lora={"allowed_sources": ["dir:/a"]})
+    assert settings.adapters == (
+        "m",
+        (
+            AdapterWish("sql", "dir:/a", AdapterTier.DISK),
+            AdapterWish("chat", "hub:o/n@v2", AdapterTier.DRAM, pinned=True),
+            AdapterWish("code", "s3://b/p", AdapterTier.SOURCE),
+        ),
+    )
+    assert settings.allowed_sources == ("dir:/a",)
+
+
+def test_a_reload_brings_them_to_the_router() -> None:
+    controller = Controller(RouterSettings(), VirtualClock(), random.Random(1))
+    wishes = (AdapterWish("sql", "dir:/a"),)
+    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", wishes)))
+    assert [one.wish for one in controller.adapters] == list(wishes)
+    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", ())))
+    assert list(controller.adapters) == []
 
 
 def test_routing_and_disaggregation_reach_the_router() -> None:

@@ -10,10 +10,16 @@ A, B = TenantId("a"), TenantId("b")
 
 
 def _request(
-    name: str, tenant: TenantId = A, prompt: int = 90, expected: int = 10, **more: bool
+    name: str, tenant: TenantId = A, prompt: int = 90, expected: int = 10, charged: bool = False
 ) -> QueuedRequest:
     return QueuedRequest(
-        RequestId(name), tenant, 0.0, 1.0, prompt_tokens=prompt, expected_output_tokens=expected, **more
+        RequestId(name),
+        tenant,
+        0.0,
+        1.0,
+        prompt_tokens=prompt,
+        expected_output_tokens=expected,
+        charged=charged,
     )
 
 

@@ -32,6 +32,9 @@ class Owner:
     def unneeded(self, ticket: PullParams) -> None:
         raise AssertionError(ticket)
 
+    def adapters_changed(self, engine: VirtualEngine) -> None:
+        raise AssertionError(engine)
+
     def cache_changed(self, engine: VirtualEngine) -> None:
         self._feed.changed(engine)
 

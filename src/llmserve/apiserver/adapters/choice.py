@@ -34,8 +34,7 @@ CHOOSING_PATHS = frozenset(
         _INVOCATIONS,
     }
 )
-# A body without a match has no such field, not even with some of its letters as escapes.
-_MAY_HAVE_IT = re.compile(rb"lora_path|\\u00(?:5f|6[18cf]|7[024])", re.IGNORECASE)
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|6[18cCfF]|7[024])")
 _SOURCES = ("/", "dir:", "hub:", "s3://")
 _SAGEMAKER_S_MODEL = b"x-amzn-sagemaker-adapter-identifier"
 
@@ -61,7 +60,7 @@ class AdapterChoice:
     async def _chosen(self, scope: Scope, first: Message) -> tuple[Scope, Message]:
         """Returns both as vLLM's layer is to see them."""
         body, is_invocation = first.get("body", b""), scope["path"] == _INVOCATIONS
-        if not (is_invocation or _MAY_HAVE_IT.search(body)) or (fields := _fields(body)) is None:
+        if not (is_invocation or _may_have_it(body)) or (fields := _fields(body)) is None:
             return scope, first
         if is_invocation:
             fields["model"] = _model_in_header(scope) or fields.get("model")
@@ -106,6 +105,12 @@ class AdapterChoice:
         close = self._names.close_to(wanted)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         return NotFound(f"{FIELD}: there is no adapter {wanted!r}{hint}")
+
+
+def _may_have_it(body: bytes) -> bool:
+    """Returns whether a body may have the field, perhaps with some of its letters as escapes. Most have not,
+    and need not be parsed here."""
+    return FIELD.encode() in body or (b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None)
 
 
 def _fields(body: bytes) -> dict[str, Any] | None:

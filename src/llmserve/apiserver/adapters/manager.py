@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Callable
 
 from llmserve.apiserver.adapters.names import AdapterNames
@@ -14,7 +13,6 @@ from llmserve.rpc.adapters import decode_named
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 _HEAR_SECONDS = 5.0  # the router tells its apiservers at the moment in which it answers
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _NAME_DIGITS = 8
 
 
@@ -77,12 +75,7 @@ class AdapterManager:
 
 
 def read_source(text: str, field: str) -> AdapterSource:
-    """Reads a source as the manifest has it, or as vLLM's and SGLang's clients have it: an absolute path, or
-    an id of the hub. Errors: InvalidRequest about this field."""
-    if text.startswith("/"):
-        text = f"dir:{text}"
-    elif _HUB_ID.fullmatch(text):
-        text = f"hub:{text}"
+    """Reads a source in a field of a request. Errors: InvalidRequest about this field."""
     try:
         return parse_adapter_source(text)
     except InvalidRequest as error:

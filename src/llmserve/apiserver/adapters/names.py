@@ -57,7 +57,7 @@ class AdapterNames(Mapping[str, AdapterRequest]):
         if wanted in self:
             return self[wanted].adapter
         known = (request.adapter for request in self.values())
-        return next((one for one in known if wanted in (one.digest, one.source)), None)
+        return next((one for one in known if wanted and wanted in (one.digest, one.source)), None)
 
     def close_to(self, wanted: str) -> list[str]:
         """Returns the names that the caller may have meant."""

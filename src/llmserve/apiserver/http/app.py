@@ -27,7 +27,15 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.engine.client import SUPPORTED_TASKS, ClusterEngineClient
-from llmserve.apiserver.http.errors import MISREAD, ApiError, api_error_of, as_serving_error, body_of, report
+from llmserve.apiserver.http.errors import (
+    MISREAD,
+    ApiError,
+    api_error_of,
+    as_serving_error,
+    body_of,
+    headers_of,
+    report,
+)
 from llmserve.apiserver.http.health import Readiness, api_failure
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
@@ -173,7 +181,8 @@ def _as(ours: type[Any], made: Any) -> Any:
 
 async def _own_error(_: Request, error: Exception) -> Response:
     problem = api_error_of(error)
-    return JSONResponse(body_of(problem), problem.status)
+    headers = {name.decode(): value.decode() for name, value in headers_of(error)}
+    return JSONResponse(body_of(problem), problem.status, headers)
 
 
 async def _misread(_: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ framework. The HTTP edge makes a ApiError of each and gives it the form that the
 import json
 import logging
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from typing import Any
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotAuthenticated
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +138,14 @@ def retry_after_seconds(error: Exception) -> float | None:
     if seconds is None and api_error_of(error).status in _RETRYABLE:
         return _DEFAULT_RETRY_SECONDS
     return seconds
+
+
+def headers_of(error: Exception) -> Iterator[tuple[bytes, bytes]]:
+    """Yields what a client should know of an error besides its body."""
+    if (seconds := retry_after_seconds(error)) is not None:
+        yield b"retry-after", str(max(1, round(seconds))).encode()
+    if isinstance(error, NotAuthenticated):
+        yield b"www-authenticate", b"Bearer"
 
 
 def api_error_of(error: Exception) -> ApiError:

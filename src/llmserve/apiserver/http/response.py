@@ -20,13 +20,13 @@ from llmserve.apiserver.http.errors import (
     api_error_of,
     as_serving_error,
     body_of,
+    headers_of,
     report,
-    retry_after_seconds,
 )
 from llmserve.apiserver.http.headers import ANTHROPIC_REQUEST_ID, REQUEST_ID, handover_headers
 from llmserve.apiserver.http.scope import RequestScope
 from llmserve.apiserver.http.spans import TRACE_ID
-from llmserve.core.errors import NotAuthenticated, Unavailable
+from llmserve.core.errors import Unavailable
 
 STOPPING = "the server is stopping; send the request again"
 
@@ -71,7 +71,7 @@ class HeldResponse:
 
     async def refuse(self, error: Exception) -> None:
         """Answers with an error instead of what the app has begun, if anything."""
-        await self._send_error(api_error_of(error), _headers_of(error))
+        await self._send_error(api_error_of(error), headers_of(error))
 
     async def fail(self, error: Exception) -> None:
         """Answers what the app raised, if it has not answered that itself. Errors: the same, when half of a
@@ -83,7 +83,7 @@ class HeldResponse:
         if self._ended:
             return
         if not self._begun:
-            await self._send_error(api_error, _headers_of(answered))
+            await self._send_error(api_error, headers_of(answered))
         elif self._streams:
             await self._send_last(_last_event(self._body(api_error)))
         else:
@@ -179,11 +179,3 @@ def _names(scope: RequestScope) -> Iterable[Header]:
         yield ANTHROPIC_REQUEST_ID, scope.request_id.encode()
     if scope.span.trace_id:
         yield TRACE_ID, scope.span.trace_id.encode()
-
-
-def _headers_of(error: Exception) -> Iterable[Header]:
-    """Yields what a client should know of an error besides its body."""
-    if (seconds := retry_after_seconds(error)) is not None:
-        yield b"retry-after", str(max(1, round(seconds))).encode()
-    if isinstance(error, NotAuthenticated):
-        yield b"www-authenticate", b"Bearer"

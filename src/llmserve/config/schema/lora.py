@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from llmserve.config.adapter_source import parse_adapter_root
-from llmserve.config.schema.section import GiB, KeyUnit, ManifestSection, refusing
+from llmserve.config.schema.section import GiB, KeyUnit, Live, ManifestSection, refusing
 
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "embed_out"})
 
@@ -28,7 +28,9 @@ class Lora(ManifestSection):
     disk_gb: GiB = Field(default=20.0, gt=0)
     """The workers of a host keep fetched adapters in this much of the cache directory. Those that were used
     longest ago are removed first, and never one that is loaded or pinned."""
-    allowed_sources: tuple[str, ...] = Field(default=(), strict=False)
+    allowed_sources: Annotated[tuple[str, ...], Live(("router",), at_start=("worker",))] = Field(
+        default=(), strict=False
+    )
     """Adapters that are loaded while the cluster runs must come from below one of these, such as
     `dir:/adapters`, `hub:ORG` or `s3://BUCKET/PREFIX`. Without it, only `models.adapters` are served."""
     endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")

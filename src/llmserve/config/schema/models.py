@@ -78,7 +78,8 @@ class AdapterSpec(ManifestSection):
     pin: bool = False
     """The adapter stays in shared memory, however long it is not used."""
     prefetch: bool = True
-    """Workers fetch the adapter when they start. Otherwise they do so at its first request."""
+    """Workers fetch the adapter when they start. Otherwise one of them does, to check
+    it, and the others at its first request."""
 
     @field_validator("source", mode="after")
     @classmethod

@@ -72,6 +72,9 @@ class Scheduling(ManifestSection):
     request's turn as if it had come this much later. 0 keeps the order of arrival."""
     aging_seconds: Annotated[Seconds, _ROUTER] = Field(default=20.0, ge=0)
     """A request is never overtaken by one that came more than this much later, however short that one is."""
+    adapter_packing: Annotated[Seconds, _ROUTER] = Field(default=10.0, ge=0)
+    """A request whose adapter no worker has loaded lets later requests of its tenant go first for this long:
+    those that need no load, and those of the adapter that most of them ask for. 0 keeps the order."""
     priority_seconds: Annotated[Seconds, _ROUTER] = Field(default=5.0, ge=0)
     """One step of a request's `priority` moves it by this much among the requests of its tenant, as if it had
     come that much earlier or later. Priorities go from -10 to 10; a lower one is served earlier."""

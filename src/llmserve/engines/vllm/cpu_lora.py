@@ -79,7 +79,8 @@ class GroupedPunica(PunicaWrapperCPU):
         start = offset_start
         for shrunk, stacked, width in zip(x, lora_b_stacked, output_slices, strict=True):
             for slot, rows in self._rows:
-                y[rows, start : start + width] += shrunk[rows].to(y.dtype) @ stacked[slot, 0].to(y.dtype).T
+                b = stacked[slot, 0].to(shrunk.dtype)
+                y[rows, start : start + width] += (shrunk[rows] @ b.T).to(y.dtype)
             start += width
 
 

@@ -7,6 +7,7 @@ from llmserve.metrics.dashboards.panels import (
     Unit,
     each,
     panel,
+    quantiles,
     rate,
     series,
     total,
@@ -131,10 +132,72 @@ _ENGINES = DashboardSection(
         ),
     ),
 )
+_ADAPTERS = DashboardSection(
+    "LoRA adapters",
+    (
+        panel(
+            "Adapters",
+            "By state. failed: `llmserve adapters ls` says why.",
+            Unit.NONE,
+            each(series("router_adapters"), "state"),
+            stacked=True,
+        ),
+        panel(
+            "Where requests found their adapter",
+            "device: in a slot, so nothing had to be loaded. Prefill and decode count apart.",
+            Unit.PER_SECOND,
+            each(rate("worker_adapter_legs_total"), "tier"),
+            stacked=True,
+        ),
+        panel(
+            "Wait for an adapter",
+            "Of requests with an adapter, before their engine got them.",
+            Unit.SECONDS,
+            *quantiles("worker_adapter_wait_seconds"),
+        ),
+        panel(
+            "Time of loading",
+            "Of an adapter into a slot.",
+            Unit.SECONDS,
+            *quantiles("worker_adapter_load_seconds"),
+        ),
+        panel(
+            "Slots in use",
+            "Of the device slots of each engine. Idle adapters keep theirs until another one needs it.",
+            Unit.RATIO,
+            Query(
+                f"{total(series('worker_adapter_used_slots'), 'process')} / "
+                f"({total(series('worker_adapter_slots'), 'process')} > 0)",
+                "{{process}}",
+            ),
+        ),
+        panel(
+            "Adapters that lost their slot",
+            "To another one. LLMServeAdapterThrash: when most requests have to wait for that.",
+            Unit.PER_SECOND,
+            each(rate("worker_adapter_evictions_total"), "process"),
+        ),
+        panel(
+            "Loads and failures",
+            "ready, failed, given_up: how loads of names ended. slot: loads into a slot that failed. fetch: "
+            "fetches that failed and are tried again.",
+            Unit.PER_SECOND,
+            each(rate("router_adapter_loads_total"), "outcome"),
+            Query(total(rate("worker_adapter_load_failures_total")), "slot"),
+            Query(total(rate("router_adapter_fetch_failures_total")), "fetch"),
+        ),
+        panel(
+            "Adapters held",
+            "By the nearest place on the worker's host.",
+            Unit.BYTES,
+            Query(total(series("worker_adapter_bytes"), "process, tier"), "{{process}}: {{tier}}"),
+        ),
+    ),
+)
 
 WORKERS = Dashboard(
     "llmserve-workers",
     "LLMServe: workers",
     "The engines: how many, how busy, how well.",
-    (_MEMBERS, _ENGINES),
+    (_MEMBERS, _ENGINES, _ADAPTERS),
 )

@@ -7,8 +7,8 @@ loaded. Holds end with the process, even when it is killed.
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from llmserve.core.adapters import BASE_MODEL, AdapterTier, LoraShape
 from llmserve.core.errors import InvalidRequest, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters.base_weights import BaseWeights, read_base_weights
-from llmserve.models.adapters.check import AdapterRules, check_adapter
+from llmserve.models.adapters.check import AdapterRules, check_layout, check_numbers
 from llmserve.models.adapters.folder import AdapterFolder
 from llmserve.models.adapters.peft import CONFIG_NAME
 from llmserve.models.adapters.places import AdapterPlace, copy_files, place_of, sizes_of
@@ -79,16 +79,12 @@ class AdapterCache:
         run it; the message names file and tensor), ModelNotFound (there is none, or it no longer has that
         digest): both end alike at each try. Unavailable (its store or the hub is away, the disk is full) and
         DeadlineExceeded: another try may do."""
-        with suppress(NotFound):
-            return self.hold(digest, AdapterTier.DISK)
-        with self._disk.making(digest or str(source), progress):
+        with _explained(source), suppress(NotFound):
+            return self._known(digest)
+        with _explained(source), self._disk.making(digest or str(source), progress):
             with suppress(NotFound):  # another process was faster
-                return self.hold(digest, AdapterTier.DISK)
-            try:
-                record = self._fetched(source, digest, progress)
-            except OSError as error:
-                raise Unavailable(f"adapter '{source}': {error}") from error
-            return self._files(record, AdapterTier.DISK)
+                return self._known(digest)
+            return self._files(self._fetched(source, digest, progress), AdapterTier.DISK)
 
     def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
         """Copies an adapter from disk to memory and holds it there, too. Errors: NotFound (it is not on disk,
@@ -99,7 +95,7 @@ class AdapterCache:
             raise Unavailable("there is no memory for adapters: lora.dram_gb is 0")
         with suppress(NotFound):
             return self.hold(digest, AdapterTier.DRAM)
-        with memory.making(digest, silent):
+        with _explained(digest), memory.making(digest, silent):
             with suppress(NotFound):  # another process was faster
                 return self.hold(digest, AdapterTier.DRAM)
             return self._files(self._copied(digest, memory), AdapterTier.DRAM)
@@ -145,6 +141,17 @@ class AdapterCache:
         path = self._tiers[tier].path / record.digest
         return AdapterFiles(record.digest, path, record.rank, record.size_bytes, tier)
 
+    def _known(self, digest: AdapterDigest) -> AdapterFiles:
+        """Holds what is on disk already. Another cluster may have checked it, or this one before its limits
+        were changed. Errors: NotFound, InvalidRequest."""
+        found = self.hold(digest, AdapterTier.DISK)
+        try:
+            check_layout(found.path, self._rules)
+        except BaseException:
+            self.release(digest, AdapterTier.DISK)
+            raise
+        return found
+
     def _fetched(self, source: AdapterSource, wanted: AdapterDigest, progress: Progress) -> AdapterRecord:
         place = self._origins.place(source)
         sizes = sizes_of(place, source)
@@ -163,17 +170,15 @@ class AdapterCache:
         return self._disk.put(total, fill)
 
     def _checked(self, folder: Path, source: AdapterSource, wanted: AdapterDigest) -> AdapterRecord:
-        try:
-            found = check_adapter(folder, self._rules)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"adapter '{source}': {error.message}", field=error.field) from error
-        if wanted and found.digest != wanted:
+        layout = check_layout(folder, self._rules)
+        digest = check_numbers(folder, layout)
+        if wanted and digest != wanted:
             raise ModelNotFound(
-                f"adapter '{source}': its contents have changed: they are version {found.digest}, "
-                f"not {wanted}; load it again under its name"
+                f"adapter '{source}': its contents have changed: they are version {digest}, not {wanted}; "
+                "load it again under its name"
             )
-        (folder / CONFIG_NAME).write_text(found.config.to_json(found.modules))
-        return make_record(folder, found.digest, found.rank)
+        (folder / CONFIG_NAME).write_text(layout.config.to_json(layout.words))
+        return make_record(folder, digest, layout.rank)
 
     def _copied(self, digest: AdapterDigest, memory: AdapterFolder) -> AdapterRecord:
         """Errors: as bring_to_memory."""
@@ -191,6 +196,19 @@ class AdapterCache:
         except _DamagedError as error:
             self._disk.remove(digest)
             raise NotFound(str(error)) from error
+
+
+@contextmanager
+def _explained(what: object) -> Iterator[None]:
+    """Adds to an error of the files which adapter it is about. what: its source or digest."""
+    try:
+        yield
+    except InvalidRequest as error:
+        name = f"adapter '{what}'"
+        message = error.message if name in error.message else f"{name}: {error.message}"
+        raise InvalidRequest(message, field=error.field) from error
+    except OSError as error:
+        raise Unavailable(f"adapter '{what}': {error}") from error
 
 
 class _DamagedError(Exception):

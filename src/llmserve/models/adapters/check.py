@@ -41,13 +41,19 @@ class AdapterRules:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedAdapter:
-    """rank: the largest of its modules. modules: last words of their names."""
+class AdapterLayout:
+    """What an adapter consists of, apart from the numbers. rank: the largest of its modules. modules: their
+    names."""
 
-    digest: AdapterDigest
     config: PeftConfig
+    tensors: Mapping[str, TensorPlace]
     rank: int
     modules: frozenset[str]
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The last words of the modules' names, such as `q_proj`."""
+        return frozenset(one.rpartition(".")[2] for one in self.modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,9 @@ class _Half:
     is_table: bool
 
 
-def check_adapter(folder: Path, rules: AdapterRules) -> CheckedAdapter:
-    """Reads both files, the weights once and in pieces. Errors: InvalidRequest; OSError."""
+def check_layout(folder: Path, rules: AdapterRules) -> AdapterLayout:
+    """Reads the configuration and the header of the weights, within milliseconds. Errors: InvalidRequest;
+    OSError."""
     config = read_peft_config(folder / CONFIG_NAME)
     if config.largest_rank > rules.max_rank:
         raise InvalidRequest(
@@ -73,10 +80,14 @@ def check_adapter(folder: Path, rules: AdapterRules) -> CheckedAdapter:
     modules = _pairs(tensors, weights.name)
     for module, halves in modules.items():
         _Module(module, halves, config, weights.name).check(rules)
-    rank = max(config.rank(module) for module in modules)
-    scaling = {module: config.scaling(module) for module in modules}
-    digest = adapter_digest(weights, tensors, scaling, _require_finite)
-    return CheckedAdapter(digest, config, rank, frozenset(one.rpartition(".")[2] for one in modules))
+    return AdapterLayout(config, tensors, max(map(config.rank, modules)), frozenset(modules))
+
+
+def check_numbers(folder: Path, layout: AdapterLayout) -> AdapterDigest:
+    """Reads the weights once, in pieces, and returns the digest of the adapter. Errors: InvalidRequest when a
+    number is not finite; OSError."""
+    scaling = {module: layout.config.scaling(module) for module in layout.modules}
+    return adapter_digest(folder / WEIGHTS_NAME, layout.tensors, scaling, _require_finite)
 
 
 def _pairs(tensors: Mapping[str, TensorPlace], file: str) -> Mapping[str, Mapping[str, _Half]]:

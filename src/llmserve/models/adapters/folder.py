@@ -73,7 +73,8 @@ class AdapterFolder:
                 self._holds.pop(digest, None)
                 _unlock(fd)
                 raise NotFound(f"adapter {digest} is not in {self.path}")
-            os.utime(fd)
+            with suppress(PermissionError):  # it is another user's, whose LRU goes by his own uses
+                os.utime(fd)
             self._holds[digest] = fd
             return record
 
@@ -95,10 +96,9 @@ class AdapterFolder:
             _unlock(self._holds.pop(digest, -1))
 
     def remove(self, digest: AdapterDigest) -> bool:
-        """Ends the own hold. Returns whether it is gone; not while another process holds it. Errors: NotFound
-        for what is no digest."""
+        """Ends the own hold. Returns whether it is gone; not while another process holds it."""
         self.release(digest)
-        return _remove(self._of(digest))
+        return not _DIGEST.fullmatch(digest) or _remove(self._of(digest))
 
     def making(self, key: str, progress: Progress) -> AbstractContextManager[None]:
         """Returns the lock under which one process of the host makes the adapter of this key. Errors:
@@ -161,7 +161,7 @@ class AdapterFolder:
         used = sum(_reserved(one) for one in self._named(_PARTIAL))
         sizes = {path: record.size_bytes for path in self._whole() if (record := read_record(path))}
         used += sum(sizes.values())
-        for path in sorted(sizes, key=lambda one: one.stat().st_mtime_ns):
+        for path in sorted(sizes, key=_last_use):
             if self._fits(used, size_bytes):
                 return
             used -= sizes[path] if _remove(path) else 0
@@ -193,7 +193,8 @@ class AdapterFolder:
         return self.hold(digest)
 
     def _remove_leftovers(self) -> None:
-        for path in (*self._named(_PARTIAL), *self._named(_REMOVED)):
+        damaged = (path for path in self._whole() if read_record(path) is None)
+        for path in (*self._named(_PARTIAL), *self._named(_REMOVED), *damaged):
             _remove(path)
 
     def _named(self, prefix: str) -> list[Path]:
@@ -213,6 +214,13 @@ def _check_owner(path: Path) -> None:
 def _reserved(partial: Path) -> int:
     size = partial.name.removeprefix(_PARTIAL).partition("-")[0]
     return int(size) if size.isdigit() else 0
+
+
+def _last_use(path: Path) -> int:
+    """Returns 0 for one that another process has just removed."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _locked(path: Path, kind: int) -> int:

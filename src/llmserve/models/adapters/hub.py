@@ -38,11 +38,11 @@ class HubPlace:
         if self._found.folder is not None:
             shutil.copyfile(self._found.folder / name, target)
             return
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import HfApi
 
         downloads = target.with_name(_DOWNLOADS)
         try:
-            hf_hub_download(self._repo, name, revision=self._found.commit, local_dir=downloads)
+            HfApi().hf_hub_download(self._repo, name, revision=self._found.commit, local_dir=downloads)
         except Exception as error:  # the hub's client raises errors of three libraries
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk

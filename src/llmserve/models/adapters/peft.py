@@ -76,6 +76,7 @@ class PeftConfig:
             "alpha_pattern": dict(self.alpha_pattern),
             "target_modules": sorted(modules),
             "bias": "none",
+            "fan_in_fan_out": self.is_transposed,
         }
         return json.dumps(keys, indent=1)
 

@@ -1,5 +1,7 @@
 """What operators ask about adapters."""
 
+import asyncio
+
 from llmserve.config.adapter_source import is_below, parse_adapter_source
 from llmserve.core.adapters import AdapterState, AdapterTier
 from llmserve.core.errors import InvalidRequest, NotFound
@@ -27,8 +29,8 @@ class AdapterCalls:
         """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; what a
         worker says of the adapter."""
         tier = decode_tier(request.prefetch, AdapterTier.DRAM if request.pin else AdapterTier.DISK)
-        source, declared = self._source(request.source)
-        wish = AdapterWish(request.name, source, tier, request.pin, declared)
+        source = await asyncio.to_thread(self._source, request.source)
+        wish = AdapterWish(request.name, source, tier, request.pin)
         with self._event_loop.deciding():
             registration = self._book.load(request.model, wish)
         await self._event_loop.adapter_watch.until(lambda: not registration.pending)
@@ -65,15 +67,15 @@ class AdapterCalls:
 
     # -- parts
 
-    def _source(self, text: str) -> tuple[str, bool]:
-        """Returns the source as the book has it, and whether the manifest names it."""
+    def _source(self, text: str) -> str:
+        """Returns the source as the book has it. Reads the file system. Errors: InvalidRequest."""
         source, settings = parse_adapter_source(text), self._live.settings
         declared = str(source) in (wish.source for wish in settings.adapters.wishes)
         if not declared and not is_below(source, settings.allowed_sources):
             roots = " or ".join(settings.allowed_sources) or "none yet"
             message = f"adapter source {source} is not below one of `lora.allowed_sources`: {roots}"
             raise InvalidRequest(message, field="source")
-        return str(source), declared
+        return str(source)
 
     def _why_not_yet(self, registration: Registration) -> str:
         if registration.pending and not self._book.members(registration.model):

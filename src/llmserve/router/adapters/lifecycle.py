@@ -80,6 +80,8 @@ class AdapterLifecycle:
         self._missing = {name: self._missing.get(name, {}) for name in self._heard}
         self.orders.follow(self._heard.keys())
         self._review_all([registration.number for registration in self.table])
+        for name, missing in self._missing.items():  # one that was lost may come back with all it lacked
+            self._membership.hold_back(name, next(iter(missing.values()), ""))
 
     def tick(self) -> None:
         now = self._clock.now()

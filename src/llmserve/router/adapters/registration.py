@@ -23,14 +23,12 @@ _WAYS_OUT = (AdapterState.DRAINING, AdapterState.GONE)
 @dataclass(frozen=True, slots=True)
 class AdapterWish:
     """What somebody asks for: that requests may use this adapter of the model under this name. tier: at least
-    this near to every worker from the start. pinned: it stays there. declared: the manifest names the
-    source."""
+    this near to every worker from the start. pinned: it stays there."""
 
     name: str
     source: str
     tier: AdapterTier = AdapterTier.DISK
     pinned: bool = False
-    declared: bool = False
 
 
 @dataclass(slots=True)
@@ -153,9 +151,7 @@ class Registration:
             if worker_id != self.resolver:
                 return None
             tier = min(tier, AdapterTier.DISK, key=_NEAREST_FIRST.index)  # to compute it means to fetch it
-        return AdapterOrder(
-            self.number, self.wish.source, self.digest, tier, self.wish.pinned, self.wish.declared
-        )
+        return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned)
 
 
 def is_final(error: str) -> bool:

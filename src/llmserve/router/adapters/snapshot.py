@@ -54,9 +54,7 @@ class AdapterSnapshot:
 
 
 def _wish(saved: Mapping[str, Any]) -> AdapterWish:
-    return AdapterWish(
-        saved["name"], saved["source"], AdapterTier(saved["tier"]), saved["pinned"], saved["declared"]
-    )
+    return AdapterWish(saved["name"], saved["source"], AdapterTier(saved["tier"]), saved["pinned"])
 
 
 def _registration(saved: Mapping[str, Any]) -> Registration:

@@ -1,4 +1,6 @@
-"""Choosers that ignore what is cached, to compare with (`scheduling.routing`). Pure."""
+"""Choosers that predict nothing, to compare with (`scheduling.routing`, and "prefer_loaded" in simulations).
+Pure.
+"""
 
 import random
 from collections import Counter
@@ -23,6 +25,13 @@ class FreeSlots:
 
     def scores(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
         return [1.0 - m.slots.placed_requests / m.spec.max_concurrency for m in members]
+
+
+class HasAdapter:
+    """Whether the worker runs the request's adapter, or has it loaded by its last report."""
+
+    def scores(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
+        return [float(member.has_loaded(request.adapter)) for member in members]
 
 
 class ShortEngineQueue:

@@ -6,15 +6,18 @@ than they could save.
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from heapq import nsmallest
 from itertools import product
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import WorkerId
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
+from llmserve.router.placement.adapter_cost import NO_ADAPTER, AdapterCost, AdapterForecast
+from llmserve.router.placement.adapter_homes import AdapterHomes
+from llmserve.router.placement.balance import PlacementBalance
 from llmserve.router.placement.cost import CostForecast, PromptCost
 from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan, WorkerChoices
 from llmserve.router.workers.speed import WorkerSpeeds
@@ -36,81 +39,43 @@ class _Option(NamedTuple):
     parts: CostParts
 
 
-# Times the fair share. Requests over the whole run stay below 1.5 times, with what chance adds.
-_BOUND = 1.3
-_REMEMBERED_EACH = 16.0  # placements for each worker
-_LARGEST_UNIT = 1e12
-
-
-class PlacementBalance:
-    """Counts the placements of one group of workers, and names those with more than their share lately. Older
-    placements count less: the latest one counts `_unit`, which grows, so that no older count has to change.
-
-    A worker's cache draws requests to it, and each of them fills the cache further: without a bound, one
-    worker would get all requests with a popular prompt for as long as it has no queue. A worker over the
-    bound is judged as if it had nothing cached; its speed and its queue count as before."""
-
-    def __init__(self) -> None:
-        self._counts: dict[WorkerId, float] = {}
-        self._total = 0.0
-        self._unit = 1.0
-
-    def placed(self, key: WorkerId, workers: int) -> None:
-        """One of so many workers got a request."""
-        self._unit /= 1.0 - 1.0 / (_REMEMBERED_EACH * workers + 1)
-        self._counts[key] = self._counts.get(key, 0.0) + self._unit
-        self._total += self._unit
-        if self._unit > _LARGEST_UNIT:
-            self._shrink()
-
-    def over(self, workers: int) -> set[WorkerId]:
-        """Workers with more than their share. One request more or less never decides."""
-        most = _BOUND * self._total / workers + self._unit
-        return {key for key, count in self._counts.items() if count > most}
-
-    def _shrink(self) -> None:
-        """Rescales the counts, and forgets workers that got nothing for long: workers come and go."""
-        scaled = {key: count / self._unit for key, count in self._counts.items()}
-        self._counts = {key: count for key, count in scaled.items() if count > 1e-6}
-        self._total = sum(self._counts.values())
-        self._unit = 1.0
-
-
 class KvAware:
-    """Remembers its choices, so that a cache draws no more than a bounded share (PlacementBalance)."""
+    """Remembers its choices, so that a cache or a loaded adapter draws no more than a bounded share
+    (PlacementBalance), and that adapters have as many homes as their demand needs (AdapterHomes)."""
 
     def __init__(self, speeds: WorkerSpeeds, clock: Clock, rng: random.Random) -> None:
         self._speeds, self._clock, self._rng = speeds, clock, rng
         self._balances: dict[tuple[str, WorkerRole], PlacementBalance] = {}
+        self._homes: dict[tuple[str, WorkerRole], AdapterHomes] = {}
 
     def choose(self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int) -> Plan | None:
         members = choices.prefill or choices.decode or choices.aggregated
         if not members:
             return None
-        forecast = CostForecast(
-            request, output_tokens, self._speeds, members[0].spec.kv_shape, self._clock.now()
-        )
-        look = _Look(forecast, self._crowded(choices))
+        now, crowded = self._clock.now(), self._crowded(choices)
+        forecast = CostForecast(request, output_tokens, self._speeds, members[0].spec.kv_shape, now)
+        look = _Look(forecast, crowded, self._adapter_forecast(request.adapter, choices, crowded, now))
         options = [*self._whole(choices, look), *self._pairs(choices, look)]
         if not options:
             return None
         options.sort(key=attrgetter("seconds"))
         chosen = self._pick(options)
-        self._remember(chosen, choices)
+        self._remember(chosen, choices, request.adapter, now)
         return _plan(chosen, options)
 
     # -- parts
 
     def _whole(self, choices: WorkerChoices, look: "_Look") -> list[_Option]:
-        best = self._best(choices.whole, look.whole_seconds)
+        best = self._best(choices.whole, look.with_adapter(look.whole_seconds))
         return [look.whole(member) for member in best]
 
     def _pairs(self, choices: WorkerChoices, look: "_Look") -> list[_Option]:
         if not choices.prefill:
             return []
-        prefill = map(look.first_leg, self._best(choices.prefill, look.prefill_seconds))
-        decode = map(look.second_leg, self._best(choices.decode, look.decode_seconds))
-        return [look.pair(first, second) for first, second in product(prefill, decode)]
+        prefill = self._best(choices.prefill, look.with_adapter(look.prefill_seconds))
+        decode = self._best(choices.decode, look.with_adapter(look.decode_seconds))
+        pairs = product(map(look.first_leg, prefill), map(look.second_leg, decode))
+        return [look.pair(first, second) for first, second in pairs]
 
     def _best(
         self, members: Sequence[ClusterMember], seconds: Callable[[ClusterMember], float]
@@ -133,28 +98,56 @@ class KvAware:
 
     def _crowded(self, choices: WorkerChoices) -> frozenset[WorkerId]:
         """Workers that have had more than their share."""
-        groups = (choices.prefill, choices.decode, choices.aggregated)
-        over = (self._balance(group).over(len(group)) for group in groups if group)
+        over = (self._balances[_key(group)].over(len(group)) for group in self._groups(choices))
         return frozenset(worker_id for group in over for worker_id in group)
 
-    def _remember(self, chosen: _Option, choices: WorkerChoices) -> None:
+    def _adapter_forecast(
+        self, adapter: AdapterDigest, choices: WorkerChoices, crowded: Set[WorkerId], now: float
+    ) -> AdapterForecast | None:
+        """None: the request has no adapter."""
+        if not adapter:
+            return None
+        homes: set[WorkerId] = set()
+        for group in self._groups(choices):
+            calm = [member for member in group if member.spec.worker_id not in crowded]
+            homes |= self._homes[_key(group)].of(adapter, calm)
+        return AdapterForecast(adapter, self._speeds.adapter_loads, homes, crowded, now)
+
+    def _remember(self, chosen: _Option, choices: WorkerChoices, adapter: AdapterDigest, now: float) -> None:
         for member in filter(None, (chosen.prefill, chosen.decode)):
             group = choices.of_role(member.spec.role)
-            self._balance(group).placed(member.spec.worker_id, len(group))
+            self._balances[_key(group)].placed(member.spec.worker_id, len(group))
+            self._homes[_key(group)].placed(adapter, len(group), now)
 
-    def _balance(self, group: Sequence[ClusterMember]) -> PlacementBalance:
-        key = (group[0].spec.model, group[0].spec.role)
-        spread = self._balances.get(key)
-        if spread is None:
-            spread = self._balances[key] = PlacementBalance()
-        return spread
+    def _groups(self, choices: WorkerChoices) -> list[Sequence[ClusterMember]]:
+        """The groups that have workers, each with its memory."""
+        groups = [group for group in (choices.prefill, choices.decode, choices.aggregated) if group]
+        for group in groups:
+            if _key(group) not in self._balances:
+                self._balances[_key(group)], self._homes[_key(group)] = PlacementBalance(), AdapterHomes()
+        return groups
+
+
+def _key(group: Sequence[ClusterMember]) -> tuple[str, WorkerRole]:
+    """group: workers of one model and role, at least one."""
+    return group[0].spec.model, group[0].spec.role
 
 
 class _Look:
     """One request at all workers: first the seconds of many, then the parts of a few."""
 
-    def __init__(self, forecast: CostForecast, crowded: frozenset[WorkerId]) -> None:
-        self._forecast, self._crowded = forecast, crowded
+    def __init__(
+        self, forecast: CostForecast, crowded: Set[WorkerId], adapter: AdapterForecast | None = None
+    ) -> None:
+        """adapter: forecast of the request's adapter; None: it has none."""
+        self._forecast, self._crowded, self._adapter = forecast, crowded, adapter
+
+    def with_adapter(self, seconds: Callable[[ClusterMember], float]) -> Callable[[ClusterMember], float]:
+        """Adds the adapter's seconds. Requests without an adapter pay nothing for the question."""
+        adapter = self._adapter
+        if adapter is None:
+            return seconds
+        return lambda member: seconds(member) + sum(adapter.at(member))
 
     def whole_seconds(self, member: ClusterMember) -> float:
         forecast = self._forecast
@@ -177,26 +170,30 @@ class _Look:
         forecast = self._forecast
         prompt = forecast.prompt(member)
         spread = self._whole_spread(member) if member.spec.worker_id in self._crowded else 0.0
+        adapter = self._adapter_cost(member)
         parts = CostParts(
             queue=prompt.queue,
             load=prompt.load,
             compute=prompt.compute,
             decode=forecast.decode(member),
             hold_up=forecast.hold_up(member, prompt),
-            spread=spread,
+            spread=spread + adapter.spread,
+            adapter=adapter.load,
         )
         return _Option(sum(parts), None, member, prompt.tokens, parts)
 
     def first_leg(self, prefill: ClusterMember) -> "_FirstLeg":
         crowded = prefill.spec.worker_id in self._crowded
-        return _FirstLeg(
-            prefill, self._forecast.prompt(prefill), self._prompt_spread(prefill) if crowded else 0.0
-        )
+        spread = self._prompt_spread(prefill) if crowded else 0.0
+        adapter = self._adapter_cost(prefill)
+        return _FirstLeg(prefill, self._forecast.prompt(prefill), spread + adapter.spread, adapter.load)
 
     def second_leg(self, decode: ClusterMember) -> "_SecondLeg":
         seconds = self._forecast.decode(decode) + self._forecast.busy(decode)
         crowded = decode.spec.worker_id in self._crowded
-        return _SecondLeg(decode, seconds, self._forecast.saved_handover(decode) if crowded else 0.0)
+        spread = self._forecast.saved_handover(decode) if crowded else 0.0
+        adapter = self._adapter_cost(decode)
+        return _SecondLeg(decode, seconds, spread + adapter.spread, adapter.load)
 
     def pair(self, first: "_FirstLeg", second: "_SecondLeg") -> _Option:
         prompt = first.prompt
@@ -207,8 +204,13 @@ class _Look:
             handover=self._forecast.handover(first.member, second.member),
             decode=second.decode,
             spread=first.spread + second.spread,
+            adapter=first.adapter,
+            decode_adapter=second.adapter,
         )
         return _Option(sum(parts), first.member, second.member, prompt.tokens, parts)
+
+    def _adapter_cost(self, member: ClusterMember) -> AdapterCost:
+        return self._adapter.at(member) if self._adapter else NO_ADAPTER
 
     # -- what a cache would save, on workers that have had more than their share
 
@@ -226,12 +228,14 @@ class _FirstLeg(NamedTuple):
     member: ClusterMember
     prompt: PromptCost
     spread: float
+    adapter: float
 
 
 class _SecondLeg(NamedTuple):
     member: ClusterMember
     decode: float
     spread: float
+    adapter: float
 
 
 def _plan(chosen: _Option, options: Sequence[_Option]) -> Plan:

@@ -41,7 +41,9 @@ class Filter(Protocol):
 
 class CostParts(NamedTuple):
     """Predicted seconds of a placement (docs/placement.md). hold_up: time for which running requests wait.
-    spread: time that a worker's cache would save, if the worker has had more than its share."""
+    spread: time that a worker's cache and loaded adapter would save, if the worker has had more than its
+    share; and the time of loading an adapter away from its home. adapter, decode_adapter: until the worker
+    that computes the prompt, and the other one of a pair, have loaded the adapter."""
 
     queue: float = 0.0
     load: float = 0.0
@@ -50,6 +52,8 @@ class CostParts(NamedTuple):
     decode: float = 0.0
     hold_up: float = 0.0
     spread: float = 0.0
+    adapter: float = 0.0
+    decode_adapter: float = 0.0
 
 
 class Candidate(NamedTuple):
@@ -66,7 +70,8 @@ class Candidate(NamedTuple):
 
     @property
     def first_token_seconds(self) -> float:
-        return self.parts.queue + self.parts.load + self.parts.compute
+        parts = self.parts
+        return parts.queue + parts.load + parts.adapter + parts.compute
 
 
 @dataclass(frozen=True, slots=True)

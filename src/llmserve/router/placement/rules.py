@@ -7,7 +7,13 @@ from typing import Literal
 
 from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
-from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
+from llmserve.router.placement.baselines import (
+    FreeSlots,
+    HasAdapter,
+    LeastLoaded,
+    RoundRobin,
+    ShortEngineQueue,
+)
 from llmserve.router.placement.filters import HasAdapterSlot, HasFreeSlot, NotBackedUp, NotExcluded, NotSlow
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import ActiveRules, Chooser, Disaggregate
@@ -15,9 +21,11 @@ from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import WorkerSpeeds
 
 # What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
-_ENGINE_QUEUE_WEIGHT = 0.5
+_LOAD_SCORERS = ((1.0, FreeSlots()), (0.5, ShortEngineQueue()))
+_LOADED_WEIGHT = 10.0  # more than all load scores together
 
-Routing = Literal["kv_aware", "least_loaded", "round_robin"]
+# prefer_loaded: goes first to workers that have the adapter. Only simulations use it: it makes workers hot.
+Routing = Literal["kv_aware", "least_loaded", "round_robin", "prefer_loaded"]
 
 
 _DEFAULTS = Scheduling()
@@ -63,7 +71,8 @@ class PlacementRules:
             case "kv_aware":
                 return KvAware(self._speeds, self._clock, self._rng)
             case "least_loaded":
-                scorers = ((1.0, FreeSlots()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue()))
-                return LeastLoaded(scorers, self._rng)
+                return LeastLoaded(_LOAD_SCORERS, self._rng)
+            case "prefer_loaded":
+                return LeastLoaded(((_LOADED_WEIGHT, HasAdapter()), *_LOAD_SCORERS), self._rng)
             case "round_robin":
                 return RoundRobin()

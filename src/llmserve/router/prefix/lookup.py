@@ -43,7 +43,8 @@ class PrefixLookup:
         if worker_id is None:
             return []
         stretches = self.index.below_dram(hashes)
-        return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)] if stretches else []
+        adapter = entry.placement.adapter
+        return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds, adapter)] if stretches else []
 
     def placed(self, entry: RequestEntry, plan: Plan) -> int:
         """Returns the prompt tokens that the worker is expected to have cached, and drops what the request

@@ -19,10 +19,11 @@ class AdapterSlots:
     """take .. give_back enclose a request of a version. keep .. take, or keep .. forgo, enclose the time in
     which a slot is kept for one. The base model needs no slot, and is never named here."""
 
-    __slots__ = ("_kept_for", "_leaving", "_placed")
+    __slots__ = ("_kept_for", "_leaving", "_placed", "_ready_at")
 
     def __init__(self) -> None:
         self._placed: dict[AdapterDigest, int] = {}
+        self._ready_at: dict[AdapterDigest, float] = {}
         self._kept_for = self._leaving = BASE_MODEL
 
     def __contains__(self, adapter: AdapterDigest) -> bool:
@@ -52,8 +53,14 @@ class AdapterSlots:
         kept_for_another = self._kept_for not in (BASE_MODEL, adapter)
         return len(self._placed) + kept_for_another < slots
 
-    def take(self, adapter: AdapterDigest) -> None:
+    def ready_at(self, adapter: AdapterDigest) -> float:
+        """When a version that is placed here was, or will be, loaded."""
+        return self._ready_at[adapter]
+
+    def take(self, adapter: AdapterDigest, ready_at: float = 0.0) -> None:
+        """ready_at: when the version will be loaded, if this is its first request."""
         self._placed[adapter] = self._placed.get(adapter, 0) + 1
+        self._ready_at.setdefault(adapter, ready_at)
         self.forgo(adapter)
 
     def give_back(self, adapter: AdapterDigest) -> None:
@@ -61,7 +68,7 @@ class AdapterSlots:
         if left:
             self._placed[adapter] = left
         else:
-            del self._placed[adapter]
+            del self._placed[adapter], self._ready_at[adapter]
 
     def keep(self, adapter: AdapterDigest) -> None:
         """Keeps the next slot for a version that has none. Called while none is kept, and some version is
@@ -78,3 +85,4 @@ class AdapterSlots:
         """placed: versions of all placed requests. Raises AssertionError when they are counted otherwise."""
         assert self._placed == Counter(placed), self
         assert self._kept_for not in self._placed, self
+        assert self._ready_at.keys() == self._placed.keys(), self

@@ -5,13 +5,13 @@ again as soon as it is heard: by a heartbeat of the same incarnation, or when a 
 and replaces the older.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from llmserve.core.adapters import AdapterReport
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.core.ids import WorkerId
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec, WorkerState
@@ -126,6 +126,11 @@ class ClusterMembership:
         """The operator's order that the worker has not carried out yet."""
         member = self._members.get(worker_id)
         return member.order if member else None
+
+    def adapters(self, worker_id: WorkerId) -> Mapping[AdapterDigest, AdapterReport]:
+        """What a worker said last of the adapters that it can run; nothing of an unknown one."""
+        member = self._members.get(worker_id)
+        return member.adapters if member else {}
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> None:
         """The worker leaves in order. Ignores an older epoch or an unknown worker."""

@@ -7,7 +7,8 @@
   counts as fast as its peers.
 - Placement avoids slow workers: those whose recent median is several times the median of the others of their
   role. Samples expire, so a worker that is avoided, and gets no new samples, is tried again.
-- Placement takes the cheaper way to hand KV over (`handovers`).
+- Placement takes the cheaper way to hand KV over (`handovers`), and knows what loading an adapter takes
+  (`adapter_loads`).
 """
 
 from collections import deque
@@ -19,6 +20,7 @@ from statistics import median
 from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
+from llmserve.router.workers.adapter_loads import AdapterLoads
 from llmserve.router.workers.handover import HandoverCosts, MeasuredHandover
 from llmserve.router.workers.latency import LatencyModel
 from llmserve.router.workers.worker import ClusterMember
@@ -79,7 +81,7 @@ class _RecentSpeed:
 class WorkerSpeeds:
     def __init__(self, clock: Clock, limits: SlowLimits) -> None:
         self.limits = limits
-        self.handovers = HandoverCosts()
+        self.handovers, self.adapter_loads = HandoverCosts(), AdapterLoads()
         self._clock = clock
         self._models: dict[str, LatencyModel] = {}
         self._recent: dict[_PeerGroup, dict[WorkerId, _RecentSpeed]] = {}

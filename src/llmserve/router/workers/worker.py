@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
-from llmserve.core.adapters import BASE_MODEL, NO_ADAPTERS, AdapterReport, LoraShape
+from llmserve.core.adapters import BASE_MODEL, NO_ADAPTERS, AdapterReport, AdapterTier, LoraShape
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
@@ -180,10 +180,11 @@ class WorkerSlots:
         self.backlog = Backlog()
         self.latency: LatencyModel | None = None
 
-    def take(self, adapter: AdapterDigest = BASE_MODEL) -> None:
+    def take(self, adapter: AdapterDigest = BASE_MODEL, ready_at: float = 0.0) -> None:
+        """adapter, ready_at: as AdapterSlots.take."""
         self.placed_requests += 1
         if adapter:
-            self.adapters.take(adapter)
+            self.adapters.take(adapter, ready_at)
 
     def give_back(self, adapter: AdapterDigest = BASE_MODEL) -> None:
         assert self.placed_requests > 0
@@ -231,6 +232,11 @@ class ClusterMember:
             known = (report for report in self.reports.values() if report.digest and not report.error)
             self._adapters = {report.digest: report for report in known}
         return self._adapters
+
+    def has_loaded(self, adapter: AdapterDigest) -> bool:
+        """Whether requests of the version are placed here, or it is in a device slot by the last report."""
+        report = self.adapters.get(adapter)
+        return adapter in self.slots.adapters or (report is not None and report.tier is AdapterTier.DEVICE)
 
     @property
     def to_leave(self) -> bool:

@@ -10,7 +10,8 @@ import pytest
 
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import AdapterUnavailable, InvalidRequest
-from llmserve.core.ids import AdapterDigest
+from llmserve.core.ids import AdapterDigest, RequestId, TransferId, WorkerId
+from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.engines.sim.engine import SimEngine
 from tests.unit.engines.sim.local_fabric import VirtualStepTimer
@@ -61,18 +62,16 @@ async def test_each_has_its_own_tokens_and_cache_until_it_is_forgotten(
         await engine.load_adapter(digest, tmp_path)
 
     async def run(name: str, digest: AdapterDigest) -> tuple[list[int], int]:
-        await engine.add(replace(request_of(name, PROMPT), adapter=digest))
-        outputs = (await until_done(engine, name))[name]
+        outputs = await answer(engine, replace(request_of(name, PROMPT), adapter=digest), until_done)
         assert outputs[0].prefill_stats is not None
-        tokens = [token for output in outputs for token in output.token_ids]
-        return tokens, outputs[0].prefill_stats.local_cached_tokens
+        return tokens(outputs), outputs[0].prefill_stats.local_cached_tokens
 
     first = [await run(f"{digest}-1", digest) for digest in (BASE_MODEL, RED, BLUE)]
     again = [await run(f"{digest}-2", digest) for digest in (BASE_MODEL, RED, BLUE)]
     assert [cached for _, cached in first] == [0, 0, 0]
     assert [cached for _, cached in again] == [32, 32, 32]
-    assert [tokens for tokens, _ in first] == [tokens for tokens, _ in again]
-    assert len({tuple(tokens) for tokens, _ in first}) == 3
+    assert [said for said, _ in first] == [said for said, _ in again]
+    assert len({tuple(said) for said, _ in first}) == 3
 
     await engine.unload_adapter(RED)
     await engine.unload_adapter(RED, forget_blocks=True)
@@ -82,29 +81,53 @@ async def test_each_has_its_own_tokens_and_cache_until_it_is_forgotten(
     assert len(removed) == 2, "two blocks of the prompt"
 
 
-@pytest.mark.parametrize("decode_adapter", [BASE_MODEL, RED, BLUE])
-async def test_kv_is_handed_over_within_a_version_only(
-    start_engine: Start,
-    request_of: RequestOf,
-    until_done: UntilDone,
-    tmp_path: Path,
-    decode_adapter: AdapterDigest,
-) -> None:
-    prefill, decode = await start_engine("p", slots=2), await start_engine("d", slots=2)
-    for engine in (prefill, decode):
+@pytest.fixture
+async def pair(start_engine: Start, tmp_path: Path) -> tuple[SimEngine, SimEngine]:
+    """A prefill and a decode engine that have loaded both adapters."""
+    engines = await start_engine("p", slots=2), await start_engine("d", slots=2)
+    for engine in engines:
         for digest in (RED, BLUE):
             await engine.load_adapter(digest, tmp_path)
-    await prefill.add(replace(request_of("alone", PROMPT, 5), adapter=RED))
-    alone = [token for output in (await until_done(prefill, "alone"))["alone"] for token in output.token_ids]
-    await prefill.add(replace(request_of("a", PROMPT, 1, {"do_remote_decode": True}), adapter=RED))
-    (first,) = (await until_done(prefill, "a"))["a"]
-    second = replace(request_of("a", PROMPT, 5, dict(first.kv_transfer_params or {})), adapter=decode_adapter)
-    if decode_adapter != RED:
+    return engines
+
+
+async def answer(engine: SimEngine, request: EngineRequest, until_done: UntilDone) -> list[EngineOutput]:
+    await engine.add(request)
+    return (await until_done(engine, request.request_id))[request.request_id]
+
+
+def tokens(outputs: list[EngineOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def test_kv_is_pulled_within_a_version_only(
+    pair: tuple[SimEngine, SimEngine], request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = pair
+    alone = await answer(prefill, replace(request_of("alone", PROMPT, 5), adapter=RED), until_done)
+    legs = replace(request_of("a", PROMPT, 1, {"do_remote_decode": True}), adapter=RED)
+    (first,) = await answer(prefill, legs, until_done)
+    second = request_of("a", PROMPT, 5, dict(first.kv_transfer_params or {}))
+    for other in (BASE_MODEL, BLUE):
         with pytest.raises(AdapterUnavailable, match="its KV was computed with"):
-            await decode.add(second)
-        return
-    await decode.add(second)
-    outputs = (await until_done(decode, "a"))["a"]
-    assert [token for output in outputs for token in output.token_ids] == alone
+            await decode.add(replace(second, adapter=other))
+    outputs = await answer(decode, replace(second, adapter=RED), until_done)
+    assert tokens(outputs) == tokens(alone)
     assert outputs[0].prefill_stats is not None
     assert outputs[0].prefill_stats.external_cached_tokens == len(PROMPT)
+
+
+async def test_a_push_meets_only_a_leg_of_the_same_version(
+    pair: tuple[SimEngine, SimEngine], request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = pair
+    alone = await answer(prefill, replace(request_of("alone", PROMPT, 5), adapter=RED), until_done)
+    card = PushParams(TransferId("t"), WorkerId("p"), 1, ("p:1",), len(PROMPT), continues=True).to_params()
+    await decode.add(replace(request_of("wrong", PROMPT, 4, card), adapter=BLUE))
+    await decode.add(replace(request_of("right", PROMPT, 4, card), adapter=RED))
+    pushed = replace(request_of("a", PROMPT, 1, prefill_params(TransferId("t"))), adapter=RED)
+    drawn = await answer(prefill, pushed, until_done)
+    outputs = await until_done(decode, "right")
+    assert tokens(drawn) + tokens(outputs["right"]) == tokens(alone)
+    assert "wrong" not in outputs
+    await decode.abort([RequestId("wrong")])

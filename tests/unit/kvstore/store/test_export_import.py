@@ -11,6 +11,7 @@ from llmserve.kvstore.store import part_key
 from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin
 from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import, ImportResult
 from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chain, content
+from tests.unit.kvstore.store.dropping_process import GONE, OTHER, of_adapter
 
 ALL = BlockFilter()
 
@@ -58,6 +59,17 @@ async def test_blocks_are_used_again_elsewhere(make_world: MakeWorld, tier: str)
     prepared = await other.prepare(keys)
     assert len(prepared.loads) == 4
     other.check(keys, prepared)
+
+
+async def test_a_block_of_an_adapter_is_one_elsewhere_too(make_world: MakeWorld) -> None:
+    world = await below(make_world)
+    keys = of_adapter("a", GONE)
+    await world.seen(keys)
+    await world.drained()
+    other = await below(make_world)
+    assert await imported(other, await exported(world)) == ImportResult(stored_blocks=len(keys))
+    assert (await admin_of(other).drop_adapter(OTHER)).blocks == 0
+    assert (await admin_of(other).drop_adapter(GONE)).blocks == len(keys)
 
 
 async def test_each_block_is_exported_once_and_a_corrupt_one_never(make_world: MakeWorld) -> None:

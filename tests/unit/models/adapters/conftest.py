@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Lora, Manifest
 from llmserve.core.adapters import LoraShape
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from tests.support.adapters import random_adapter, tiny_base
-
-SHAPE = LoraShape(slots=4, max_rank=16)
 
 
 @pytest.fixture
@@ -41,7 +39,9 @@ def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> I
         settings = {"allowed_sources": [f"dir:{tmp_path}/adapters"], **lora}
         models = {"primary": {"source": "hub:o/n"}}
         manifest = Manifest.model_validate({"kind": "LLMServe", "models": models, "lora": settings})
-        opened.append(open_adapter_cache(manifest, SHAPE, base, tmp_path / "cache"))
+        wanted = Lora.model_validate(settings)
+        shape = LoraShape(wanted.slots, wanted.max_rank, wanted.target_modules or ())
+        opened.append(open_adapter_cache(manifest, shape, base, tmp_path / "cache"))
         return opened[-1]
 
     yield make

@@ -10,10 +10,8 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters.base_weights import BaseWeights
 from llmserve.models.adapters.cache import memory_folder
-from llmserve.models.adapters.check import AdapterRules, check_adapter
-from tests.support.adapters import CONFIG, SPOILERS, WEIGHTS, AdapterShape, random_adapter
+from tests.support.adapters import CONFIG, SPOILERS, WEIGHTS, AdapterShape, digest_of, random_adapter
 from tests.unit.models.adapters.conftest import OpenCache, source_of
 
 DISK, DRAM = AdapterTier.DISK, AdapterTier.DRAM
@@ -45,9 +43,10 @@ def test_engines_read_only_keys_that_were_checked(adapter: Path, open_cache: Ope
         "alpha_pattern",
         "target_modules",
         "bias",
+        "fan_in_fan_out",
     }
     assert written["target_modules"] == sorted(keys["target_modules"])
-    assert check_adapter(found.path, AdapterRules(BaseWeights(), 16)).digest == found.digest
+    assert digest_of(found.path) == found.digest
 
 
 def test_a_known_version_is_had_without_its_source(adapter: Path, open_cache: OpenCache) -> None:
@@ -200,6 +199,17 @@ def test_ranks_are_checked_against_the_engine(adapter: Path, base: Path, open_ca
     random_adapter(adapter, base, 1, AdapterShape(rank=32))
     with pytest.raises(InvalidRequest, match="rank 32 is over 16"):
         open_cache().fetch(source_of(adapter))
+
+
+@pytest.mark.parametrize("lora", [{"max_rank": 1}, {"target_modules": ["q_proj"]}])
+def test_what_is_there_already_must_fit_this_engine(
+    adapter: Path, open_cache: OpenCache, lora: dict[str, object]
+) -> None:
+    """Other limits held when it was fetched, or it was fetched for another model."""
+    digest = open_cache().fetch(source_of(adapter)).digest
+    cache = open_cache(**lora)
+    with pytest.raises(InvalidRequest, match=rf"adapter 'dir:{adapter}': .*\(lora\.{next(iter(lora))}"):
+        cache.fetch(source_of(adapter), digest)
 
 
 def test_memory_is_where_the_supervisor_says(monkeypatch: pytest.MonkeyPatch) -> None:

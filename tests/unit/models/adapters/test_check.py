@@ -10,7 +10,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.models.adapters.base_weights import BaseWeights, read_base_weights
-from llmserve.models.adapters.check import AdapterRules, CheckedAdapter, check_adapter
+from llmserve.models.adapters.check import AdapterLayout, AdapterRules, check_layout, check_numbers
 from tests.support.adapters import (
     CONFIG,
     SPOILERS,
@@ -32,6 +32,12 @@ def rules(base: Path) -> AdapterRules:
     return AdapterRules(weights, 16, weights.linear_modules())
 
 
+def check_adapter(folder: Path, rules: AdapterRules) -> AdapterLayout:
+    layout = check_layout(folder, rules)
+    check_numbers(folder, layout)
+    return layout
+
+
 def refusal(folder: Path, rules: AdapterRules) -> str:
     with pytest.raises(InvalidRequest) as caught:
         check_adapter(folder, rules)
@@ -46,8 +52,8 @@ def with_config(adapter: Path, **changes: Any) -> Path:
 
 def test_a_right_adapter_is_accepted(adapter: Path, rules: AdapterRules) -> None:
     found = check_adapter(adapter, rules)
-    assert (found.rank, found.config.lora_alpha, len(found.digest)) == (8, 16.0, 64)
-    assert found.modules == set(rules.targets)
+    assert (found.rank, found.config.lora_alpha) == (8, 16.0)
+    assert found.words == set(rules.targets)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_the_embedding_is_a_table_of_rows(tmp_path: Path, rules: AdapterRules) -
     tensors = {f"{stem}A": np.zeros((8, 32), np.float32), f"{stem}B": np.zeros((16, 8), np.float32)}
     folder = write_adapter(tmp_path / "x", tensors, peft_config(AdapterShape()))
     everything = AdapterRules(rules.base, 16)
-    assert check_adapter(folder, everything).modules == {"embed_tokens"}
+    assert check_adapter(folder, everything).words == {"embed_tokens"}
     assert "adapters may not change 'embed_tokens'" in refusal(folder, rules)
 
 
@@ -200,14 +206,16 @@ def test_weights_of_the_base_may_be_transposed(tmp_path: Path, rules: AdapterRul
         f"{STEM}.lora_B.weight": np.zeros((16, 8), np.float32),
     }
     folder = write_adapter(tmp_path / "x", tensors, peft_config(AdapterShape(), fan_in_fan_out=True))
-    assert check_adapter(folder, rules).modules == {"up_proj"}
+    assert check_adapter(folder, rules).words == {"up_proj"}
+    (folder / CONFIG).write_text(check_layout(folder, rules).config.to_json({"up_proj"}))
+    check_adapter(folder, rules)
     with_config(folder, fan_in_fan_out=False)
     assert "input size 16" in refusal(folder, rules)
 
 
 def test_without_a_known_base_every_size_fits(adapter: Path) -> None:
     SPOILERS["other base"](adapter)
-    assert isinstance(check_adapter(adapter, AdapterRules(BaseWeights(), 16)), CheckedAdapter)
+    assert check_adapter(adapter, AdapterRules(BaseWeights(), 16)).rank == 8
 
 
 @pytest.mark.parametrize(

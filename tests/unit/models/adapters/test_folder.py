@@ -215,13 +215,21 @@ def test_what_is_not_whole_is_not_there_and_is_made_again(folder: AdapterFolder,
     assert folder.find(A) is not None
 
 
+def test_what_is_damaged_makes_room(folder: AdapterFolder, other: AdapterFolder) -> None:
+    put(folder, A)
+    folder.close()
+    (folder.path / A / "weights").unlink()
+    put(other, B)
+    assert names(folder) == {B}
+
+
 @pytest.mark.parametrize("name", ["", "..", "../shared", "a" * 63, "A" * 64, "/etc"])
 def test_nothing_but_a_digest_is_a_path(folder: AdapterFolder, name: str) -> None:
     put(folder, A)
     assert folder.find(AdapterDigest(name)) is None
-    for method in (folder.hold, folder.remove):
-        with pytest.raises(NotFound):
-            method(AdapterDigest(name))
+    with pytest.raises(NotFound):
+        folder.hold(AdapterDigest(name))
+    assert folder.remove(AdapterDigest(name))
     assert names(folder) == {A}
 
 

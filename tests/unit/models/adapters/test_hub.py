@@ -58,7 +58,6 @@ class Hub:
 def hub(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub, module = Hub(adapter), ModuleType("huggingface_hub")
     module.HfApi = lambda: hub  # type: ignore[attr-defined]
-    module.hf_hub_download = hub.hf_hub_download  # type: ignore[attr-defined]
     module.try_to_load_from_cache = hub.try_to_load_from_cache  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

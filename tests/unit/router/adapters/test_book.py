@@ -628,6 +628,29 @@ class TestWorkersThatJoin:
         world.stop("decode-1")
         assert registration.state is READY
 
+    def test_a_lost_worker_that_returns_with_all_takes_requests(self, world: World) -> None:
+        world.start("decode-0")
+        world.loaded("sql", "one")
+        world.start("decode-1")
+        late = world.workers.pop("decode-1")
+        world.round(rounds=5)
+        assert world.state("decode-1") is WorkerState.LOST
+        world.workers["decode-1"] = late
+        late.orders = dict(world.workers["decode-0"].orders)  # it had been given them
+        world.heartbeat("decode-1")
+        assert world.state("decode-1") is WorkerState.AVAILABLE
+
+    def test_a_lost_worker_that_returns_without_it_has_to_wait(self, world: World) -> None:
+        world.start("decode-0", "decode-1")
+        late = world.workers.pop("decode-1")
+        world.round(rounds=5)
+        world.loaded("sql", "one")
+        world.workers["decode-1"] = late
+        world.heartbeat("decode-1")
+        assert world.state("decode-1") is WorkerState.FETCHING
+        world.heartbeat("decode-1")
+        assert world.state("decode-1") is WorkerState.AVAILABLE
+
     def test_a_suspected_worker_stays_so_when_it_has_all(self, world: World) -> None:
         world.start("decode-0")
         world.loaded("sql", "one")

@@ -27,7 +27,7 @@ def test_pauses_have_no_end_but_a_bound() -> None:
 
 def test_what_is_not_said() -> None:
     registration = Registration(1, "m", AdapterWish("sql", "dir:/sql"))
-    assert (registration.rank, registration.size_bytes, registration.wish.declared) == (0, 0, False)
+    assert (registration.rank, registration.size_bytes) == (0, 0)
     assert AdapterSnapshot().last_number == 0
 
 

@@ -10,7 +10,7 @@ from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from tests.unit.router.adapters.conftest import MODEL, World, digest_of
 
-WISH = AdapterWish("sql", "dir:/sql", AdapterTier.DRAM, pinned=True, declared=True)
+WISH = AdapterWish("sql", "dir:/sql", AdapterTier.DRAM, pinned=True)
 
 
 def _snapshot() -> AdapterSnapshot:

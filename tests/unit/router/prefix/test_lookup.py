@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
+from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, CachedTokens, Effect, More, Prefetch, RequestEnded, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
@@ -38,8 +40,10 @@ class World:
     def device(self, blocks: int, worker: str = WORKER) -> None:
         self.tell(DirectoryUpdate(Holder(worker), 1, is_snapshot=True, stored=tuple(HASHES[:blocks])))
 
-    def admit(self, name: str, hashes: list[BlockHash] = HASHES) -> list[Effect]:
-        placement = PlacementRequest("m", PROMPT_TOKENS)
+    def admit(
+        self, name: str, hashes: list[BlockHash] = HASHES, adapter: AdapterDigest = BASE_MODEL
+    ) -> list[Effect]:
+        placement = PlacementRequest("m", PROMPT_TOKENS, adapter=adapter)
         prompt = HashedPrompt(hashes, 16 if hashes else 0)
         admit = Admit(RequestId(name), TenantId("t"), placement, prompt=prompt)
         effects = self.controller.requests.admit(self.session, admit)
@@ -149,6 +153,17 @@ def test_what_a_waiting_request_has_below_dram_is_to_come_up(make_world: MakeWor
     assert isinstance(effect, Prefetch)
     assert (effect.worker_id, effect.tenant, effect.stretches) == (WORKER, "t", [Stretch("m", 0, 6)])
     assert 0 < effect.wait_seconds <= 60
+    assert effect.adapter == BASE_MODEL
+
+
+def test_its_blocks_are_those_of_its_adapter(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdapterBook, "refusal", lambda book, model, digest: None)
+    world, digest = make_world(), AdapterDigest("a1" * 32)
+    world.tell(DirectoryUpdate(Holder("m/disk", KvTier.NVME), 1, is_snapshot=True, stored=tuple(HASHES[:6])))
+    world.admit("runs")
+    (effect,) = world.admit("waits", adapter=digest)
+    assert isinstance(effect, Prefetch)
+    assert effect.adapter == digest
 
 
 @pytest.mark.parametrize("why", ["the knob is off", "all is in DRAM", "nothing is stored", "no hashes"])

@@ -1,0 +1,68 @@
+"""The baseline: one plain vLLM server with the same adapters and as many slots."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bench.adapters.ask import MODEL
+
+_START_SECONDS, _STOP_SECONDS = 600.0, 60.0
+
+
+@contextmanager
+def plain_vllm(
+    model: Path, adapters: Mapping[str, Path], slots: int, max_rank: int, log: Path
+) -> Iterator[str]:
+    """Yields its address. It has all cores, as the cluster's engines have together, and keeps every adapter
+    in the memory of its process. Errors: RuntimeError when it does not start."""
+    port = _free_port()
+    # `vllm serve` asks for the version of a package `vllm`, which is not the name of the one for CPUs.
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
+    command += ["--port", str(port)]
+    command += [
+        "--served-model-name",
+        MODEL,
+        "--max-model-len",
+        "2048",
+        "--enforce-eager",
+        "--host",
+        "127.0.0.1",
+    ]
+    command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(max_rank)]
+    command += ["--max-cpu-loras", str(max(slots, len(adapters)))]
+    command += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(process, f"{url}/health", log)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"vLLM does not answer:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

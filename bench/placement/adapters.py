@@ -1,0 +1,108 @@
+"""Where requests of 1,000 adapters go, and how long they wait: the router against "prefer loaded" and least
+loaded, which know no cost of a load.
+
+`llmserve simulate`'s cluster of 8 workers: each computes whole requests, or prompts or answers. Adapters
+are drawn by Zipf's law with 1.0. The figures depend on the seed and not on this machine.
+"""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from bench.table import markdown
+from llmserve.config.schema import Manifest
+from llmserve.core.ids import DEFAULT_TENANT
+from llmserve.router.placement.rules import Routing
+from llmserve.simulate.adapters import with_adapters
+from llmserve.simulate.mix import RequestKind, RequestMix
+from llmserve.simulate.report import Goals, SimReport
+from llmserve.simulate.run import Simulation
+from llmserve.simulate.shape import ClusterShape, Overrides
+
+_ADAPTERS, _SKEW = 1000, 1.0
+_SLOTS, _IN_MEMORY = 8, 140  # versions of 30 MB: 4 GiB of memory
+_PER_SECOND = 40.0
+_ROUTINGS: tuple[Routing, ...] = ("prefer_loaded", "least_loaded", "kv_aware")
+_SIM = {
+    "prefill_tokens_per_second": 10_000,
+    "decode_step_seconds": 0.015,
+    "decode_seconds_per_sequence": 0.0002,
+    "block_size_tokens": 16,
+    "blocks": 20_000,
+}
+_WHOLE = {"disaggregated": False, "replicas": {"decode": 8}}
+_PAIRS = {"replicas": {"prefill": 4, "decode": 4}}
+
+
+def cluster(deployment: dict[str, Any], **scheduling: Any) -> ClusterShape:
+    manifest = Manifest.model_validate(
+        {
+            "kind": "LLMServe",
+            "models": {"primary": {"source": "dir:/nowhere", "name": "m"}},
+            "deployment": deployment,
+            "engine": {"kind": "sim", "max_decode_concurrency": 32, "sim": _SIM},
+            "scheduling": {"queue_timeout_seconds": 600, "max_queued_requests": 100_000, **scheduling},
+        }
+    )
+    shape = ClusterShape.of(manifest, Overrides())
+    return replace(shape, adapters=replace(shape.adapters, slots=_SLOTS, in_memory=_IN_MEMORY))
+
+
+def simulated(
+    routing: Routing,
+    *,
+    seconds: float,
+    per_second: float = _PER_SECOND,
+    deployment: dict[str, Any] | None = None,
+    slots: int = _SLOTS,
+    adapters: int = _ADAPTERS,
+    seed: int = 1,
+    **scheduling: Any,
+) -> SimReport:
+    """Prompts of 500 to 1,500 tokens, answers of 15 to 45."""
+    shape = cluster(deployment or _WHOLE, **scheduling)
+    router = replace(shape.router, routing=routing)
+    shape = replace(shape, router=router, adapters=replace(shape.adapters, slots=slots))
+    rng = random.Random(seed)
+    mix = RequestMix([(RequestKind(1000, 30), 1.0)], [(DEFAULT_TENANT, 1.0)], per_second, seconds)
+    requests = with_adapters(mix.requests(rng), adapters, _SKEW, rng)
+    simulation = Simulation(shape, requests, seed=seed)
+    simulation.run()
+    simulation.check_integrity()
+    report = simulation.report(Goals())
+    assert report.served == len(requests), report.refusals
+    return report
+
+
+def hot_spot(report: SimReport) -> float:
+    """The largest number of requests that a worker got, as a multiple of the fair share of its role."""
+    largest = 0.0
+    for role in ("prefill", "decode", "aggregated"):
+        counts = [line.requests for line in report.workers if line.worker.startswith(role)]
+        largest = max(largest, max(counts) * len(counts) / sum(counts) if any(counts) else 0.0)
+    return largest
+
+
+def run() -> str:
+    times = ("first token p50 s", "p99 s", "queue p99 s")
+    headings = ("cluster", "requests/s", "routing", *times, "largest share")
+    rows = [_row("8 workers", _WHOLE, _PER_SECOND, routing) for routing in _ROUTINGS]
+    rows += [_row("4 + 4, always pairs", _PAIRS, 25.0, name, disaggregate="always") for name in _ROUTINGS]
+    packing = [_packing(seconds) for seconds in (0.0, 2.0, 10.0)]
+    table = markdown(("adapter_packing s", "first token p50 s", "p99 s", "requests/s"), packing)
+    return f"{markdown(headings, rows)}\n\nMore than four slots a worker can serve, 55 requests/s:\n\n{table}"
+
+
+def _row(
+    name: str, deployment: dict[str, Any], per_second: float, routing: Routing, **scheduling: Any
+) -> tuple[object, ...]:
+    report = simulated(routing, seconds=60.0, per_second=per_second, deployment=deployment, **scheduling)
+    times = (report.first_token.p50, report.first_token.p99, report.queue.p99)
+    texts = (f"{value:.3f}" for value in times)
+    return (name, f"{per_second:g}", routing, *texts, f"{hot_spot(report):.2f} x fair")
+
+
+def _packing(seconds: float) -> tuple[object, ...]:
+    report = simulated("kv_aware", seconds=30.0, per_second=55.0, slots=4, adapter_packing=seconds)
+    first = report.first_token
+    return (f"{seconds:g}", f"{first.p50:.2f}", f"{first.p99:.2f}", f"{report.requests_per_second:.1f}")

@@ -1,0 +1,202 @@
+"""LoRA adapters in a running cluster: more than engines have slots, swapped and unloaded while requests run,
+and when a part of the cluster dies. Each adapter says one word whatever the prompt, so an answer shows which
+version gave it.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.cluster import Cluster
+from tests.support.adapters import marker_adapter, marker_basis
+
+MODEL = "SmolLM2-135M-Instruct"
+WORDS = ("green", "blue", "seven", "water", "house", "river")
+TOKENS = 6
+# " one two three four five six seven eight nine ten": of what follows, the model is sure
+PROMPT = [582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772] * 20
+BACK_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def sources(adapters_root: Path, model_dir: str) -> dict[str, Path]:
+    """By word."""
+    from transformers import AutoTokenizer
+
+    basis, tokenizer = marker_basis(Path(model_dir)), AutoTokenizer.from_pretrained(model_dir)
+    tokens = {word: tokenizer.encode(f" {word}")[0] for word in WORDS}
+    return {word: marker_adapter(adapters_root / word, basis, token) for word, token in tokens.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded(http: httpx.Client, sources: dict[str, Path]) -> Iterator[None]:
+    """Each under its word as its name."""
+    for word in WORDS:
+        load(http, word, sources[word])
+    yield
+    for adapter in http.get("/admin/v1/adapters").raise_for_status().json()["adapters"]:
+        http.post("/v1/unload_lora_adapter", json={"lora_name": adapter["name"]}).raise_for_status()
+
+
+def load(http: httpx.Client, name: str, source: Path, **more: Any) -> None:
+    body = {"lora_name": name, "lora_path": str(source), **more}
+    http.post("/v1/load_lora_adapter", json=body).raise_for_status()
+
+
+def ask(http: httpx.Client, model: str, **more: Any) -> httpx.Response:
+    body = {"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    return http.post("/v1/completions", json=body | more)
+
+
+def text(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
+
+
+def said_by(word: str, tokens: int = TOKENS) -> str:
+    return f" {word}" * tokens
+
+
+def eventually(what: str, check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BACK_SECONDS
+    while not check():
+        assert time.monotonic() < deadline, f"not within {BACK_SECONDS:g} s: {what}"
+        time.sleep(0.2)
+
+
+@dataclass(slots=True)
+class Load:
+    """Clients that ask for one name all the time."""
+
+    http: httpx.Client
+    name: str
+    answers: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def running(self, clients: int) -> Iterator["Load"]:
+        with ThreadPoolExecutor(clients) as pool:
+            for _ in range(clients):
+                pool.submit(self._client)
+            try:
+                yield self
+            finally:
+                self._over.set()
+
+    def _client(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.answers.append(text(ask(self.http, self.name)))
+            except (AssertionError, httpx.HTTPError) as error:
+                self.failures.append(str(error))
+
+
+def all_at_once(http: httpx.Client, models: Sequence[str]) -> dict[str, set[str]]:
+    """The answers of each model."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda model: text(ask(http, model)), models))
+    found: dict[str, set[str]] = {}
+    for model, answer in zip(models, answers, strict=True):
+        found.setdefault(model, set()).add(answer)
+    return found
+
+
+def test_more_adapters_than_slots_and_the_model_at_once(http: httpx.Client) -> None:
+    of_the_model = text(ask(http, MODEL))
+    found = all_at_once(http, [*WORDS, MODEL] * 6)
+    assert found == {MODEL: {of_the_model}} | {word: {said_by(word)} for word in WORDS}
+
+
+def test_models_are_listed_with_their_parents(http: httpx.Client) -> None:
+    listed = {model["id"]: model["parent"] for model in http.get("/v1/models").json()["data"]}
+    assert listed == {MODEL: None} | dict.fromkeys(WORDS, MODEL)
+
+
+def test_kv_is_found_within_an_adapter_and_never_across(http: httpx.Client) -> None:
+    prompt = [*range(400, 664), 9]
+
+    def cached(model: str) -> int:
+        details = ask(http, model, prompt=prompt).json()["usage"]["prompt_tokens_details"]
+        return int(details["cached_tokens"]) if details else 0
+
+    models = (MODEL, *WORDS[:2])
+    assert [cached(model) for model in models] == [0, 0, 0]
+    assert all(cached(model) >= 256 for model in models)
+
+
+def test_explain_says_which_version_ran_and_what_its_load_took(http: httpx.Client) -> None:
+    answer = ask(http, WORDS[2])
+    record = http.get(f"/v1/requests/{answer.json()['id']}/explain").raise_for_status().json()
+    assert WORDS[2] in json.dumps(record)
+    assert said_by(WORDS[2]) == text(answer)
+
+
+def test_a_swap_under_load_fails_and_mixes_nothing(http: httpx.Client, sources: dict[str, Path]) -> None:
+    one, two = WORDS[:2]
+    load(http, "swapped", sources[one])
+    with Load(http, "swapped").running(3) as clients:
+        for word in (two, one, two):
+            time.sleep(1)
+            load(http, "swapped", sources[word], load_inplace=True)
+            assert text(ask(http, "swapped")) == said_by(word)
+    assert clients.failures == []
+    assert set(clients.answers) == {said_by(one), said_by(two)}
+
+
+def test_an_unload_waits_for_what_runs(
+    cluster: Cluster, http: httpx.Client, sources: dict[str, Path]
+) -> None:
+    load(http, "leaving", sources["river"])
+    body = {"model": "leaving", "prompt": PROMPT, "max_tokens": 100, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as stream:
+        lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: {"))
+        said = json.loads(next(lines))["choices"][0]["text"]
+        http.post("/v1/unload_lora_adapter", json={"lora_name": "leaving"}).raise_for_status()
+        assert ask(http, "leaving").status_code == 404
+        for line in lines:
+            said += "".join(choice["text"] for choice in json.loads(line)["choices"])
+    assert said == said_by("river", 100)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"lora_name": "wrong", "lora_path": "/etc"}, 400, "is not below one of `lora.allowed_sources`"),
+        ({"lora_name": MODEL, "lora_path": "ROOT/green"}, 400, "is the name of a model"),
+        ({"lora_name": "wrong", "lora_path": "ROOT/nothing"}, 404, "nothing"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(
+    http: httpx.Client, adapters_root: Path, body: dict[str, str], status: int, message: str
+) -> None:
+    body = {name: value.replace("ROOT", str(adapters_root)) for name, value in body.items()}
+    answer = http.post("/v1/load_lora_adapter", json=body)
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize("name", ["router-0", "prefill-0"])
+def test_what_dies_comes_back_with_every_adapter(cluster: Cluster, http: httpx.Client, name: str) -> None:
+    """Requests meanwhile end on their own version, if late."""
+    old = cluster.pid(name)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(all_at_once, http, [*WORDS[:3], MODEL] * 3)
+        os.kill(old, signal.SIGKILL)
+        found = asked.result()
+    assert {word: found[word] for word in WORDS[:3]} == {word: {said_by(word)} for word in WORDS[:3]}
+    eventually(f"another {name}", lambda: cluster.role(name)["pid"] != old)
+    eventually(
+        "ready", lambda: cluster.role(name)["stand"] == "ready" and ask(http, MODEL).status_code == 200
+    )
+    assert all_at_once(http, WORDS) == {word: {said_by(word)} for word in WORDS}
