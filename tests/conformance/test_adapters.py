@@ -8,19 +8,25 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from prometheus_client import CollectorRegistry
 
-from llmserve.core.adapters import BASE_MODEL, LoraShape
+from llmserve.core.adapters import BASE_MODEL, AdapterTier, LoraShape
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.worker import AdapterMetrics
+from llmserve.workers.adapters.build import build_adapters
 from tests.conformance.conftest import VllmKit
 from tests.conformance.engine_pair import SALT, Harness, Pair, Push, ended, tokens
+from tests.support.adapter_pool import FakeStore
 from tests.support.adapters import (
     SPOILERS,
     AdapterShape,
@@ -275,3 +281,34 @@ async def test_a_prefix_is_shared_within_an_adapter_and_never_across(
     assert resident(blue)
     await pair.decode.engine.load_adapter(red, files[red])
     assert [await cached(digest) for digest in versions] == [full * size, 0, full * size]
+
+
+async def test_a_workers_pool_runs_more_adapters_than_slots(
+    pair: Pair, files: Files, prompts: list[list[int]]
+) -> None:
+    """Four adapters and the base over two slots, 40 requests in disorder, no more than eight at once."""
+    engine, at_once = pair.decode, asyncio.Semaphore(8)
+    alone = [await _answer(engine, prompt, BASE_MODEL) for prompt in prompts]
+    tasks, metrics = TaskOwner("pool"), AdapterMetrics(CollectorRegistry())
+    adapters = build_adapters(
+        engine.engine, LORA.slots, FakeStore(files.folder), tasks, metrics, lambda: None
+    )
+    for digest in files.markers:
+        adapters.pool.serve(digest, f"dir:/{digest}", AdapterTier.SOURCE)
+
+    async def ask(digest: AdapterDigest, number: int) -> None:
+        async with at_once, AsyncExitStack() as held:
+            if digest:
+                await held.enter_async_context(adapters.pool.hold(digest))
+            wanted = [files.markers[digest]] * 8 if digest else alone[number]
+            assert await _answer(engine, prompts[number], digest) == wanted
+
+    versions = (BASE_MODEL, *files.markers)
+    try:
+        await asyncio.gather(*(ask(versions[i * 7 % 5], i * 3 % 8 % 3) for i in range(40)))
+        await asyncio.gather(*(adapters.pool.let_go(digest) for digest in files.markers))
+        assert adapters.pool.legs() == {}
+    finally:
+        adapters.pool.close()
+        await tasks.aclose()
+        await adapters.files.aclose()
