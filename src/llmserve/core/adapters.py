@@ -42,13 +42,15 @@ class AdapterTier(StrEnum):
 class AdapterOrder:
     """What a router asks of a worker: hold this version, at least as near as `tier`. number: of the
     registration, by which the worker reports it; larger ones are later. digest: empty while nobody has
-    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier."""
+    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier.
+    asked: how often a device slot was asked for; when it grows, a version that has lost its slot gets one."""
 
     number: int
     source: str
     digest: AdapterDigest = BASE_MODEL
     tier: AdapterTier = AdapterTier.DISK
     pinned: bool = False
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

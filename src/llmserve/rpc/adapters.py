@@ -48,6 +48,7 @@ def encode_orders(orders: Iterable[AdapterOrder]) -> router_pb2.AdapterOrders:
                 digest=order.digest,
                 tier=encode_tier(order.tier),
                 pinned=order.pinned,
+                asked=order.asked,
             )
             for order in orders
         ]
@@ -63,6 +64,7 @@ def decode_orders(message: router_pb2.AdapterOrders) -> tuple[AdapterOrder, ...]
             digest=AdapterDigest(order.digest),
             tier=decode_tier(order.tier, AdapterTier.DISK),
             pinned=order.pinned,
+            asked=order.asked,
         )
         for order in message.orders
     )

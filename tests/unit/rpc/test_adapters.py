@@ -32,7 +32,7 @@ UNSPECIFIED = router_pb2.ADAPTER_TIER_UNSPECIFIED
 
 def test_orders() -> None:
     orders = (
-        AdapterOrder(2**40, "dir:/a", DIGEST, AdapterTier.DRAM, pinned=True),
+        AdapterOrder(2**40, "dir:/a", DIGEST, AdapterTier.DRAM, pinned=True, asked=3),
         AdapterOrder(3, "hub:ORG/NAME@main"),
     )
     assert decode_orders(encode_orders(orders)) == orders

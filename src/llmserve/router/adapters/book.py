@@ -80,7 +80,8 @@ class AdapterBook:
         return current
 
     def keep(self, registration: Registration, tier: AdapterTier, *, pinned: bool) -> None:
-        """Wants an adapter nearer to the workers, or less near."""
+        """Wants an adapter nearer to the workers, or less near. A device slot is wanted anew by each call."""
+        registration.asked += tier is AdapterTier.DEVICE
         registration.wish = replace(registration.wish, tier=tier, pinned=pinned)
         self._life.changed(registration)
 

@@ -46,7 +46,8 @@ class Registration:
     """A name of a model for the adapter at a source. number: larger than those of all earlier ones, in every
     term. resolver: the worker that computes the digest. error: name of a class in core/errors.py with
     `message`, when it failed, or was given up before it was ready. idle_since: while it is draining, the time
-    since when no request has it. released: workers are told to let it go. pauses: by worker."""
+    since when no request has it. released: workers are told to let it go. pauses: by worker. asked: as in
+    AdapterOrder, in this term."""
 
     number: int
     model: str
@@ -61,6 +62,7 @@ class Registration:
     idle_since: float | None = None
     released: bool = False
     pauses: dict[WorkerId, Pause] = field(default_factory=dict)
+    asked: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -151,7 +153,7 @@ class Registration:
             if worker_id != self.resolver:
                 return None
             tier = min(tier, AdapterTier.DISK, key=_NEAREST_FIRST.index)  # to compute it means to fetch it
-        return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned)
+        return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned, self.asked)
 
 
 def is_final(error: str) -> bool:

@@ -545,6 +545,20 @@ class TestKeep:
         world.round(rounds=2)
         assert registration.near_enough(world.member("decode-0"))
 
+    def test_a_device_slot_that_was_lost_is_wanted_anew_by_the_next_call(self, world: World) -> None:
+        world.start("decode-0")
+        registration = world.loaded("sql", "one")
+        asked = []
+        for _ in range(2):
+            world.book.keep(registration, AdapterTier.DEVICE, pinned=False)
+            assert world.heartbeat("decode-0"), "the worker hears of it"
+            (order,) = world.ordered("decode-0")
+            asked.append((order.tier, order.asked))
+        assert asked == [(AdapterTier.DEVICE, 1), (AdapterTier.DEVICE, 2)]
+        world.book.keep(registration, AdapterTier.DRAM, pinned=False)
+        world.heartbeat("decode-0")
+        assert world.ordered("decode-0")[0].asked == 2
+
     def test_a_name_in_the_middle_of_a_swap_is_the_one_that_requests_use(self, world: World) -> None:
         world.start("decode-0")
         first = world.loaded("sql", "one")

@@ -75,6 +75,18 @@ async def test_what_is_wanted_on_the_device_displaces_what_is_idle(rig: Rig) -> 
     assert rig.reports()[3].tier is DEVICE, "it came back"
 
 
+async def test_a_slot_that_was_lost_is_wanted_again_when_it_is_asked_for_once_more(rig: Rig) -> None:
+    orders = [order(1, "a"), order(2, "b")]
+    wanted = replace(order(3, "c", tier=DEVICE), asked=1)
+    await obey(rig, *orders, wanted, seconds=3)
+    async with rig.pool.hold(A), rig.pool.hold(B):
+        pass
+    await asyncio.sleep(3)
+    assert rig.reports()[3].tier is DRAM, "others took its slot"
+    reports = await obey(rig, *orders, replace(wanted, asked=2), seconds=3)
+    assert reports[3].tier is DEVICE
+
+
 async def test_it_stays_at_its_source_if_no_more_is_wanted(rig: Rig) -> None:
     reports = await obey(rig, order(1, digest="a", tier=SOURCE), seconds=0)
     await asyncio.sleep(0)

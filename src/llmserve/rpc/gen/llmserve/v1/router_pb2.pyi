@@ -296,18 +296,20 @@ class AdapterOrders(_message.Message):
     def __init__(self, orders: _Optional[_Iterable[_Union[AdapterOrder, _Mapping]]] = ...) -> None: ...
 
 class AdapterOrder(_message.Message):
-    __slots__ = ("number", "source", "digest", "tier", "pinned")
+    __slots__ = ("number", "source", "digest", "tier", "pinned", "asked")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     number: int
     source: str
     digest: str
     tier: AdapterTier
     pinned: bool
-    def __init__(self, number: _Optional[int] = ..., source: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    asked: int
+    def __init__(self, number: _Optional[int] = ..., source: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., pinned: _Optional[bool] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("members_version", "kv_peers", "drain", "adapters_version", "adapters", "heartbeat_seconds", "log_level")
