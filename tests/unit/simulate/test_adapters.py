@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from bench.placement.adapters import hot_spot, simulated
+from bench.placement.adapter_routing import hot_spot, simulated
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import Agenda
 from llmserve.core.ids import AdapterDigest
