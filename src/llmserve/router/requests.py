@@ -78,6 +78,7 @@ class Requests:
         answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
             self.entries.close(admit.request_id)
+            self._room.forgo(admit.placement)
             return [RequestRefused(session, admit.request_id, Outcome.REJECTED, answer.error)]
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
