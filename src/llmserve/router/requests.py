@@ -218,9 +218,8 @@ class Requests:
 
     def _lets_others_pass(self, request: QueuedRequest) -> bool:
         waited = self._clock.now() - request.arrived_at
-        if waited >= self._scheduler.policy.adapters.packing_seconds:
-            return False
-        return not self._room.loaded(self.entries[request.request_id].placement)
+        placement, turns = self.entries[request.request_id].placement, self._scheduler.policy.adapters
+        return waited < turns.packing_seconds and not self._room.loaded(placement)
 
     def _place(self, request: QueuedRequest) -> Fit:
         if self.takeover.settling:
