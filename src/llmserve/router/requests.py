@@ -78,6 +78,7 @@ class Requests:
         answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
             self.entries.close(admit.request_id)
+            self._room.forgo(admit.placement)
             return [RequestRefused(session, admit.request_id, Outcome.REJECTED, answer.error)]
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
@@ -217,9 +218,8 @@ class Requests:
 
     def _lets_others_pass(self, request: QueuedRequest) -> bool:
         waited = self._clock.now() - request.arrived_at
-        if waited >= self._scheduler.policy.adapters.packing_seconds:
-            return False
-        return not self._room.loaded(self.entries[request.request_id].placement)
+        placement, turns = self.entries[request.request_id].placement, self._scheduler.policy.adapters
+        return waited < turns.packing_seconds and not self._room.loaded(placement)
 
     def _place(self, request: QueuedRequest) -> Fit:
         if self.takeover.settling:

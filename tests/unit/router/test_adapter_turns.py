@@ -35,10 +35,12 @@ class Field:
         workers: int = 1,
         slots: int = 1,
         seats: int = 8,
+        max_queued_requests: int = 1024,
         **turns: Any,
     ) -> None:
         self.clock = VirtualClock(1000.0)
         policy = Policy(
+            max_queued_requests=max_queued_requests,
             queue_timeout_seconds=1e6,
             ordering=ShortestFirst(aging_seconds=0.0),
             adapters=AdapterTurns(**turns),
@@ -126,6 +128,14 @@ def test_a_slot_is_kept_for_nobody_who_has_gone(make_field: MakeField, leaves: s
         field.clock.advance(2e6)
         field.controller.tick()
         assert field.admit("a3") == ["a3"]
+
+
+def test_a_slot_is_kept_for_nobody_who_is_rejected(make_field: MakeField) -> None:
+    """The queue is full, so it is asked for a place at once, and it has no time to wait for one."""
+    field = make_field(packing_seconds=0.0, aging_seconds=0.0, max_queued_requests=0)
+    field.admit("a1")
+    assert field.admit("b1") == []
+    assert field.admit("a2") == ["a2"]
 
 
 def test_adapters_that_run_and_those_that_most_ask_for_go_first(make_field: MakeField) -> None:

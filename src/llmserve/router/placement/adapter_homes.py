@@ -46,7 +46,7 @@ class AdapterHomes:
     def __init__(self) -> None:
         self._demand: RecentCounts[AdapterDigest] = RecentCounts()
         self._several: dict[AdapterDigest, _Homes] = {}  # versions that have, or had, more than one
-        self._workers: dict[WorkerId, int] = {}  # a random number for each worker, the same everywhere
+        self._workers: set[WorkerId] = set()
         self._orders: dict[AdapterDigest, Sequence[WorkerId]] = {}
 
     def placed(self, adapter: AdapterDigest, workers: int, now: float) -> None:
@@ -91,22 +91,20 @@ class AdapterHomes:
     def _order(self, adapter: AdapterDigest, here: Set[WorkerId]) -> Sequence[WorkerId]:
         """All workers of the group, the first home first. It is kept while no new worker comes: sorting a
         hundred takes longer than placing a request."""
-        if not here <= self._workers.keys():
+        if not here <= self._workers:
             self._add_workers(here)
         order = self._orders.get(adapter)
         if order is None:
             if len(self._orders) == _MOST_ORDERS:
                 del self._orders[next(iter(self._orders))]
-            digest = _number(adapter)
-            weights = {name: _mixed(digest ^ number) for name, number in self._workers.items()}
-            order = self._orders[adapter] = sorted(weights, key=weights.__getitem__, reverse=True)
+            order = self._orders[adapter] = sorted(self._workers, key=lambda name: _weight(adapter, name))
         return order
 
     def _add_workers(self, here: Set[WorkerId]) -> None:
         """A worker is new. Those that it knew may be full for the moment, or gone."""
         if len(self._workers) > len(here) + _MOST_GONE:
             self._workers.clear()
-        self._workers |= {name: _number(name) for name in here}
+        self._workers |= here
         self._orders.clear()
 
 
@@ -117,15 +115,6 @@ def _wanted(count: int, share: float, workers: int) -> int:
     return count - 1 if count > 1 and share < _SHRINK_BELOW * (count - 1) else count
 
 
-def _number(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
-_64_BITS = (1 << 64) - 1
-
-
-def _mixed(value: int) -> int:
-    """Spreads 64 bits evenly (the finalizer of splitmix64): every worker is first for as many versions."""
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _64_BITS
-    return value ^ (value >> 31)
+def _weight(adapter: AdapterDigest, worker_id: WorkerId) -> bytes:
+    """A random number for the pair, the same everywhere."""
+    return blake2b(f"{adapter} {worker_id}".encode(), digest_size=8).digest()
