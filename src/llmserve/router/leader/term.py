@@ -124,6 +124,7 @@ class LeaderTerm:
         self._owner, self._on_change, self._manifests = owner, on_change, manifests
         self._log_level = _log_level(manifests.last)  # that this process has
         self._term: Term | None = None
+        self._saved: dict[StateKey, str] = {}  # what the shared state has, as far as this router knows
         self._tasks: list[asyncio.Task[Any]] = []
         self.begun = asyncio.Event()
 
@@ -172,7 +173,7 @@ class LeaderTerm:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._term is not None:
-            await self._save_changes(self._term, {})
+            await self._save_changes(self._term)
         self._term, self._tasks = None, []
         await self.services.aclose()
         self._keep_log_level(self.services.live.settings.log_level)
@@ -187,6 +188,7 @@ class LeaderTerm:
     async def _inherited(self, key: StateKey, parse: Callable[[Saved], _T]) -> _T | None:
         """Errors: StateUnavailable."""
         saved = await self._state.load(key)
+        self._saved[key] = saved.text if saved else ""
         if saved is None or not saved.text:
             return None
         try:
@@ -196,18 +198,16 @@ class LeaderTerm:
             return None
 
     async def _keep_saved(self, term: Term) -> None:
-        saved: dict[StateKey, str] = {}
         for times in count(1):
-            await self._save_changes(term, saved)
+            await self._save_changes(term)
             await asyncio.sleep(self._settings.terms.save_seconds)
             if self._settings.terms.shared and times % _ALL_AGAIN_AFTER == 0:
-                saved.clear()
+                self._saved.clear()
 
-    async def _save_changes(self, term: Term, saved: dict[StateKey, str]) -> None:
-        """saved: what has been saved already."""
+    async def _save_changes(self, term: Term) -> None:
         for key, text in self._texts():
-            if text != saved.get(key, "") and await self._save(term, key, text):
-                saved[key] = text
+            if text != self._saved.get(key) and await self._save(term, key, text):
+                self._saved[key] = text
 
     def _texts(self) -> Iterator[tuple[StateKey, str]]:
         """Yields what is to be saved. A router that is alone schedules anew when it starts again."""

@@ -99,6 +99,16 @@ class TestAdapters:
         assert await second.state.load() is None, "a router that is alone schedules anew"
         await second.end()
 
+    async def test_what_was_unloaded_last_does_not_come_back(self) -> None:
+        """Nothing is left to save then, and that is saved, too."""
+        first = _Router()
+        (await first.lead()).load("b", AdapterWish("sql", "dir:/sql"))
+        await first.resign()
+        second = _Router(first.state)
+        (await second.lead()).unload("b", "sql")
+        await second.resign()
+        assert list(await _Router(first.state).lead()) == []
+
     async def test_the_numbers_are_larger_in_each_term_though_nothing_was_saved(self) -> None:
         numbers = []
         for _ in range(2):
