@@ -83,6 +83,7 @@ class AdapterBook:
         """Wants an adapter nearer to the workers, or less near. A device slot is wanted anew by each call."""
         registration.asked += tier is AdapterTier.DEVICE
         registration.wish = replace(registration.wish, tier=tier, pinned=pinned)
+        registration.been_near.clear()
         self._life.changed(registration)
 
     # -- what the manifest says

@@ -37,7 +37,7 @@ class AdapterLifecycle:
         self._members: dict[str, list[ClusterMember]] = {}
         self._members_version: int | None = None  # of the membership that `_members` shows
         self._heard: dict[WorkerId, Mapping[int, AdapterReport]] = {}  # the reports that were reviewed last
-        self._missing: dict[WorkerId, dict[int, str]] = {}  # ready ones, and why the worker has not got them
+        self._missing: dict[WorkerId, set[int]] = {}  # ready ones that the worker has not got yet
         self._due: dict[int, float] = {}
 
     # -- what happened
@@ -77,11 +77,11 @@ class AdapterLifecycle:
         for member in members:
             self._members[member.spec.model].append(member)
         self._heard = {member.spec.worker_id: member.reports for member in members}
-        self._missing = {name: self._missing.get(name, {}) for name in self._heard}
+        self._missing = {name: self._missing.get(name, set()) for name in self._heard}
         self.orders.follow(self._heard.keys())
         self._review_all([registration.number for registration in self.table])
         for name, missing in self._missing.items():  # one that was lost may come back with all it lacked
-            self._membership.hold_back(name, next(iter(missing.values()), ""))
+            self._membership.hold_back(name, FETCHES_ADAPTERS if missing else "")
 
     def tick(self) -> None:
         now = self._clock.now()
@@ -108,8 +108,6 @@ class AdapterLifecycle:
         match registration.state:
             case AdapterState.REGISTERED | AdapterState.FETCHING:
                 self._fetch(registration, members)
-            case AdapterState.READY:
-                self._check_ready(registration, members)
             case AdapterState.DRAINING:
                 self._let_go(registration, members)
         self._order(registration, members)
@@ -144,6 +142,7 @@ class AdapterLifecycle:
             registration.digest, registration.rank = report.digest, report.rank
             registration.size_bytes, registration.resolver = report.size_bytes, None
             self.table.index(registration)
+        registration.note_nearness(member)
         if registration.confirmed_by(member):
             registration.pauses.pop(worker_id, None)
 
@@ -169,13 +168,6 @@ class AdapterLifecycle:
         for one in self.table.named(*registration.key):
             if one is not registration and not one.leaving:
                 self.drain(one)
-
-    def _check_ready(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
-        """A version that no worker has, and that one has failed to get, is not ready any more: other requests
-        can use the workers."""
-        failed = any(member.spec.worker_id in registration.pauses for member in members)
-        if failed and not any(map(registration.confirmed_by, members)):
-            registration.state = AdapterState.FETCHING
 
     def _let_go(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
         now = self._clock.now()
@@ -208,17 +200,22 @@ class AdapterLifecycle:
             self.orders.put(worker_id, registration.number, order)
 
     def _hold_back(self, registration: Registration, members: Iterable[ClusterMember]) -> None:
-        """A worker that has not got every ready version takes no requests."""
+        """A worker that has not got every ready version yet takes no requests. One that has failed to get a
+        version takes those of the others: a source that is away must not stop the model."""
         for member in members:
             worker_id = member.spec.worker_id
-            missing = self._missing[worker_id]
-            if registration.state is AdapterState.READY and not registration.confirmed_by(member):
-                pause = registration.pauses.get(worker_id)
-                why = f"adapter {registration.wish.name}: {pause.message}" if pause else FETCHES_ADAPTERS
-                missing[registration.number] = why
-            elif missing.pop(registration.number, None) is None:
+            has_failed = worker_id in registration.pauses
+            if registration.digest:
+                self._membership.rule_out(worker_id, registration.digest, out=has_failed)
+            missing, number = self._missing[worker_id], registration.number
+            is_ready = registration.state is AdapterState.READY
+            if is_ready and not has_failed and not registration.confirmed_by(member):
+                missing.add(number)
+            elif number in missing:
+                missing.remove(number)
+            else:
                 continue
-            self._membership.hold_back(worker_id, next(iter(missing.values()), ""))
+            self._membership.hold_back(worker_id, FETCHES_ADAPTERS if missing else "")
 
     def _plan(self, registration: Registration) -> None:
         """Notes when time alone changes something."""

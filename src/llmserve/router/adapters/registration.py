@@ -46,8 +46,9 @@ class Registration:
     """A name of a model for the adapter at a source. number: larger than those of all earlier ones, in every
     term. resolver: the worker that computes the digest. error: name of a class in core/errors.py with
     `message`, when it failed, or was given up before it was ready. idle_since: while it is draining, the time
-    since when no request has it. released: workers are told to let it go. pauses: by worker. asked: as in
-    AdapterOrder, in this term."""
+    since when no request has it. released: workers are told to let it go. pauses: by worker. been_near: the
+    incarnations of workers that have had it as near as it is wanted. asked: as in AdapterOrder, in this
+    term."""
 
     number: int
     model: str
@@ -62,6 +63,7 @@ class Registration:
     idle_since: float | None = None
     released: bool = False
     pauses: dict[WorkerId, Pause] = field(default_factory=dict)
+    been_near: set[tuple[WorkerId, int]] = field(default_factory=set)
     asked: int = 0
 
     @property
@@ -112,15 +114,19 @@ class Registration:
         return member.reports.get(self.number)
 
     def confirmed_by(self, member: ClusterMember) -> bool:
-        """Whether the worker can run it. Before it is ready it has to be where it is wanted; later it may
-        have gone to a tier that is farther away."""
+        """Whether the worker can run it. Before it is ready it has to have been where it is wanted; since
+        then it may have gone to a tier that is farther away."""
         report = self.report_of(member)
         if report is None or report.error or not self.digest:
             return False
         if self.wish.tier is AdapterTier.SOURCE and not report.digest:
             return True
-        is_near = self.state is AdapterState.READY or self.near_enough(member)
+        is_near = self.state is AdapterState.READY or _incarnation(member) in self.been_near
         return report.digest == self.digest and is_near
+
+    def note_nearness(self, member: ClusterMember) -> None:
+        if self.near_enough(member):
+            self.been_near.add(_incarnation(member))
 
     def near_enough(self, member: ClusterMember) -> bool:
         """Whether the worker has it at least as near as it is wanted."""
@@ -154,6 +160,10 @@ class Registration:
                 return None
             tier = min(tier, AdapterTier.DISK, key=_NEAREST_FIRST.index)  # to compute it means to fetch it
         return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned, self.asked)
+
+
+def _incarnation(member: ClusterMember) -> tuple[WorkerId, int]:
+    return member.spec.worker_id, member.spec.epoch
 
 
 def is_final(error: str) -> bool:

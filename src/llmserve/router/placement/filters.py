@@ -59,10 +59,15 @@ class NotSlow:
 
 
 class HasAdapterSlot:
-    """Keeps workers that can run the request's adapter beside those of the requests placed on them."""
+    """Keeps workers that can run the request's adapter beside those of the requests placed on them, and have
+    not failed to get it."""
 
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         adapter = request.adapter
         if not adapter:
             return members
-        return [m for m in members if m.slots.adapters.fits(adapter, m.spec.lora.slots)]
+        return [
+            member
+            for member in members
+            if adapter not in member.ruled_out and member.slots.adapters.fits(adapter, member.spec.lora.slots)
+        ]

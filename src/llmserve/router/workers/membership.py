@@ -111,6 +111,12 @@ class ClusterMembership:
             self._rank(member)
             self._available.clear()
 
+    def rule_out(self, worker_id: WorkerId, adapter: AdapterDigest, *, out: bool) -> None:
+        """The worker gets no requests of this version, or may get them again. Ignores an unknown worker."""
+        member = self._members.get(worker_id)
+        if member is not None:
+            (member.ruled_out.add if out else member.ruled_out.discard)(adapter)
+
     def order(self, worker_id: WorkerId, order: DrainOrder) -> ClusterMember:
         """An operator takes a worker out of service, or back. Errors: NotFound when it is not registered."""
         member = self._members.get(worker_id)

@@ -208,7 +208,8 @@ class ClusterMember:
     draining: bool = False  # as it says itself
     order: DrainOrder | None = None  # until its heartbeats agree with it
     interruptions: int = 0
-    lacks: str = ""  # which adapters it must get first, in words
+    lacks: str = ""  # what it must get first, in words
+    ruled_out: set[AdapterDigest] = field(default_factory=set)  # versions that it has failed to get
     reports: Mapping[int, AdapterReport] = field(default_factory=dict, repr=False)
     _adapters: Mapping[AdapterDigest, AdapterReport] | None = field(default=None, repr=False)
     _links: Mapping[str, KvLink] = field(default_factory=dict, repr=False)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from llmserve.core.adapters import AdapterReport, AdapterState, AdapterTier, LoraShape
+from llmserve.core.adapters import BASE_MODEL, AdapterReport, AdapterState, AdapterTier, LoraShape
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import Outcome
@@ -573,6 +573,23 @@ class TestKeep:
             world.book.find(MODEL, "sql")
 
 
+class TestNearness:
+    def test_each_worker_has_to_be_near_once_and_not_all_at_a_time(self, world: World) -> None:
+        """A slot that one worker has lost to others meanwhile must not keep a name from getting ready."""
+        world.start("decode-0", "decode-1")
+        world.sources.content["dir:/sql"] = "one"
+        registration = world.book.load(MODEL, AdapterWish("sql", "dir:/sql", AdapterTier.DEVICE))
+        far, near = AdapterTier.DISK, AdapterTier.DEVICE
+        report = AdapterReport(registration.number, digest_of("one"), 8, 1)
+        for tiers in ((near, far), (far, near)):
+            assert registration.pending
+            for name, tier in zip(("decode-0", "decode-1"), tiers, strict=True):
+                member = world.member(name)
+                member.hear_reports([replace(report, tier=tier)])
+                world.book.heard(member)
+        assert registration.state is READY
+
+
 class TestWorkersThatJoin:
     def test_a_later_worker_gets_all_before_it_takes_requests(self, world: World) -> None:
         world.start("decode-0")
@@ -588,21 +605,22 @@ class TestWorkersThatJoin:
         assert (member.state, member.reason) == (WorkerState.AVAILABLE, "")
         assert world.names().keys() == {"sql", "chat"}
 
-    def test_one_that_cannot_get_an_adapter_says_which(self, world: World) -> None:
+    def test_one_that_cannot_get_an_adapter_takes_requests_of_all_others(self, world: World) -> None:
         world.start("decode-0")
         registration = world.loaded("sql", "one")
         world.sources.away.add("dir:/sql")
         world.start("decode-1")
         world.heartbeat("decode-1")
-        world.heartbeat("decode-1")
         member = world.member("decode-1")
-        assert (member.state, member.reason) == (WorkerState.FETCHING, "adapter sql: the store is away")
-        assert registration.state is READY
+        assert (member.state, member.ruled_out) == (WorkerState.FETCHING, set())
         world.heartbeat("decode-1")
-        assert world.state("decode-1") is WorkerState.FETCHING, "heartbeats do not change that"
+        assert (member.state, member.ruled_out) == (WorkerState.AVAILABLE, {digest_of("one")})
+        assert registration.state is READY
+        assert registration.pauses[WorkerId("decode-1")].message == "the store is away"
+        assert world.member("decode-0").ruled_out == set()
         world.sources.away.clear()
         world.round(rounds=5)
-        assert world.state("decode-1") is WorkerState.AVAILABLE
+        assert (member.state, member.ruled_out) == (WorkerState.AVAILABLE, set())
 
     def test_a_wrong_source_of_a_later_worker_fails_nobody_else(self, world: World) -> None:
         world.start("decode-0")
@@ -612,7 +630,8 @@ class TestWorkersThatJoin:
         world.round(rounds=10)
         assert registration.state is READY
         assert world.member("decode-0").state is WorkerState.AVAILABLE
-        assert world.member("decode-1").state is WorkerState.FETCHING
+        member = world.member("decode-1")
+        assert (member.state, member.ruled_out) == (WorkerState.AVAILABLE, {digest_of("one")})
 
     def test_an_unload_makes_it_available(self, world: World) -> None:
         world.start("decode-0")
@@ -676,20 +695,23 @@ class TestWorkersThatJoin:
         assert world.state("decode-1") is WorkerState.SUSPECT
 
     def test_a_version_that_no_worker_can_get_does_not_stop_the_others(self, world: World) -> None:
-        """All workers are new, and the store is away: requests of the model itself go on."""
+        """All workers are new, and the store is away: requests of the model itself go on, and the name stays
+        for those who wait for it."""
         world.start("decode-0")
         registration = world.loaded("sql", "one")
         world.sources.away.add("dir:/sql")
         world.start("decode-0")
         assert world.state("decode-0") is WorkerState.FETCHING
         world.heartbeat("decode-0")
-        assert world.names() == {"sql": digest_of("one")}
         world.heartbeat("decode-0")
-        assert (registration.state, world.names()) == (FETCHING, {})
+        assert (registration.state, world.names()) == (READY, {"sql": digest_of("one")})
         assert world.state("decode-0") is WorkerState.AVAILABLE
+        assert not any(isinstance(effect, RequestPlaced) for effect in world.admit("r", digest_of("one")))
+        assert any(isinstance(effect, RequestPlaced) for effect in world.admit("base", BASE_MODEL))
         world.sources.away.clear()
         world.round(rounds=5)
-        assert world.names() == {"sql": digest_of("one")}
+        assert world.member("decode-0").ruled_out == set()
+        assert world.controller.running_requests == 2
 
 
 class TestManifest:
