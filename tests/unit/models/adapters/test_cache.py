@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters.cache import memory_folder
+from llmserve.models.adapters.cache import disk_folder, memory_folder
 from tests.support.adapters import CONFIG, SPOILERS, WEIGHTS, AdapterShape, digest_of, random_adapter
 from tests.unit.models.adapters.conftest import OpenCache, source_of
 
@@ -210,6 +210,14 @@ def test_what_is_there_already_must_fit_this_engine(
     cache = open_cache(**lora)
     with pytest.raises(InvalidRequest, match=rf"adapter 'dir:{adapter}': .*\(lora\.{next(iter(lora))}"):
         cache.fetch(source_of(adapter), digest)
+
+
+def test_pods_have_a_disk_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_CACHE_DIR", "/shared")
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", "/of-this-pod")
+    assert disk_folder() == Path("/of-this-pod")
+    monkeypatch.delenv("LLMSERVE_ADAPTER_DISK")
+    assert disk_folder() == Path("/shared/adapters")
 
 
 def test_memory_is_where_the_supervisor_says(monkeypatch: pytest.MonkeyPatch) -> None:
