@@ -123,14 +123,11 @@ class AdapterCache:
         if (folder := self._tiers.get(tier)) is not None:
             folder.release(digest)
 
-    def remove(self, digest: AdapterDigest, tier: AdapterTier = AdapterTier.DISK) -> None:
-        """Ends this process's hold and deletes the files: DRAM: those in memory; DISK: those in memory and on
-        disk. What other processes hold stays; the last one that removes it deletes it. Ignores an unknown
-        one."""
-        if (memory := self._tiers.get(AdapterTier.DRAM)) is not None:
-            memory.remove(digest)
-        if tier is AdapterTier.DISK:
-            self._disk.remove(digest)
+    def remove(self, digest: AdapterDigest) -> None:
+        """Ends this process's holds and deletes the files in each tier. What other processes hold stays; the
+        last one that removes it deletes it. Ignores an unknown one."""
+        for folder in self._tiers.values():
+            folder.remove(digest)
 
     def close(self) -> None:
         for folder in self._tiers.values():
@@ -228,8 +225,8 @@ def open_adapter_cache(manifest: Manifest, shape: LoraShape, model_dir: Path | N
         in_memory = AdapterFolder(memory_folder(), int(lora.dram_gb * _GIB), "lora.dram_gb")
         tiers[AdapterTier.DRAM] = in_memory
     base = BaseWeights() if model_dir is None else read_base_weights(model_dir)
-    targets = shape.target_modules or base.linear_modules()
-    return AdapterCache(_origins(manifest, lora), AdapterRules(base, shape.max_rank, targets), tiers)
+    rules = AdapterRules(base, shape.max_rank, shape.target_modules)
+    return AdapterCache(_origins(manifest, lora), rules, tiers)
 
 
 def disk_folder() -> Path:
