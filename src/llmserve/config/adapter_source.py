@@ -70,6 +70,11 @@ def is_below(source: AdapterSource, roots: Iterable[str]) -> bool:
     return any(_contains(parse_adapter_root(root), source) for root in roots)
 
 
+def is_in(inner: str, outer: str) -> bool:
+    """Returns whether a path is at or below another one. It compares words, and follows no links."""
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
+
+
 @dataclass(frozen=True, slots=True)
 class AllowedSources:
     """What a worker knows of it when it starts. declared: texts of the sources in `models.adapters`. roots:
@@ -80,12 +85,13 @@ class AllowedSources:
 
     def real_roots(self, source: AdapterSource) -> tuple[str, ...]:
         """Returns the real paths below which the files of a directory must be, which holds on this host;
-        empty: they may be anywhere. Routers order only what is allowed, so what is below no root was declared
-        later."""
+        empty: they may be anywhere. Routers order only what is allowed. A directory that is below no root
+        here was declared after this worker had started, so its files must be its own."""
         if source.kind is not AdapterSourceKind.DIRECTORY or str(source) in self.declared:
             return ()
         roots = [root for root in map(parse_adapter_root, self.roots) if root.kind is source.kind]
-        return tuple(os.path.realpath(root.place) for root in roots if _is_in(source.place, root.place))
+        outer = tuple(os.path.realpath(root.place) for root in roots if is_in(source.place, root.place))
+        return outer or (os.path.realpath(source.place),)
 
 
 def _with_scheme(text: str) -> str:
@@ -126,9 +132,5 @@ def _contains(root: AdapterSource, source: AdapterSource) -> bool:
     if root.kind is not source.kind:
         return False
     if root.kind is AdapterSourceKind.DIRECTORY:
-        return _is_in(os.path.realpath(source.place), os.path.realpath(root.place))
-    return _is_in(source.place, root.place)
-
-
-def _is_in(inner: str, outer: str) -> bool:
-    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
+        return is_in(os.path.realpath(source.place), os.path.realpath(root.place))
+    return is_in(source.place, root.place)

@@ -4,7 +4,7 @@ of adapters in a manifest. Pure."""
 import re
 from collections.abc import Iterator
 
-from llmserve.config.adapter_source import parse_adapter_source
+from llmserve.config.adapter_source import AdapterSourceKind, parse_adapter_root, parse_adapter_source
 from llmserve.config.conflict import Conflict, Path
 from llmserve.config.schema import Lora, Manifest
 from llmserve.core.errors import InvalidRequest
@@ -17,10 +17,11 @@ def lora_of(manifest: Manifest) -> Lora | None:
     return manifest.lora or (Lora() if manifest.models.adapters else None)
 
 
-def may_ask_hub(manifest: Manifest) -> bool:
-    """Returns whether workers may have to fetch an adapter from the hub."""
-    roots = manifest.lora.allowed_sources if manifest.lora else ()
-    return any(one.startswith("hub:") for one in (*roots, *(one.source for one in manifest.models.adapters)))
+def adapter_kinds(manifest: Manifest) -> frozenset[AdapterSourceKind]:
+    """Returns the kinds of places that workers may have to fetch adapters from."""
+    roots = map(parse_adapter_root, manifest.lora.allowed_sources if manifest.lora else ())
+    declared = (parse_adapter_source(one.source) for one in manifest.models.adapters)
+    return frozenset(one.kind for one in (*roots, *declared))
 
 
 def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:

@@ -13,7 +13,7 @@ from llmserve.config.schema import Lora, Manifest, StorageClass
 from llmserve.core.adapters import LoraShape
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, Unavailable
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
-from llmserve.models.adapters.cache import MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DISK_VARIABLE, MEMORY_VARIABLE
 from tests.integration.models.fetching import MANIFEST
 from tests.support.adapters import SPOILERS, WEIGHTS, random_adapter, tiny_base
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
@@ -28,6 +28,7 @@ AWAY = {
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(DISK_VARIABLE, str(tmp_path / "cache" / "adapters"))
     monkeypatch.setenv(MEMORY_VARIABLE, str(tmp_path / "memory"))
     for name, value in credentials().items():
         monkeypatch.setenv(name, value)
@@ -51,10 +52,10 @@ def upload(s3_proxy: FaultyS3) -> Callable[[Path], AdapterSource]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, s3_proxy: FaultyS3) -> AdapterCache:
+def cache(s3_proxy: FaultyS3) -> AdapterCache:
     lora = Lora(endpoint=s3_proxy.endpoint, allowed_sources=(f"s3://{BUCKET}/adapters",))
     manifest = MANIFEST.model_copy(update={"lora": lora})
-    return open_adapter_cache(manifest, LoraShape(4, 16), None, tmp_path / "cache")
+    return open_adapter_cache(manifest, LoraShape(4, 16), None)
 
 
 Upload = Callable[[Path], AdapterSource]
@@ -65,14 +66,12 @@ def test_an_adapter_comes_from_a_bucket(upload: Upload, adapter: Path, cache: Ad
     assert (found.path / WEIGHTS).read_bytes() == (adapter / WEIGHTS).read_bytes()
 
 
-def test_the_store_of_kv_says_where_adapters_are(
-    upload: Upload, adapter: Path, s3_proxy: FaultyS3, tmp_path: Path
-) -> None:
+def test_the_store_of_kv_says_where_adapters_are(upload: Upload, adapter: Path, s3_proxy: FaultyS3) -> None:
     bucket = StorageClass(
         name="b", tier="object", capacity_gb=1, location="s3://kv/x", endpoint=s3_proxy.endpoint
     )
     manifest: Manifest = MANIFEST.model_copy(update={"storageClasses": (bucket,)})
-    opened = open_adapter_cache(manifest, LoraShape(4, 16), None, tmp_path / "cache")
+    opened = open_adapter_cache(manifest, LoraShape(4, 16), None)
     assert opened.fetch(upload(adapter)).rank == 8
 
 

@@ -61,7 +61,7 @@ class Site:
         plain = {"kind": "LLMServe", "models": {"primary": {"source": "hub:o/n"}}}
         lora = Lora.model_validate({"allowed_sources": [f"dir:{self.sources}"]})
         manifest = Manifest.model_validate(plain).model_copy(update={"lora": lora})
-        return open_adapter_cache(manifest, shape, self._base, self._folder / "cache")
+        return open_adapter_cache(manifest, shape, self._base)
 
     def write(self, folder: str, seed: int) -> None:
         random_adapter(self.sources / folder, self._base, seed=seed)
@@ -93,12 +93,13 @@ class Site:
 
     def files(self) -> set[str]:
         """Versions on disk and in memory."""
-        folders = (self._folder / "cache" / "adapters", self._folder / "memory")
+        folders = (self._folder / "disk", self._folder / "memory")
         return {path.name for folder in folders for path in folder.glob("*") if len(path.name) == 64}
 
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", str(tmp_path / "disk"))
     monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setattr(lifecycle, "LINGER_SECONDS", 0.2)
     async with AsyncExitStack() as stack:

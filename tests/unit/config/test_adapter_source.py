@@ -139,5 +139,12 @@ def test_files_of_a_directory_must_be_below_its_root_unless_it_was_declared(tmp_
     allowed = AllowedSources(frozenset({f"dir:{alias}/own"}), (f"dir:{alias}", "dir:/other", "hub:org"))
     assert allowed.real_roots(parse_adapter_source(f"dir:{alias}/x")) == (str(real.resolve()),)
     assert allowed.real_roots(parse_adapter_source(f"dir:{alias}/own")) == ()
-    assert allowed.real_roots(parse_adapter_source("dir:/declared-later")) == ()
     assert allowed.real_roots(parse_adapter_source("hub:org/x")) == ()
+
+
+def test_files_of_a_directory_below_no_root_of_this_host_must_be_in_it(tmp_path: Path) -> None:
+    """It was declared later, or the router's host has other links."""
+    later = tmp_path / "later"
+    later.symlink_to(tmp_path / "real")
+    allowed = AllowedSources(frozenset({"dir:/declared"}), ("dir:/root", "s3://bucket"))
+    assert allowed.real_roots(parse_adapter_source(f"dir:{later}")) == (str(tmp_path.resolve() / "real"),)

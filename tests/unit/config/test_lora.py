@@ -133,6 +133,7 @@ def test_the_memory_of_adapters_fits_into_a_pod(dram_gb: float, count: int) -> N
         ((), (), "1"),
         ((adapter("a", "dir:/a"),), ("s3://bucket",), "1"),
         ((adapter("a", "hub:org/name"),), (), "0"),
+        ((adapter("a", "org/name"),), (), "0"),
         ((), ("dir:/a", "hub:org"), "0"),
     ],
 )

@@ -370,6 +370,47 @@ def test_models_are_kept_where_the_manifest_says(parse: Parse, rendered: Render)
     assert volume["persistentVolumeClaim"] == {"claimName": "models"}
 
 
+@pytest.mark.parametrize("engine", ["sim", "vllm"])
+def test_each_worker_has_a_disk_of_its_own_for_adapters(parse: Parse, rendered: Render, engine: str) -> None:
+    """The volume of models may be one of several hosts, between which no directory can be locked."""
+    text = "lora: {disk_gb: 8}\ndeployment: {k8s: {model_cache_claim: models}}\nengine: {kind: "
+    for role, workload in workloads(rendered(parse(text + engine + "}"))).items():
+        container = pod(workload)["containers"][0]
+        paths = {one["mountPath"] for one in container["volumeMounts"] if one["name"] == "adapters"}
+        given = {one.get("value") for one in container["env"] if one["name"] == "LLMSERVE_ADAPTER_DISK"}
+        sources = [one["emptyDir"] for one in pod(workload)["volumes"] if one["name"] == "adapters"]
+        is_worker = role in ("prefill", "decode")
+        assert paths == given == ({"/var/cache/llmserve/adapters"} if is_worker else set())
+        assert sources == ([{"sizeLimit": "9Gi"}] if is_worker else [])
+    without = workloads(rendered(parse("")))["decode"]
+    assert "adapters" not in {one["name"] for one in pod(without)["volumes"]}
+
+
+S3_ADAPTERS = "lora: {allowed_sources: ['s3://models']}"
+S3_BLOCKS = """storageClasses:
+- {name: d, tier: dram, capacity_gb: 9}
+- {name: b, tier: object, capacity_gb: 9, location: 's3://kv'}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [(S3_ADAPTERS, {"prefill", "decode"}), (S3_BLOCKS, {"kvmanager"}), ("lora: {}", set())],
+)
+def test_who_reads_buckets_may_have_keys_in_the_secret(
+    parse: Parse, rendered: Render, text: str, roles: set[str]
+) -> None:
+    """Without them, nodes may have a role that reads the bucket."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    references = [{"name": "demo-keys", "key": name, "optional": True} for name in names]
+    for role, workload in workloads(rendered(parse(f"{KEYS}\n{text}"))).items():
+        env = {one["name"]: one for one in pod(workload)["containers"][0]["env"]}
+        found = [env[name]["valueFrom"]["secretKeyRef"] for name in names if name in env]
+        assert found == (references if role in roles else [])
+    without = workloads(rendered(parse(text)))
+    assert not [one for role in without.values() if "AWS_" in str(one := pod(role))]
+
+
 def test_a_simulated_engine_fetches_no_model(parse: Parse, rendered: Render) -> None:
     found = workloads(rendered(parse("engine: {kind: sim}")))
     assert "initContainers" not in pod(found["decode"])

@@ -26,8 +26,9 @@ class Lora(ManifestSection):
     dram_gb: GiB = Field(default=1.0, ge=0)
     """The workers of a host keep the files of adapters in this much shared memory."""
     disk_gb: GiB = Field(default=20.0, gt=0)
-    """The workers of a host keep fetched adapters in this much of the cache directory. Those that were used
-    longest ago are removed first, and never one that is loaded or pinned."""
+    """The workers of a host keep fetched adapters in this much of the cache directory, and on Kubernetes each
+    worker in a volume of its pod. Those that were used longest ago are removed first, and never one that is
+    loaded or pinned."""
     allowed_sources: Annotated[tuple[str, ...], Live(("router",), at_start=("worker",))] = Field(
         default=(), strict=False
     )

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmserve.config.adapter_source import AdapterSourceKind
+from llmserve.config.lora import adapter_kinds, lora_of
 from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from llmserve.config.plan_types import ProcessRole, ProcessSpec, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
 from llmserve.k8s.render.objects import Object, labels
 from llmserve.k8s.render.placement import placement, resources
-from llmserve.k8s.render.volumes import CONFIG_DIR, STATE_DIR, TEMP_DIR, mounts, volumes
+from llmserve.k8s.render.volumes import ADAPTERS_DIR, CONFIG_DIR, STATE_DIR, TEMP_DIR, mounts, volumes
 
 CONTAINER = "llmserve"
 FETCH_CONTAINER = "model"
@@ -128,7 +130,9 @@ def _identity() -> list[Object]:
 def _environment(context: PodContext) -> list[Object]:
     env = context.process.env
     token = _hub_token(context) if env.get("HF_HUB_OFFLINE") == "0" else []
-    return [*_places(), *_variables(env), *token]
+    has_adapters = context.role.is_worker and lora_of(context.manifest) is not None
+    adapters = _variables({"LLMSERVE_ADAPTER_DISK": ADAPTERS_DIR} if has_adapters else {})
+    return [*_places(), *adapters, *_variables(env), *token, *_bucket_keys(context)]
 
 
 def _places() -> list[Object]:
@@ -161,17 +165,30 @@ def _secrets(context: PodContext) -> list[Object]:
 
 
 def _hub_token(context: PodContext) -> list[Object]:
-    if context.manifest.deployment.k8s.secret is None:
-        return []
-    return [_from_secret(context, "HF_TOKEN", optional=True)]
+    return _optional(context, "HF_TOKEN")
+
+
+def _bucket_keys(context: PodContext) -> list[Object]:
+    """The keys of buckets, for those that read them: workers adapters, kvmanagers blocks."""
+    if context.role.is_worker:
+        reads = AdapterSourceKind.S3 in adapter_kinds(context.manifest)
+    else:
+        stores = context.manifest.storageClasses if context.role is ProcessRole.KVMANAGER else ()
+        reads = any((one.location or "").startswith("s3://") for one in stores)
+    return _optional(context, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if reads else []
 
 
 def _trace_headers(context: PodContext) -> list[Object]:
     """The headers that a trace endpoint may require."""
-    settings = context.manifest
-    if settings.observability.tracing.endpoint is None or settings.deployment.k8s.secret is None:
+    if context.manifest.observability.tracing.endpoint is None:
         return []
-    return [_from_secret(context, "OTEL_EXPORTER_OTLP_HEADERS", optional=True)]
+    return _optional(context, "OTEL_EXPORTER_OTLP_HEADERS")
+
+
+def _optional(context: PodContext, *names: str) -> list[Object]:
+    """Variables that the secret may have, if there is one."""
+    has_secret = context.manifest.deployment.k8s.secret is not None
+    return [_from_secret(context, name, optional=True) for name in names if has_secret]
 
 
 def _from_secret(context: PodContext, key: str, optional: bool = False) -> Object:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmserve.config.lora import lora_of
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.k8s.render.objects import Object, gibibytes
@@ -32,9 +33,11 @@ def dram_gb(manifest: Manifest) -> float:
 CONFIG_DIR = "/etc/llmserve"
 STATE_DIR = "/var/lib/llmserve"
 TEMP_DIR = "/tmp"
+ADAPTERS_DIR = "/var/cache/llmserve/adapters"
 
 _SHM_DIR = "/dev/shm"
 _HUGEPAGES_DIR = "/dev/hugepages"
+_RECORDS_GB = 1.0  # for what `lora.disk_gb` does not count: a pod that exceeds its volume is evicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterat
         yield _Volume("state", STATE_DIR, _state(manifest.deployment.k8s.model_cache_claim))
     if role.is_worker:
         yield from _engine_memory(manifest)
+        yield from _adapters(manifest)
     if role is ProcessRole.KVMANAGER:
         yield from _stores(manifest)
 
@@ -80,6 +84,13 @@ def _engine_memory(manifest: Manifest) -> Iterator[_Volume]:
     yield _shm(k8s.shm_gb)
     if k8s.hugepages_gb:
         yield _Volume("hugepages", _HUGEPAGES_DIR, {"emptyDir": {"medium": "HugePages"}})
+
+
+def _adapters(manifest: Manifest) -> Iterator[_Volume]:
+    """Each pod has its own: directories of a volume of several hosts cannot be locked between them."""
+    if (lora := lora_of(manifest)) is not None:
+        size = gibibytes(lora.disk_gb + _RECORDS_GB)
+        yield _Volume("adapters", ADAPTERS_DIR, {"emptyDir": {"sizeLimit": size}})
 
 
 def _stores(manifest: Manifest) -> Iterator[_Volume]:

@@ -29,6 +29,7 @@ from llmserve.models.adapters.record import AdapterRecord, make_record
 from llmserve.models.files import Progress, silent
 from llmserve.models.resolve import default_cache_dir
 
+DISK_VARIABLE = "LLMSERVE_ADAPTER_DISK"
 MEMORY_VARIABLE = "LLMSERVE_ADAPTER_MEMORY"
 _SHARED_MEMORY = Path("/dev/shm")
 _GIB = 1 << 30
@@ -122,14 +123,11 @@ class AdapterCache:
         if (folder := self._tiers.get(tier)) is not None:
             folder.release(digest)
 
-    def remove(self, digest: AdapterDigest, tier: AdapterTier = AdapterTier.DISK) -> None:
-        """Ends this process's hold and deletes the files: DRAM: those in memory; DISK: those in memory and on
-        disk. What other processes hold stays; the last one that removes it deletes it. Ignores an unknown
-        one."""
-        if (memory := self._tiers.get(AdapterTier.DRAM)) is not None:
-            memory.remove(digest)
-        if tier is AdapterTier.DISK:
-            self._disk.remove(digest)
+    def remove(self, digest: AdapterDigest) -> None:
+        """Ends this process's holds and deletes the files in each tier. What other processes hold stays; the
+        last one that removes it deletes it. Ignores an unknown one."""
+        for folder in self._tiers.values():
+            folder.remove(digest)
 
     def close(self) -> None:
         for folder in self._tiers.values():
@@ -215,22 +213,27 @@ class _DamagedError(Exception):
     """A copy differs from what was written to disk."""
 
 
-def open_adapter_cache(
-    manifest: Manifest, shape: LoraShape, model_dir: Path | None, cache_dir: Path | None = None
-) -> AdapterCache:
+def open_adapter_cache(manifest: Manifest, shape: LoraShape, model_dir: Path | None) -> AdapterCache:
     """Removes what killed processes left half done. manifest: has the limits and the S3 endpoint. shape: of
     the engine; adapters are checked against it. model_dir: the base model, whose weights have the shapes that
-    adapters must fit; None: a simulated engine, which fits all. cache_dir: default_cache_dir() without it.
-    Errors: OSError when the directories cannot be made, LLMServeError."""
+    adapters must fit; None: a simulated engine, which fits all. Errors: OSError when the directories cannot
+    be made, LLMServeError."""
     lora = lora_of(manifest) or Lora()
-    on_disk = (cache_dir or default_cache_dir()) / "adapters"
-    tiers = {AdapterTier.DISK: AdapterFolder(on_disk, int(lora.disk_gb * _GIB), "lora.disk_gb")}
+    on_disk = AdapterFolder(disk_folder(), int(lora.disk_gb * _GIB), "lora.disk_gb")
+    tiers = {AdapterTier.DISK: on_disk}
     if lora.dram_gb:
         in_memory = AdapterFolder(memory_folder(), int(lora.dram_gb * _GIB), "lora.dram_gb")
         tiers[AdapterTier.DRAM] = in_memory
     base = BaseWeights() if model_dir is None else read_base_weights(model_dir)
-    targets = shape.target_modules or base.linear_modules()
-    return AdapterCache(_origins(manifest, lora), AdapterRules(base, shape.max_rank, targets), tiers)
+    rules = AdapterRules(base, shape.max_rank, shape.target_modules)
+    return AdapterCache(_origins(manifest, lora), rules, tiers)
+
+
+def disk_folder() -> Path:
+    """Returns the directory of adapters on disk. Pods have one each: the cache directory may be a volume of
+    several hosts, between which no directory can be locked."""
+    given = os.environ.get(DISK_VARIABLE)
+    return Path(given) if given else default_cache_dir() / "adapters"
 
 
 def memory_folder() -> Path:

@@ -27,7 +27,7 @@ def adapter_digest(
     weights: Path,
     tensors: Mapping[str, TensorPlace],
     scaling: Mapping[str, float],
-    inspect: Callable[[TensorPlace, memoryview], None] = lambda tensor, piece: None,
+    inspect: Callable[[TensorPlace, memoryview], None],
 ) -> AdapterDigest:
     """Reads the weights once. scaling: the factor of each module by its name. inspect: gets every piece, and
     may raise. Errors: InvalidRequest when the file is cut off; OSError."""

@@ -95,10 +95,11 @@ class AdapterFolder:
         with self._lock:
             _unlock(self._holds.pop(digest, -1))
 
-    def remove(self, digest: AdapterDigest) -> bool:
-        """Ends the own hold. Returns whether it is gone; not while another process holds it."""
+    def remove(self, digest: AdapterDigest) -> None:
+        """Ends the own hold, and deletes it unless another process holds it. Ignores an unknown one."""
         self.release(digest)
-        return not _DIGEST.fullmatch(digest) or _remove(self._of(digest))
+        if _DIGEST.fullmatch(digest):
+            _remove(self._of(digest))
 
     def making(self, key: str, progress: Progress) -> AbstractContextManager[None]:
         """Returns the lock under which one process of the host makes the adapter of this key. Errors:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmserve.buckets.connect import BucketAddress
-from llmserve.config.adapter_source import AdapterSource, AdapterSourceKind
+from llmserve.config.adapter_source import AdapterSource, AdapterSourceKind, is_in
 from llmserve.core.errors import InvalidRequest, ModelNotFound, Unavailable
 from llmserve.models.adapters.check import WEIGHTS_NAME
 from llmserve.models.adapters.peft import CONFIG_NAME, MOST_CONFIG_BYTES
@@ -91,7 +91,7 @@ class DirectoryPlace:
         except OSError as error:
             raise ModelNotFound(f"adapter 'dir:{self._path}': {name}: {error.strerror}") from error
         real = os.path.realpath(path)
-        if self._roots and not any(real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
+        if self._roots and not any(is_in(real, root) for root in self._roots):
             raise InvalidRequest(f"adapter 'dir:{self._path}': {name} is a link out of what is allowed")
         if not stat.S_ISREG(status.st_mode):
             raise InvalidRequest(f"adapter 'dir:{self._path}': {name} is not a file")

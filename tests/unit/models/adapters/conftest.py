@@ -32,6 +32,7 @@ OpenCache = Callable[..., AdapterCache]
 @pytest.fixture
 def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenCache]:
     """Opens the cache of this host as a process does. Arguments: keys of section `lora`."""
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", str(tmp_path / "cache" / "adapters"))
     monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
     opened: list[AdapterCache] = []
 
@@ -41,7 +42,7 @@ def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> I
         manifest = Manifest.model_validate({"kind": "LLMServe", "models": models, "lora": settings})
         wanted = Lora.model_validate(settings)
         shape = LoraShape(wanted.slots, wanted.max_rank, wanted.target_modules or ())
-        opened.append(open_adapter_cache(manifest, shape, base, tmp_path / "cache"))
+        opened.append(open_adapter_cache(manifest, shape, base))
         return opened[-1]
 
     yield make

@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters.cache import memory_folder
+from llmserve.models.adapters.cache import disk_folder, memory_folder
 from tests.support.adapters import CONFIG, SPOILERS, WEIGHTS, AdapterShape, digest_of, random_adapter
 from tests.unit.models.adapters.conftest import OpenCache, source_of
 
@@ -136,16 +136,11 @@ def test_an_adapter_comes_to_memory_for_all_processes(
     assert other.bring_to_memory(near.digest) == near
 
 
-def test_removing_takes_memory_first_and_spares_what_others_hold(
-    adapter: Path, open_cache: OpenCache
-) -> None:
+def test_removing_spares_what_others_hold(adapter: Path, open_cache: OpenCache) -> None:
     cache, other = open_cache(), open_cache()
-    on_disk = cache.fetch(source_of(adapter))
-    near = cache.bring_to_memory(on_disk.digest)
+    near = cache.bring_to_memory(cache.fetch(source_of(adapter)).digest)
     other.remove(near.digest)
     assert other.find(near.digest) == near, "the first process holds both"
-    cache.remove(near.digest, DRAM)
-    assert other.find(near.digest) == on_disk
     cache.remove(near.digest)
     assert other.find(near.digest) is None
 
@@ -189,7 +184,7 @@ def test_what_is_unknown_is_not_found(open_cache: OpenCache) -> None:
         with pytest.raises(NotFound):
             cache.hold(UNKNOWN, tier)
         cache.release(UNKNOWN, tier)
-        cache.remove(UNKNOWN, tier)
+    cache.remove(UNKNOWN)
     with pytest.raises(NotFound):
         cache.bring_to_memory(UNKNOWN)
     assert cache.find(BASE_MODEL) is None
@@ -210,6 +205,14 @@ def test_what_is_there_already_must_fit_this_engine(
     cache = open_cache(**lora)
     with pytest.raises(InvalidRequest, match=rf"adapter 'dir:{adapter}': .*\(lora\.{next(iter(lora))}"):
         cache.fetch(source_of(adapter), digest)
+
+
+def test_pods_have_a_disk_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_CACHE_DIR", "/shared")
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", "/of-this-pod")
+    assert disk_folder() == Path("/of-this-pod")
+    monkeypatch.delenv("LLMSERVE_ADAPTER_DISK")
+    assert disk_folder() == Path("/shared/adapters")
 
 
 def test_memory_is_where_the_supervisor_says(monkeypatch: pytest.MonkeyPatch) -> None:
