@@ -157,9 +157,10 @@ async def test_an_adapter_is_loaded_used_and_unloaded(start: Start) -> None:
 async def test_it_comes_nearer_and_is_pinned(start: Start) -> None:
     cluster = await start()
     await cluster.load()
-    kept = await cluster.call("KeepAdapter", name="sql", pin=True, wait=True)
+    near = await cluster.call("KeepAdapter", name="sql", tier=router_pb2.ADAPTER_TIER_DISK, wait=True)
+    assert (near.adapter.pinned, near.adapter.state) == (False, "ready")
+    kept = await cluster.call("KeepAdapter", name="sql", pin=True)
     assert (kept.adapter.pinned, kept.adapter.state) == (True, "ready")
-    await cluster.call("KeepAdapter", name="sql", tier=router_pb2.ADAPTER_TIER_DRAM)
     await _until(
         lambda: [(one.tier, one.pinned) for one in cluster.worker.orders] == [(AdapterTier.DRAM, True)]
     )
@@ -176,7 +177,7 @@ async def test_it_comes_nearer_and_is_pinned(start: Start) -> None:
     [
         ("LoadAdapter", {"name": "m", "source": "dir:/adapters/a"}, InvalidRequest, "the name of a model"),
         ("LoadAdapter", {"name": "a", "source": "dir:/etc"}, InvalidRequest, "not below one of"),
-        ("LoadAdapter", {"name": "a", "source": "adapters/a"}, InvalidRequest, "an adapter comes from"),
+        ("LoadAdapter", {"name": "a", "source": "adapters"}, InvalidRequest, "an adapter comes from"),
         ("UnloadAdapter", {"name": "sqll"}, NotFound, "did you mean sql"),
         ("KeepAdapter", {"name": "sqll"}, NotFound, "did you mean sql"),
         ("ListAdapters", {"model": "n"}, None, ""),

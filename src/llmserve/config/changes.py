@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmserve.config.lora import lora_of, may_ask_hub
 from llmserve.config.plan_types import engine_names
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import AdapterSpec, Manifest
 from llmserve.config.schema.section import (
     ITEM,
     AtStart,
@@ -89,12 +90,23 @@ class Changes:
 def compare(started: Manifest, last: Manifest, new: Manifest) -> Changes:
     """started: the manifest with which the processes were started. last: the one whose live keys are
     applied."""
-    restart = (
+    restart = [
         NeedsRestart(path_text(one.path), names)
         for one in _differences(started, new)
         if (names := _process_names(started, one.at_start))
-    )
+    ]
+    if not _workers_can_take(new.models.adapters, started):
+        restart.append(NeedsRestart("models.adapters", _process_names(started, ("worker",))))
     return Changes(tuple(_change(one) for one in _differences(last, new) if one.live), tuple(restart))
+
+
+def _workers_can_take(adapters: Sequence[AdapterSpec], started: Manifest) -> bool:
+    """Whether these adapters leave as it is what workers know of them from their start on: whether there are
+    any, and whether one may come from the hub."""
+    models = started.models.model_copy(update={"adapters": adapters})
+    changed = started.model_copy(update={"models": models})
+    runs_adapters = bool(lora_of(changed)) is bool(lora_of(started))
+    return runs_adapters and may_ask_hub(changed) is may_ask_hub(started)
 
 
 def is_live(path: _Path) -> bool:

@@ -84,7 +84,7 @@ def _adapters(manifest: Manifest) -> DeclaredAdapters:
 def _wish(spec: AdapterSpec) -> AdapterWish:
     source = str(parse_adapter_source(spec.source, spec.revision))
     tier = AdapterTier.DISK if spec.prefetch else AdapterTier.SOURCE
-    return AdapterWish(spec.name, source, AdapterTier.DRAM if spec.pin else tier, spec.pin)
+    return AdapterWish(spec.name, source, tier, spec.pin)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:

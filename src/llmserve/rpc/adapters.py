@@ -1,6 +1,7 @@
 """Converts what processes tell each other about adapters between protobuf messages and core/adapters.py."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier, LoraShape, NamedAdapter
 from llmserve.core.errors import InvalidRequest
@@ -11,13 +12,14 @@ _TIER_TO_WIRE: dict[AdapterTier, router_pb2.AdapterTier] = {
     tier: getattr(router_pb2, f"ADAPTER_TIER_{tier.name}") for tier in AdapterTier
 }
 _TIER_FROM_WIRE = {value: tier for tier, value in _TIER_TO_WIRE.items()}
+_Default = TypeVar("_Default", bound=AdapterTier | None)
 
 
 def encode_tier(tier: AdapterTier) -> router_pb2.AdapterTier:
     return _TIER_TO_WIRE[tier]
 
 
-def decode_tier(tier: router_pb2.AdapterTier, default: AdapterTier) -> AdapterTier:
+def decode_tier(tier: router_pb2.AdapterTier, default: _Default) -> AdapterTier | _Default:
     """default: what an unspecified tier means. Errors: InvalidRequest for an unknown one."""
     if tier == router_pb2.ADAPTER_TIER_UNSPECIFIED:
         return default

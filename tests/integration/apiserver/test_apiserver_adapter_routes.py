@@ -167,11 +167,12 @@ async def test_prefetch_and_pin(cluster: Any, http: httpx.AsyncClient) -> None:
         for one in cluster.router.keeps
     ]
     dram, device = router_pb2.ADAPTER_TIER_DRAM, router_pb2.ADAPTER_TIER_DEVICE
+    unspecified = router_pb2.ADAPTER_TIER_UNSPECIFIED
     assert asked == [
         ("org/sql", device, None, False),
         ("org/sql", dram, None, True),
-        ("org/sql", dram, True, False),
-        ("org/sql", router_pb2.ADAPTER_TIER_UNSPECIFIED, False, False),
+        ("org/sql", unspecified, True, False),
+        ("org/sql", unspecified, False, False),
     ]
 
 

@@ -47,6 +47,47 @@ def test_adapters_come_and_go_while_the_cluster_runs() -> None:
     assert _restart(old, new) == ["lora.allowed_sources: needs a restart of prefill-0, decode-0"]
 
 
+_WORKERS = ["models.adapters: needs a restart of prefill-0, decode-0"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lora", "restart"),
+    [
+        ([], ["dir:/a"], None, _WORKERS),
+        (["dir:/a"], [], None, _WORKERS),
+        (["dir:/a"], ["dir:/b"], None, []),
+        (["dir:/a"], ["dir:/a", "hub:org/b"], None, _WORKERS),
+        (["hub:org/a"], ["dir:/a"], None, _WORKERS),
+        (["hub:org/a"], ["hub:org/b"], None, []),
+        ([], ["dir:/a"], {}, []),
+        ([], ["hub:org/a"], {}, _WORKERS),
+        ([], ["hub:org/a"], {"allowed_sources": ["hub:org"]}, []),
+    ],
+)
+def test_adapters_that_workers_cannot_take_while_they_run(
+    before: list[str], after: list[str], lora: dict[str, Any] | None, restart: list[str]
+) -> None:
+    old, new = (
+        _manifest(
+            models=_BASE["models"] | {"adapters": [{"name": one[-1], "source": one} for one in sources]},  # type: ignore[operator]
+            lora=lora,
+        )
+        for sources in (before, after)
+    )
+    assert (_live(old, new), _restart(old, new)) == (["models.adapters: changed"], restart)
+
+
+def test_adapters_do_not_answer_for_what_another_key_changed() -> None:
+    adapter = {"name": "sql", "source": "dir:/sql"}
+    new = _manifest(
+        models=_BASE["models"] | {"adapters": [adapter]},  # type: ignore[operator]
+        lora={"allowed_sources": ["hub:org"]},
+    )
+    assert _restart(_manifest(lora={}), new) == [
+        "lora.allowed_sources: needs a restart of prefill-0, decode-0"
+    ]
+
+
 def test_lists_and_what_is_below_a_live_section_are_live() -> None:
     new = _manifest(
         scheduling={"weights": [{"tenant": "red", "weight": 4}]},

@@ -78,7 +78,7 @@ def test_adapters_of_the_manifest_are_wishes() -> None:
         "m",
         (
             AdapterWish("sql", "dir:/a", AdapterTier.DISK),
-            AdapterWish("chat", "hub:o/n@v2", AdapterTier.DRAM, pinned=True),
+            AdapterWish("chat", "hub:o/n@v2", AdapterTier.DISK, pinned=True),
             AdapterWish("code", "s3://b/p", AdapterTier.SOURCE),
         ),
     )

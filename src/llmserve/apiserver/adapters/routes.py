@@ -123,7 +123,7 @@ def _add_own(router: APIRouter, manager: AdapterManager) -> None:
     @router.post(ADAPTERS_PATH + "/{name:path}/pin")
     async def pin_adapter(name: str) -> dict[str, Any]:
         """Keeps an adapter in shared memory on every host, however long it is not used."""
-        return adapter_row(await manager.keep(name, pin=True, tier=AdapterTier.DRAM))
+        return adapter_row(await manager.keep(name, pin=True))
 
     @router.delete(ADAPTERS_PATH + "/{name:path}/pin")
     async def unpin_adapter(name: str) -> dict[str, Any]:

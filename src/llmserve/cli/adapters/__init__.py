@@ -133,8 +133,7 @@ async def _prefetch(options: argparse.Namespace, router: AdapterClient) -> int:
 
 
 async def _pin(options: argparse.Namespace, router: AdapterClient) -> int:
-    tier = AdapterTier.DRAM if options.pin else None
-    status = await router.keep(options.name, _WAIT_SECONDS, pin=options.pin, tier=tier)
+    status = await router.keep(options.name, _WAIT_SECONDS, pin=options.pin)
     _say(options, status, f"{options.name} is {'pinned' if options.pin else 'not pinned any more'}")
     return EXIT_OK
 

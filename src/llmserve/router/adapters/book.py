@@ -17,7 +17,7 @@ from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest
 from llmserve.router.adapters.lifecycle import AdapterLifecycle
 from llmserve.router.adapters.orders import OrderBoard
-from llmserve.router.adapters.registration import AdapterWish, Registration
+from llmserve.router.adapters.registration import AdapterWish, Registration, nearer
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import ClusterMember
@@ -47,7 +47,8 @@ class AdapterBook:
     # -- what operators ask
 
     def load(self, model: str, wish: AdapterWish) -> Registration:
-        """model: empty: the only one. A load of the same name and source joins the one that is under way.
+        """model: empty: the only one. A load of the same name and source joins the one that is under way,
+        which then goes to the nearer tier of both, and is pinned if one of them is.
         Errors: InvalidRequest when the name cannot be used, or no worker runs adapters; NotFound for an
         unknown model."""
         model = self._model(model)
@@ -55,7 +56,7 @@ class AdapterBook:
         self._check_workers(model)
         for one in self._named(model, wish.name):
             if one.pending and one.wish.source == wish.source:
-                self.keep(one, wish.tier, pinned=wish.pinned)
+                self.keep(one, nearer(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
                 return one
         return self._register(model, wish)
 
@@ -79,10 +80,16 @@ class AdapterBook:
             raise self._unknown(model, name)
         return current
 
-    def keep(self, registration: Registration, tier: AdapterTier, *, pinned: bool) -> None:
-        """Wants an adapter nearer to the workers, or less near. A device slot is wanted anew by each call."""
+    def keep(
+        self, registration: Registration, tier: AdapterTier | None = None, *, pinned: bool | None = None
+    ) -> None:
+        """Wants an adapter nearer to the workers, or less near. None: as before. A device slot is wanted anew
+        by each call that names it."""
+        before = registration.wish
         registration.asked += tier is AdapterTier.DEVICE
-        registration.wish = replace(registration.wish, tier=tier, pinned=pinned)
+        registration.wish = replace(
+            before, tier=tier or before.tier, pinned=before.pinned if pinned is None else pinned
+        )
         registration.been_near.clear()
         self._life.changed(registration)
 

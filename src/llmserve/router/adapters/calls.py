@@ -28,7 +28,7 @@ class AdapterCalls:
     async def load(self, request: router_pb2.LoadAdapterRequest) -> router_pb2.LoadAdapterResponse:
         """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; what a
         worker says of the adapter."""
-        tier = decode_tier(request.prefetch, AdapterTier.DRAM if request.pin else AdapterTier.DISK)
+        tier = decode_tier(request.prefetch, AdapterTier.DISK)
         source = await asyncio.to_thread(self._source, request.source)
         wish = AdapterWish(request.name, source, tier, request.pin)
         with self._event_loop.deciding():
@@ -50,8 +50,8 @@ class AdapterCalls:
         """Errors: NotFound, also when it is unloaded while the call waits."""
         with self._event_loop.deciding():
             registration = self._book.find(request.model, request.name)
-            tier = decode_tier(request.tier, registration.wish.tier)
-            pinned = request.pin if request.HasField("pin") else registration.wish.pinned
+            tier = decode_tier(request.tier, None)
+            pinned = request.pin if request.HasField("pin") else None
             self._book.keep(registration, tier, pinned=pinned)
         if request.wait:
             await self._event_loop.adapter_watch.until(lambda: self._is_kept(registration))

@@ -23,12 +23,17 @@ _WAYS_OUT = (AdapterState.DRAINING, AdapterState.GONE)
 @dataclass(frozen=True, slots=True)
 class AdapterWish:
     """What somebody asks for: that requests may use this adapter of the model under this name. tier: at least
-    this near to every worker from the start. pinned: it stays there."""
+    this near to every worker from the start. pinned: it stays where it is wanted."""
 
     name: str
     source: str
     tier: AdapterTier = AdapterTier.DISK
     pinned: bool = False
+
+    @property
+    def wanted(self) -> AdapterTier:
+        """The tier where every worker is to have it, or nearer. A pinned one is at least in DRAM."""
+        return nearer(self.tier, AdapterTier.DRAM) if self.pinned else self.tier
 
 
 @dataclass(slots=True)
@@ -119,7 +124,7 @@ class Registration:
         report = self.report_of(member)
         if report is None or report.error or not self.digest:
             return False
-        if self.wish.tier is AdapterTier.SOURCE and not report.digest:
+        if self.wish.wanted is AdapterTier.SOURCE and not report.digest:
             return True
         is_near = self.state is AdapterState.READY or _incarnation(member) in self.been_near
         return report.digest == self.digest and is_near
@@ -131,7 +136,7 @@ class Registration:
     def near_enough(self, member: ClusterMember) -> bool:
         """Whether the worker has it at least as near as it is wanted."""
         report = self.report_of(member)
-        nearest, wanted = _NEAREST_FIRST.index, self.wish.tier
+        nearest, wanted = _NEAREST_FIRST.index, self.wish.wanted
         return report is not None and not report.error and nearest(report.tier) <= nearest(wanted)
 
     def paused(self, member: ClusterMember, now: float) -> bool:
@@ -154,16 +159,20 @@ class Registration:
         """What the worker is to hold, unless it has to pause; None: nothing."""
         if self.released or self.state is AdapterState.FAILED:
             return None
-        tier = self.wish.tier
+        tier = self.wish.wanted
         if not self.digest:
             if worker_id != self.resolver:
                 return None
-            tier = min(tier, AdapterTier.DISK, key=_NEAREST_FIRST.index)  # to compute it means to fetch it
+            tier = nearer(tier, AdapterTier.DISK)  # to compute it means to fetch it
         return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned, self.asked)
 
 
 def _incarnation(member: ClusterMember) -> tuple[WorkerId, int]:
     return member.spec.worker_id, member.spec.epoch
+
+
+def nearer(one: AdapterTier, other: AdapterTier) -> AdapterTier:
+    return min(one, other, key=_NEAREST_FIRST.index)
 
 
 def is_final(error: str) -> bool:

@@ -194,7 +194,7 @@ def test_prefetch_pin_and_unpin(run: Any, router: ScriptedRouter) -> None:
     assert asked == [
         (dram, None, True),
         (device, None, True),
-        (dram, True, False),
+        (unspecified, True, False),
         (unspecified, False, False),
     ]
 

@@ -537,7 +537,7 @@ class TestKeep:
         world.start("decode-0")
         registration = world.loaded("sql", "one")
         assert registration.near_enough(world.member("decode-0"))
-        world.book.keep(world.book.find(MODEL, "sql"), AdapterTier.DRAM, pinned=True)
+        world.book.keep(world.book.find(MODEL, "sql"), pinned=True)
         (order,) = world.ordered("decode-0")
         assert (order.tier, order.pinned) == (AdapterTier.DRAM, True)
         assert (registration.state, world.member("decode-0").state) == (READY, WorkerState.AVAILABLE)
@@ -550,14 +550,75 @@ class TestKeep:
         registration = world.loaded("sql", "one")
         asked = []
         for _ in range(2):
-            world.book.keep(registration, AdapterTier.DEVICE, pinned=False)
+            world.book.keep(registration, AdapterTier.DEVICE)
             assert world.heartbeat("decode-0"), "the worker hears of it"
             (order,) = world.ordered("decode-0")
             asked.append((order.tier, order.asked))
         assert asked == [(AdapterTier.DEVICE, 1), (AdapterTier.DEVICE, 2)]
-        world.book.keep(registration, AdapterTier.DRAM, pinned=False)
+        world.book.keep(registration, AdapterTier.DRAM)
         world.heartbeat("decode-0")
         assert world.ordered("decode-0")[0].asked == 2
+
+    @pytest.mark.parametrize(
+        ("tier", "kept_in"),
+        [
+            (AdapterTier.SOURCE, AdapterTier.DRAM),
+            (AdapterTier.DISK, AdapterTier.DRAM),
+            (AdapterTier.DRAM, AdapterTier.DRAM),
+            (AdapterTier.DEVICE, AdapterTier.DEVICE),
+        ],
+    )
+    @pytest.mark.parametrize("pin_first", [False, True])
+    def test_a_prefetch_and_a_pin_leave_each_other_alone(
+        self, world: World, tier: AdapterTier, kept_in: AdapterTier, pin_first: bool
+    ) -> None:
+        world.start("decode-0")
+        registration = world.loaded("sql", "one")
+        for pins in (pin_first, not pin_first):
+            world.book.keep(registration, None if pins else tier, pinned=True if pins else None)
+        (order,) = world.ordered("decode-0")
+        assert (order.tier, order.pinned) == (kept_in, True)
+        world.book.keep(registration, pinned=False)
+        (order,) = world.ordered("decode-0")
+        assert (order.tier, order.pinned) == (tier, False), "where it was wanted before"
+
+    def test_a_pin_alone_asks_for_no_other_slot(self, world: World) -> None:
+        world.start("decode-0")
+        registration = world.loaded("sql", "one")
+        world.book.keep(registration, AdapterTier.DEVICE)
+        world.book.keep(registration, pinned=True)
+        assert world.ordered("decode-0")[0].asked == 1
+
+    def test_a_pinned_one_is_ready_when_every_worker_has_fetched_it(self, world: World) -> None:
+        world.start("decode-0", "decode-1")
+        world.workers["decode-1"].fetches = False
+        registration = world.load("sql", "one", tier=AdapterTier.SOURCE, pinned=True)
+        world.round(rounds=4)
+        assert registration.state is FETCHING
+        world.workers["decode-1"].fetches = True
+        world.round(rounds=2)
+        assert registration.state is READY
+
+    @pytest.mark.parametrize(
+        ("first", "second", "wanted"),
+        [
+            ((AdapterTier.DEVICE, False), (AdapterTier.DISK, True), (AdapterTier.DEVICE, True)),
+            ((AdapterTier.DISK, True), (AdapterTier.DISK, False), (AdapterTier.DRAM, True)),
+            ((AdapterTier.DISK, False), (AdapterTier.DRAM, False), (AdapterTier.DRAM, False)),
+        ],
+    )
+    def test_a_load_that_joins_another_takes_nothing_away(
+        self,
+        world: World,
+        first: tuple[AdapterTier, bool],
+        second: tuple[AdapterTier, bool],
+        wanted: tuple[AdapterTier, bool],
+    ) -> None:
+        world.start("decode-0", fetches=False)
+        registration = world.load("sql", "one", tier=first[0], pinned=first[1])
+        assert world.load("sql", tier=second[0], pinned=second[1]) is registration
+        (order,) = world.ordered("decode-0")
+        assert (order.tier, order.pinned) == wanted
 
     def test_a_name_in_the_middle_of_a_swap_is_the_one_that_requests_use(self, world: World) -> None:
         world.start("decode-0")
@@ -746,7 +807,7 @@ class TestManifest:
         world.book.declare(MODEL, (AdapterWish("a", "dir:/a"),))
         world.round(rounds=3)
         (registration,) = world.book
-        world.book.declare(MODEL, (AdapterWish("a", "dir:/a", AdapterTier.DRAM, pinned=True),))
+        world.book.declare(MODEL, (AdapterWish("a", "dir:/a", pinned=True),))
         assert list(world.book) == [registration]
         (order,) = world.ordered("decode-0")
         assert (order.tier, order.pinned) == (AdapterTier.DRAM, True)
