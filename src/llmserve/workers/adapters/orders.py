@@ -131,9 +131,7 @@ class AdapterOrders:
 
     async def _bring(self, order: AdapterOrder, used: AsyncExitStack) -> AdapterFiles:
         files = await used.enter_async_context(self._files.on_disk(order.source, order.digest))
-        if order.tier is AdapterTier.DRAM:
-            files = await used.enter_async_context(self._files.in_memory(files.digest))
-        elif order.tier is AdapterTier.DEVICE:
+        if order.tier in (AdapterTier.DEVICE, AdapterTier.DRAM):
             files = await used.enter_async_context(self._files.nearest(files))
         _log.info("adapter %s is here: %s in %s", order.source, files.digest, files.tier)
         return files
@@ -160,23 +158,28 @@ class AdapterOrders:
 
     async def _let_go(self, kept: _Kept) -> None:
         try:
-            if self._orders_of(kept.digest):
-                self._serve(kept.digest)
-            elif kept.digest:
-                await self._pool.let_go(kept.digest)
-                await self._files.remove(kept.digest)
-                _log.info("adapter let go: %s", kept.digest)
-        except (OSError, LLMServeError) as error:
-            _log.warning("adapter %s cannot be let go: %s", kept.digest, error)
+            if kept.digest:  # else nothing has become of it
+                await self._end(kept.digest)
+        except Exception as error:
+            unexpected = None if isinstance(error, LLMServeError) else error
+            _log.warning("adapter %s cannot be let go: %s", kept.digest, error, exc_info=unexpected)
         if self._kept.get(kept.order.number) is kept:
             del self._kept[kept.order.number]
         self._measure()
         self._on_change()
 
+    async def _end(self, digest: AdapterDigest) -> None:
+        if self._orders_of(digest):
+            self._serve(digest)
+        else:
+            await self._pool.let_go(digest)
+            await self._files.remove(digest)
+            _log.info("adapter let go: %s", digest)
+
     # -- what is
 
     def _report(self, kept: _Kept, legs: Mapping[AdapterDigest, int]) -> AdapterReport:
-        error, version = kept.error, self._pool.version(kept.digest)
+        error, version = kept.error, self._pool.version(kept.digest) if kept.digest else None
         if error is None and version is not None and version.error:
             error = AdapterUnavailable(version.error)
         return AdapterReport(

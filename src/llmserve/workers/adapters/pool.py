@@ -67,6 +67,7 @@ class AdapterPool:
         """From now on legs may hold this version. source: where its files come from if they are lost. tier:
         SOURCE: nothing is loaded before a leg wants it; DEVICE: it gets a slot even if another version that
         is idle loses its own, and, pinned, keeps it as long as it can; else it gets a slot that is free."""
+        assert digest, "the base model needs no slot"
         version = self._versions.setdefault(digest, PooledVersion(source))
         version.source, version.served = source, True
         self._slots.restore(digest)

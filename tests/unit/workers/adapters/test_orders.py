@@ -1,13 +1,16 @@
 """What a worker does about the router's orders, and what it reports."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier
-from llmserve.core.errors import AdapterUnavailable, InvalidRequest, Unavailable
+from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier
+from llmserve.core.errors import AdapterUnavailable, EngineDead, InvalidRequest, Unavailable
 from llmserve.core.ids import AdapterDigest
+from llmserve.models.adapters import AdapterFiles
 from tests.unit.workers.adapters.conftest import Rig
 
 pytestmark = pytest.mark.virtual_time
@@ -114,12 +117,16 @@ async def test_what_fails_is_reported_and_tried_again_when_it_is_ordered_again(
     assert (await obey(rig, order(1), order(2, "b")))[1].digest == A
 
 
-async def test_no_room_where_it_is_wanted_is_an_error(rig: Rig) -> None:
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_without_room_in_memory_it_is_reported_where_it_is(rig: Rig, pinned: bool) -> None:
+    """A router takes a worker out of service whose report has an error."""
     rig.store.has_memory = False
-    reports = await obey(rig, order(1, tier=DRAM), order(2, "b", tier=DEVICE), seconds=2)
-    assert reports[1].error == "NotFound"
-    assert (reports[2].tier, reports[2].error) == (DEVICE, ""), "it has a slot for all that"
-    assert rig.store.held == {(B, DISK)}
+    in_memory = replace(order(1, tier=DRAM), pinned=pinned)
+    reports = await obey(rig, in_memory, order(2, "b", tier=DEVICE), seconds=0.1)
+    assert (reports[1].digest, reports[1].tier, reports[1].error) == (A, DISK, "")
+    await asyncio.sleep(3)
+    assert [(one.tier, one.error) for one in rig.reports().values()] == [(DEVICE, ""), (DEVICE, "")]
+    assert rig.store.held == {(A, DISK), (B, DISK)}
 
 
 async def test_an_error_that_nobody_foresaw_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,13 +232,43 @@ async def test_an_order_that_ends_before_it_was_carried_out(rig: Rig) -> None:
     assert rig.engine.log == []
 
 
-async def test_what_cannot_be_let_go_is_gone_all_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def remove(digest: AdapterDigest) -> None:
-        raise OSError("it is read-only")
+async def test_an_order_without_a_digest_ends_while_another_has_none_yet(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    fetch = rig.files.on_disk
 
-    await obey(rig, order(1))
-    monkeypatch.setattr(rig.files, "remove", remove)
+    @asynccontextmanager
+    async def slow(source: str, digest: AdapterDigest = BASE_MODEL) -> AsyncIterator[AdapterFiles]:
+        if source == "dir:/b":
+            await gate.wait()
+        async with fetch(source, digest) as files:
+            yield files
+
+    monkeypatch.setattr(rig.files, "on_disk", slow)
+    rig.store.errors["a"] = InvalidRequest("it is wrong")
+    await obey(rig, order(1), order(2, "b"))
+    assert await obey(rig, order(2, "b"), seconds=5) == {2: AdapterReport(2)}
+    assert rig.engine.log == []
+    gate.set()
+    await asyncio.sleep(5)
+    assert rig.reports()[2] == AdapterReport(2, B, 8, 100, DEVICE, load_seconds=1.0)
+    assert rig.engine.log == ["+b"]
+
+
+@pytest.mark.parametrize("error", [EngineDead("it has died"), RuntimeError("no such adapter")])
+async def test_what_cannot_be_let_go_is_gone_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def unload(digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        raise error
+
+    await obey(rig, order(1), seconds=2)
+    monkeypatch.setattr(rig.engine, "unload_adapter", unload)
+    changes = rig.changes
     assert await obey(rig, seconds=2) == {}
+    assert rig.changes == changes + 1
+    assert f"adapter a cannot be let go: {error}" in caplog.text
 
 
 # -- the host
