@@ -6,12 +6,14 @@ name is a pointer to a version. Loading other weights under a name makes a new v
 ever reads KV, or runs on weights, of another one.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from llmserve.core.ids import AdapterDigest
 
 BASE_MODEL = AdapterDigest("")  # the version of a request without an adapter
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 
 
 class AdapterState(StrEnum):
@@ -82,7 +84,8 @@ class AdapterLoad:
 
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
-    """A name that clients may use now, and the version that it points to. parent: the model's name."""
+    """A name that clients may use now, and the version that it points to. parent: the model's name. number:
+    of the registration; larger ones are later."""
 
     name: str
     digest: AdapterDigest
@@ -90,6 +93,7 @@ class NamedAdapter:
     source: str = ""
     rank: int = 0
     size_bytes: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,11 @@ class LoraShape:
 
 
 NO_ADAPTERS = LoraShape()
+
+
+def looks_like_digest(name: str) -> bool:
+    """Returns whether a name could be meant as a version, so that no adapter may have it."""
+    return _DIGEST.fullmatch(name) is not None
 
 
 def engine_path(digest: AdapterDigest) -> str:
