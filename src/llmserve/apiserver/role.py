@@ -118,7 +118,7 @@ class Apiserver:
             args = serving_args(self._options.model, self._manifest.engine, self._manifest.api)
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
-            self._client = ClusterEngineClient(config, self._context, readiness)
+            self._client = ClusterEngineClient(config, self._context, readiness, self._adapters)
             app = await openai_app(
                 self._client, args, readiness, self._registry, self._add_own, self._store, self._adapters
             )

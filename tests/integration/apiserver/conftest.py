@@ -271,7 +271,7 @@ async def messages_of(batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
     """Places on the first worker of a role that is not excluded. refuse_with: the next answers. silent: no
-    hello is answered before members are told."""
+    hello is answered before members are told. gone: versions of adapters that requests are refused for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,6 +287,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
         self.hold = self.silent = False
         self.adapters: list[NamedAdapter] = []
+        self.gone: set[str] = set()
         self.sources: dict[str, AdapterDigest | LLMServeError] = {
             "dir:/adapters/any": AdapterDigest("a" * 64)
         }
@@ -420,6 +421,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
     def _answer(self, admit: router_pb2.Admit) -> router_pb2.RouterSessionResponse:
         if self.refuse_with is not None:
             return _refusal(admit, *self.refuse_with)
+        if admit.adapter in self.gone:
+            return _refusal(admit, Outcome.REJECTED, NotFound(f"no adapter has the digest {admit.adapter}"))
         usable = [worker for worker in self.workers if worker.name not in admit.excluded_workers]
         prefill = next((w for w in usable if w.role == WORKER_ROLE_PREFILL), None)
         decode = next((w for w in usable if w.role != WORKER_ROLE_PREFILL), None)

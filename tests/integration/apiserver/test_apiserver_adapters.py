@@ -1,7 +1,7 @@
 """Adapters by `model`: which version a request runs on, and what stays the model's own."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -210,3 +210,90 @@ async def test_explain_says_nothing_of_adapters_of_the_model_itself(
     answer = await http.post("/v1/completions", json={"model": "tiny", **BODIES["/v1/completions"]})
     record = (await http.get(f"/v1/requests/{answer.json()['id']}/explain")).json()
     assert record["sequences"][0]["adapter"] is None
+
+
+@pytest.fixture
+def swapped(cluster: Any) -> Callable[..., None]:
+    """Moves the name to these versions while the next request is on its way through vLLM's layer, and lets
+    the router forget others."""
+    client = cluster.apiserver._client
+    process = client._process
+
+    def swap(*adapters: NamedAdapter, gone: set[AdapterDigest]) -> None:
+        async def process_slowly(*args: Any) -> Any:
+            client._process = process
+            cluster.apiserver._adapters.update(adapters)
+            cluster.router.gone = gone
+            return await process(*args)
+
+        cluster.router.gone, client._process = set(), process_slowly
+
+    return swap
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1.0}, {"prompt": ["a" * 40, "b" * 40]}])
+async def test_a_request_that_a_swap_overtakes_runs_on_the_present_version(
+    cluster: Any, http: httpx.AsyncClient, swapped: Callable[..., None], more: dict[str, Any]
+) -> None:
+    swapped(NEW_SQL, LEGAL, gone={ONE})
+    body = {"model": "sql", **BODIES["/v1/completions"], **more}
+    answer = await http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    seen = digests(cluster)
+    admits = len(cluster.router.admits) // 2
+    assert sorted(seen) == [*[ONE] * admits, *[TWO] * (len(seen) - admits)]
+    record = (await http.get(f"/v1/requests/{answer.json()['id']}/explain")).json()
+    assert {one["adapter"]["version"] for one in record["sequences"]} == {TWO}
+
+
+async def test_what_it_then_reads_is_the_present_version_s(
+    cluster: Any, http: httpx.AsyncClient, swapped: Callable[..., None]
+) -> None:
+    swapped(NEW_SQL, LEGAL, gone={ONE})
+    for _ in range(2):  # the second one has the present version from its start
+        await http.post("/v1/completions", json={"model": "sql", **BODIES["/v1/completions"]})
+    _, moved, fresh = cluster.router.admits
+    assert list(moved.block_hashes) == list(fresh.block_hashes) != []
+    assert len({leg.cache_salt for leg in cluster.prefill.seen.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("adapters", "gone", "more", "asked"),
+    [
+        ([LEGAL], {ONE}, {}, [ONE]),
+        ([SQL, LEGAL], {ONE}, {}, [ONE]),
+        ([NEW_SQL, LEGAL], {ONE, TWO}, {}, [ONE, TWO]),
+        ([NEW_SQL, LEGAL], {ONE}, {"lora_path": ONE}, [ONE]),
+        ([NEW_SQL, LEGAL], {ONE}, {"model": ONE, "lora_path": "sql"}, [ONE]),
+        ([NEW_SQL, LEGAL], {ONE}, {"lora_path": "sql"}, [ONE, TWO]),
+    ],
+    ids=["unloaded", "not moved", "gone as well", "by digest", "by digest and name", "by name"],
+)
+async def test_it_is_404_without_another_version_of_its_own_name(
+    cluster: Any,
+    http: httpx.AsyncClient,
+    swapped: Callable[..., None],
+    adapters: list[NamedAdapter],
+    gone: set[AdapterDigest],
+    more: dict[str, Any],
+    asked: list[AdapterDigest],
+) -> None:
+    swapped(*adapters, gone=gone)
+    answer = await http.post("/v1/completions", json={"model": "sql", **BODIES["/v1/completions"], **more})
+    assert answer.status_code == (404 if asked[-1] in gone else 200), answer.text
+    assert [admit.adapter for admit in cluster.router.admits] == asked
+
+
+async def test_a_request_that_was_placed_moves_to_no_other_version(
+    cluster: Any, http: httpx.AsyncClient
+) -> None:
+    cluster.decode.pause_at = 1
+    body = {"model": "sql", **BODIES["/v1/completions"], "max_tokens": 8}
+    asking = asyncio.create_task(http.post("/v1/completions", json=body))
+    await cluster.decode.until(lambda: len(cluster.decode.seen) == 1)
+    await cluster.named(NEW_SQL, LEGAL)
+    cluster.router.gone = {ONE}
+    cluster.decode.fail_with = WorkerLost("gone")
+    cluster.decode.go.set()
+    assert (await asking).status_code == 404
+    assert [admit.adapter for admit in cluster.router.admits] == [ONE, ONE]

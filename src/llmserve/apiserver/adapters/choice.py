@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.adapters.manager import AdapterManager, name_for, read_source
 from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.http.body import replay
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.core.adapters import NamedAdapter
@@ -84,6 +85,8 @@ class AdapterChoice:
         if by_model is not None and by_model.digest != adapter.digest:
             raise InvalidRequest(f"model and {FIELD} name different adapters: {model}, {wanted}", field=FIELD)
         scope.adapter = adapter
+        if adapter.digest in (wanted, model):
+            scope.version = RequestVersion(adapter.digest)  # whatever its name means later
         return adapter.name
 
     async def _load(self, wanted: str) -> NamedAdapter:

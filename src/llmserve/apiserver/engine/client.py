@@ -21,7 +21,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
-from llmserve.apiserver.adapters.names import AdapterRequest
+from llmserve.apiserver.adapters.names import AdapterNames, AdapterRequest
+from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
@@ -32,14 +33,14 @@ from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.apiserver.http.headers import check_request_id
 from llmserve.apiserver.http.health import Readiness
-from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.scope import RequestScope, current_scope
 from llmserve.apiserver.request.context import RequestInfo, RunContext
 from llmserve.apiserver.request.placement import ChoiceGroup
 from llmserve.apiserver.request.rules import StageLimits
 from llmserve.apiserver.request.run import RequestRun
-from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import LLMServeError, Unavailable
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.tasks import TaskOwner
 
 _MAX_ERROR_LENGTH = 2000  # of what is remembered: vLLM's messages repeat the values that are wrong
@@ -47,14 +48,16 @@ SUPPORTED_TASKS = ("generate",)
 
 
 class ClusterEngineClient(EngineFreeClient):
-    def __init__(self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness, adapters: AdapterNames
+    ) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = fitting_renderer(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         interval = vllm_config.scheduler_config.stream_interval
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False, stream_interval=interval)
-        self._context, self._readiness = context, readiness
+        self._context, self._readiness, self._adapters = context, readiness, adapters
         self._grammars = GrammarCheck(vllm_config)
         self._owner = TaskOwner("requests")
         self._runs: dict[str, _RunningSequence] = {}
@@ -175,9 +178,20 @@ class ClusterEngineClient(EngineFreeClient):
             request.cache_salt or "",
             scope.explain.sequence(name, adapter),
             scope.span,
-            adapter.digest if adapter else BASE_MODEL,
+            self._version(scope, adapter) if adapter else RequestVersion(),
             scope.waited_seconds,
         )
+
+    def _version(self, scope: RequestScope, adapter: NamedAdapter) -> RequestVersion:
+        """Returns what all sequences of the HTTP request share."""
+
+        def present() -> AdapterDigest | None:
+            meant = self._adapters.meaning(adapter.name)
+            return meant.digest if meant else None
+
+        if scope.version is None:
+            scope.version = RequestVersion(adapter.digest, present)
+        return scope.version
 
     def _choices(self, request: EngineCoreRequest, infos: Sequence[RequestInfo]) -> ChoiceGroup:
         """The info of all choices is without a record, which each has of its own."""

@@ -30,8 +30,8 @@ class AttemptRecord:
 @dataclass(slots=True)
 class SequenceRecord:
     """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated". adapter:
-    the name that was asked for, and its version then; empty for the model itself. adapter_loads: how
-    that came into a device slot for each leg."""
+    the name that was asked for, and the version that it runs on; empty for the model itself. adapter_loads:
+    how that came into a device slot for each leg."""
 
     request_id: str = ""
     started_at: float = 0.0

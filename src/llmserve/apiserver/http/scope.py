@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.explain.record import RecordHandle, detached
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.responses.scope import ResponseScope
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RequestScope:
-    """early_error: why the request failed before it had any output, so that a streamed response,
-    whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
-    sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about.
-    reached_engine: its fields are fine, and a run was begun. text_events: those of its stream; None: all of
-    its events are vLLM's. adapters: names of those that the key may use; None: all. adapter: the version that
-    `lora_path` has chosen. waited_seconds: how much of the request's time its adapter has taken."""
+    """early_error: why the request failed before it had any output, so that a streamed response, whose status
+    vLLM sends first, can still carry it as its status. handovers: how the KV of its sequences came to decode,
+    as far as known. request_id: x-request-id, the client's or ours. explain: what is remembered of the
+    request. span: of HTTP. form: of its errors. turn: stored responses it is about. reached_engine: its
+    fields are fine, and a run was begun. text_events: those of its stream; None: all of its events are
+    vLLM's. adapters: names of those that the key may use; None: all. adapter: the version that `lora_path`
+    has chosen. version: that on which all its sequences run. waited_seconds: how much of the request's time
+    its adapter has taken."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -43,6 +45,7 @@ class RequestScope:
     text_events: "TextEvents | None" = None
     adapters: frozenset[str] | None = None
     adapter: NamedAdapter | None = None
+    version: RequestVersion | None = None
     waited_seconds: float = 0.0
 
     def may_use(self, adapter: str) -> bool:

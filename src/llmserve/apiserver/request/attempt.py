@@ -201,11 +201,11 @@ class Attempt:
         return len(self._legs.prompt) + len(self._resumed)
 
     def _leg_context(self, worker: WorkerInfo) -> LegContext:
-        info = self._info
+        info, adapter = self._info, self._info.adapter.digest
         suffix = f"~{self._number}" if self._number > 1 else ""
-        salt = self._context.identity.salt(worker.kv_shape, info.tenant, info.client_salt, info.adapter)
+        salt = self._context.identity.salt(worker.kv_shape, info.tenant, info.client_salt, adapter)
         name = RequestId(info.request_id + suffix)
-        return LegContext(name, salt, info.tenant, self._resumed, info.adapter)
+        return LegContext(name, salt, info.tenant, self._resumed, adapter)
 
 
 def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> EngineOutput:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
@@ -88,15 +89,15 @@ class RunContext:
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """Who asks for what. client_salt: the cache_salt field of the client's request. record: what is
-    remembered. span: that of the HTTP request. adapter: the version that its name meant when it came; retries
-    and replays keep it. waited_seconds: what has passed of its deadline already."""
+    remembered. span: that of the HTTP request. adapter: the version that it runs on. waited_seconds: what has
+    passed of its deadline already."""
 
     request_id: RequestId
     tenant: TenantId
     client_salt: str = ""
     record: SequenceRecord = field(default_factory=SequenceRecord)
     span: Span = NO_SPAN
-    adapter: AdapterDigest = BASE_MODEL
+    adapter: RequestVersion = field(default_factory=RequestVersion)
     waited_seconds: float = 0.0
 
 

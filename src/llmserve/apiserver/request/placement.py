@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.apiserver.links.router import PlacementEnd
+from llmserve.apiserver.links.router import AdmissionRefused, PlacementEnd
 from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.observe import RunSpans
-from llmserve.core.errors import RouterUnavailable
+from llmserve.core.errors import NotFound, RouterUnavailable
+from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineOutput, HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -44,10 +45,25 @@ class RequestPlacement:
     ) -> router_pb2.Placement:
         """Asks the router for workers. legs: those of any choice. resumed: tokens of the answer so far that
         it goes on from. excluded: ids of workers. Errors: AdmissionRefused, RouterUnavailable."""
-        context, seconds = self._context, self._context.limits.admission
         for record in self._records:
             record.asked()
-        admit = self._admit(legs, resumed, excluded)
+        version = self._info.adapter
+        while True:
+            admit = self._admit(legs, resumed, excluded)
+            for record in self._records:
+                record.adapter_version = version.digest
+            try:
+                placement = await self._ask_for(admit, spans)
+            except AdmissionRefused as refusal:
+                refused = AdapterDigest(admit.adapter)
+                if not isinstance(refusal.error, NotFound) or not version.moves_on(refused):
+                    raise
+            else:
+                version.settle()
+                return placement
+
+    async def _ask_for(self, admit: router_pb2.Admit, spans: RunSpans) -> router_pb2.Placement:
+        context, seconds = self._context, self._context.limits.admission
         with spans.admit(admit):
             try:
                 async with asyncio.timeout(seconds):
@@ -66,13 +82,13 @@ class RequestPlacement:
             prompt_tokens=len(prompt),
             max_output_tokens=legs.remaining_tokens(resumed) * len(self._records),
             block_hashes=context.identity.block_hashes(
-                prompt, shape, info.tenant, info.client_salt, info.adapter
+                prompt, shape, info.tenant, info.client_salt, info.adapter.digest
             ),
             block_tokens=shape.block_size_tokens,
             priority=legs.priority,
             excluded_workers=excluded,
             choices=len(self._records),
-            adapter=info.adapter,
+            adapter=info.adapter.digest,
         )
 
     def _placed(self, placed: router_pb2.Placed) -> None:
