@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.lora import lora_of, may_ask_hub
+from llmserve.config.adapter_source import AdapterSourceKind
+from llmserve.config.lora import adapter_kinds, lora_of
 from llmserve.config.plan_types import engine_names
 from llmserve.config.schema import AdapterSpec, Manifest
 from llmserve.config.schema.section import (
@@ -106,7 +107,11 @@ def _workers_can_take(adapters: Sequence[AdapterSpec], started: Manifest) -> boo
     models = started.models.model_copy(update={"adapters": adapters})
     changed = started.model_copy(update={"models": models})
     runs_adapters = bool(lora_of(changed)) is bool(lora_of(started))
-    return runs_adapters and may_ask_hub(changed) is may_ask_hub(started)
+    return runs_adapters and _asks_hub(changed) is _asks_hub(started)
+
+
+def _asks_hub(manifest: Manifest) -> bool:
+    return AdapterSourceKind.HUB in adapter_kinds(manifest)
 
 
 def is_live(path: _Path) -> bool:
