@@ -40,10 +40,11 @@ class AdapterTier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdapterOrder:
-    """What a router asks of a worker: hold this version, at least as near as `tier`. number: of the
-    registration, by which the worker reports it; larger ones are later. digest: empty while nobody has
-    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier.
-    asked: how often a device slot was asked for; when it grows, a version that has lost its slot gets one."""
+    """What a router orders a worker to hold: a version, at least as near as `tier`. number: that of its
+    registration, by which the worker reports it; a later registration has a larger number. digest: empty
+    while nobody has computed it: the worker that has the order computes it. pinned: the version stays in that
+    tier. asked: how often a device slot was asked for; when the number grows, a version that has lost its
+    slot gets one again."""
 
     number: int
     source: str
@@ -74,7 +75,7 @@ class AdapterReport:
 @dataclass(frozen=True, slots=True)
 class AdapterLoad:
     """How the version of a request came into a device slot of its worker. tier: where it was when the request
-    came. seconds: time for which the request waited for it; 0: it was loaded."""
+    came. seconds: time for which the request waited for it; 0: it was loaded already."""
 
     tier: AdapterTier
     seconds: float = 0.0

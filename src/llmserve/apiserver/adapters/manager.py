@@ -51,7 +51,7 @@ class AdapterManager:
             return  # the router refused it at once, or another request has done this
 
     async def unload(self, name: str, *, wait: bool = False) -> router_pb2.AdapterStatus:
-        """Returns when requests to this apiserver may not use it any more. wait: and no worker has it."""
+        """Returns when requests to this apiserver may not use it any more; wait: when no worker has it."""
         status = await self._router.unload(name, self._limit_seconds(), wait=wait)
         digest = status.adapter.digest
         await self._hear(lambda: self._names.meaning(name) != digest, f"adapter {name} is unloaded")

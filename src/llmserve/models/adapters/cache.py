@@ -102,7 +102,7 @@ class AdapterCache:
             return self._files(self._copied(digest, memory), AdapterTier.DRAM)
 
     def find(self, digest: AdapterDigest) -> AdapterFiles | None:
-        """Returns the nearest place of an adapter, which is not held for it. Within a millisecond."""
+        """Returns the nearest place of an adapter, within a millisecond. The adapter is not held."""
         for tier in (AdapterTier.DRAM, AdapterTier.DISK):
             folder = self._tiers.get(tier)
             record = folder.find(digest) if folder else None
@@ -118,8 +118,8 @@ class AdapterCache:
         return self._files(folder.hold(digest), tier)
 
     def release(self, digest: AdapterDigest, tier: AdapterTier) -> None:
-        """It may be removed when room is needed, unless other processes hold it. Ignores what is not
-        held."""
+        """Ends a hold: the adapter may be removed when room is needed, unless other processes hold it.
+        Ignores one that is not held."""
         if (folder := self._tiers.get(tier)) is not None:
             folder.release(digest)
 

@@ -91,7 +91,7 @@ class AdapterFolder:
             _unlock(fd)
 
     def release(self, digest: AdapterDigest) -> None:
-        """Ignores what is not held."""
+        """Ends a hold. Ignores an adapter that is not held."""
         with self._lock:
             _unlock(self._holds.pop(digest, -1))
 

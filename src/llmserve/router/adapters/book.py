@@ -96,9 +96,9 @@ class AdapterBook:
     # -- what the manifest says
 
     def declare(self, model: str, wishes: Iterable[AdapterWish]) -> None:
-        """The manifest has these adapters now. What it says as it did before, also to an earlier router,
-        changes nothing: operators may have loaded or unloaded the name since. model: empty: there is no
-        manifest."""
+        """Takes in the adapters that the manifest has now. An entry that was the same before, also for an
+        earlier router, changes nothing: operators may have loaded or unloaded the name since. model: empty:
+        there is no manifest."""
         if not model:
             return
         before, after = self._declared.get(model, {}), {wish.name: wish for wish in wishes}
@@ -136,12 +136,12 @@ class AdapterBook:
 
     @property
     def changes(self) -> int:
-        """Changes with all that somebody may wait for."""
+        """A number that grows when anything changes that somebody may wait for."""
         return self._life.changes
 
     @property
     def version(self) -> int:
-        """Changes with what the snapshot has."""
+        """A number that grows when the snapshot changes."""
         return self._life.version
 
     @property
@@ -154,7 +154,7 @@ class AdapterBook:
         return self._life.orders
 
     def names(self) -> tuple[NamedAdapter, ...]:
-        """The names that requests may use now. The same object until they change."""
+        """Returns the names that requests may use now, as the same object until they change."""
         if self._names_version != self._life.version:
             self._names_version = self._life.version
             names = tuple(one.named() for one in self if one.state is AdapterState.READY)
@@ -162,7 +162,7 @@ class AdapterBook:
         return self._names
 
     def refusal(self, model: str, digest: AdapterDigest) -> NotFound | None:
-        """The error for a request with this version; None: workers of the model are to hold it."""
+        """Returns the error for a request with this version; None when workers are to hold it."""
         if not digest or self._life.usable(model, digest):
             return None
         return NotFound(f"no adapter of model {model} has the digest {digest}")
@@ -214,7 +214,8 @@ class AdapterBook:
         return [one for one in self._life.table.named(model, name) if not one.leaving]
 
     def _current(self, model: str, name: str) -> Registration | None:
-        """The registration that requests of this name use; else the one that they will use, or would."""
+        """Returns the registration that requests of this name use now; without one, the latest one, which
+        they will use when it is ready; None: there is none."""
         found = self._named(model, name)
         ready = (one for one in found if one.state is AdapterState.READY)
         return next(ready, found[-1] if found else None)
@@ -267,6 +268,6 @@ class AdapterBook:
 
 
 def _close(word: str, known: Iterable[str]) -> str:
-    """Names that may have been meant, as the end of a sentence."""
+    """Returns the names that may have been meant, as the end of a sentence."""
     close = get_close_matches(word, sorted(set(known)))
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""What operators ask about adapters."""
+"""Answers the calls by which operators load, unload, keep and list adapters."""
 
 import asyncio
 
@@ -16,8 +16,8 @@ from llmserve.rpc.status import error_named
 
 
 class AdapterCalls:
-    """Each call raises NotLeader on a standby, and when the term ends while it waits. A call that is repeated
-    then goes on where it was."""
+    """Each call raises NotLeader on a standby, and when the term ends while it waits. The same call
+    to the next leader joins the work that was begun."""
 
     def __init__(
         self, book: AdapterBook, event_loop: EventLoop, leader_check: LeaderCheck, live: RouterLiveSettings
@@ -26,8 +26,8 @@ class AdapterCalls:
         self._leader_check, self._live = leader_check, live
 
     async def load(self, request: router_pb2.LoadAdapterRequest) -> router_pb2.LoadAdapterResponse:
-        """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; what a
-        worker says of the adapter."""
+        """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; those
+        that a worker has reported of the adapter."""
         tier = decode_tier(request.prefetch, AdapterTier.DISK)
         source = await asyncio.to_thread(self._source, request.source)
         wish = AdapterWish(request.name, source, tier, request.pin)
@@ -60,7 +60,7 @@ class AdapterCalls:
         return router_pb2.KeepAdapterResponse(adapter=self._status(registration))
 
     def list(self, request: router_pb2.ListAdaptersRequest) -> router_pb2.ListAdaptersResponse:
-        """model: empty: of all models."""
+        """Returns all that are not gone. model: its name; empty: of all models."""
         self._leader_check.check()
         found = (one for one in self._book if request.model in ("", one.model))
         return router_pb2.ListAdaptersResponse(adapters=map(self._status, found))

@@ -1,4 +1,4 @@
-"""Has the KV managers drop what versions that are gone have left there."""
+"""Makes the KV managers drop the blocks of versions that are gone."""
 
 from functools import partial
 
@@ -8,8 +8,8 @@ from llmserve.router.kv_watch import KvWatch
 
 
 class AdapterLeftovers:
-    """`look` is called after each decision. A version that is loaded again before all have dropped it is
-    dropped no longer. What was not dropped when the term ends is the next leader's."""
+    """`look` is called after each decision. When a version is loaded again before all managers have dropped
+    it, the others keep it. What is not dropped when the term ends is left to the next leader."""
 
     def __init__(self, book: AdapterBook, kv_watch: KvWatch) -> None:
         self._book, self._kv_watch = book, kv_watch

@@ -1,4 +1,4 @@
-"""What becomes of adapters, as log lines and metrics, and for those who wait for it."""
+"""Tells the log, the metrics and the calls that wait what becomes of adapters."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class AdapterWatch:
-    """`look` is called after each decision, and costs one comparison when it was about no adapter."""
+    """`look` is called after each decision. It costs one comparison when no adapter has changed."""
 
     def __init__(self, book: AdapterBook, metrics: RouterMetrics) -> None:
         self._book, self._metrics = book, metrics
@@ -50,7 +50,7 @@ class AdapterWatch:
             self._waiting.remove(changed)
 
     def close(self) -> None:
-        """Whoever waits gets an error: nothing is decided any more."""
+        """Ends all waiting with NotLeader, since nothing is decided any more."""
         self._closed = True
         self._wake()
 

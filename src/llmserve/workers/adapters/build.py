@@ -1,4 +1,4 @@
-"""What a worker has for adapters, put together."""
+"""Builds the parts of a worker that adapters need."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

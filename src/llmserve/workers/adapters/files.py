@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class AdapterStore(Protocol):
-    """What is used of models/adapters.AdapterCache, which has the contract."""
+    """The part of models/adapters.AdapterCache that workers use. The contract stands there."""
 
     def fetch(
         self, source: AdapterSource, digest: AdapterDigest = ..., progress: Progress = ...
@@ -91,7 +91,8 @@ class HostFiles:
 
     @asynccontextmanager
     async def in_memory(self, digest: AdapterDigest) -> AsyncIterator[AdapterFiles]:
-        """The same for a version that is on disk. Errors: those of AdapterCache.bring_to_memory."""
+        """Yields files in memory that nobody removes while the context is open, of a version that is on disk.
+        Errors: those of AdapterCache.bring_to_memory."""
         bring = partial(self._store.bring_to_memory, digest)
         async with self._used(digest, AdapterTier.DRAM, bring) as files:
             yield files

@@ -35,8 +35,8 @@ class _Kept:
     task: asyncio.Task[None] | None = None
 
     def fits(self, order: AdapterOrder) -> bool:
-        """Whether there is nothing to do for an order that says this. The router may have learnt the digest
-        from here."""
+        """Returns whether this order asks for nothing new. The router may have learnt its digest from the
+        report of this one."""
         known = (self.order.digest, self.digest)
         same = replace(order, digest=self.order.digest) == self.order
         return same and order.digest in known and not self.leaving
@@ -47,8 +47,9 @@ class _Kept:
 
 
 class AdapterOrders:
-    """`carry_out` each time that the router's orders changed. `watch` is one task of the worker. What failed
-    is reported, and tried again when its order was withdrawn and given again: the router knows how often.
+    """`carry_out` is called each time that the router's orders changed. `watch` is one task of the worker.
+    What failed is reported, and is tried again when its order was withdrawn and given again: the router
+    decides how often.
 
     on_change: is called when the router should hear of a change soon."""
 
