@@ -1,15 +1,13 @@
 """Whether engines run LoRA adapters, one decision for the engines and for all that serves them, and the rules
 of adapters in a manifest. Pure."""
 
-import re
 from collections.abc import Iterator
 
 from llmserve.config.adapter_source import AdapterSourceKind, parse_adapter_root, parse_adapter_source
 from llmserve.config.conflict import Conflict, Path
 from llmserve.config.schema import Lora, Manifest
+from llmserve.core.adapters import is_digest
 from llmserve.core.errors import InvalidRequest
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def lora_of(manifest: Manifest) -> Lora | None:
@@ -34,7 +32,7 @@ def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
         if taken is not here:
             whose = "the model" if taken == ("models", "primary") else f"models.adapters[{taken[-1]}]"
             yield Conflict(((*here, "name"), taken), f"'{one.name}' is the name of {whose}, too")
-        if _DIGEST.fullmatch(one.name):
+        if is_digest(one.name):
             yield Conflict(((*here, "name"),), "looks like the digest of an adapter; choose another name")
         try:
             parse_adapter_source(one.source, one.revision)
