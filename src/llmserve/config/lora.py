@@ -22,6 +22,11 @@ def adapter_kinds(manifest: Manifest) -> frozenset[AdapterSourceKind]:
     return frozenset(one.kind for one in (*roots, *declared))
 
 
+def may_ask_hub(manifest: Manifest) -> bool:
+    """Returns whether workers may have to fetch an adapter from the hub."""
+    return AdapterSourceKind.HUB in adapter_kinds(manifest)
+
+
 def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
     """Checks the names of adapters together, and the revision of each. It is a part of `rules`."""
     models = manifest.models
