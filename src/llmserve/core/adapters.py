@@ -6,12 +6,15 @@ name is a pointer to a version. Loading other weights under a name makes a new v
 ever reads KV, or runs on weights, of another one.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from llmserve.core.ids import AdapterDigest
 
 BASE_MODEL = AdapterDigest("")  # the version of a request without an adapter
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHOWN_DIGITS = 12  # enough to tell versions apart
 
 
 class AdapterState(StrEnum):
@@ -104,6 +107,16 @@ class LoraShape:
 
 
 NO_ADAPTERS = LoraShape()
+
+
+def is_digest(text: str) -> bool:
+    """Returns whether this is the digest of an adapter: 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def short_version(digest: str) -> str:
+    """Returns what users are shown of a digest."""
+    return digest[:_SHOWN_DIGITS]
 
 
 def engine_path(digest: AdapterDigest) -> str:
