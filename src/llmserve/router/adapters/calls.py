@@ -78,19 +78,19 @@ class AdapterCalls:
         return str(source)
 
     def _why_not_yet(self, registration: Registration) -> str:
-        if registration.pending and not self._book.members(registration.model):
+        if registration.pending and not self._book.lifecycle.members(registration.model):
             return f"no worker of model {registration.model} that runs adapters is registered"
         return "; ".join(f"worker {name}: {pause.message}" for name, pause in registration.pauses.items())
 
     def _is_kept(self, registration: Registration) -> bool:
         if registration.pending:
             return False
-        members = self._book.members(registration.model)
+        members = self._book.lifecycle.members(registration.model)
         is_near = bool(members) and all(map(registration.near_enough, members))
         return is_near or registration.state is not AdapterState.READY
 
     def _status(self, registration: Registration) -> router_pb2.AdapterStatus:
-        members = self._book.members(registration.model)
+        members = self._book.lifecycle.members(registration.model)
         pairs = ((member.spec.worker_id, registration.report_of(member)) for member in members)
         return router_pb2.AdapterStatus(
             adapter=encode_named(registration.named()),

@@ -88,6 +88,11 @@ class AdapterLifecycle:
         now = self._clock.now()
         self._review_all([number for number, due in self._due.items() if due <= now])
 
+    def dropped(self, digest: AdapterDigest) -> None:
+        """No KV manager has blocks of this version any more."""
+        self.table.leftovers.discard(digest)
+        self.version += 1
+
     # -- what is
 
     def next_due(self) -> float | None:

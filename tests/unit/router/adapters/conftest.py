@@ -158,7 +158,7 @@ class World:
 
     def heartbeat(self, name: str) -> bool:
         """Returns whether the answer carried orders."""
-        worker, orders = self.workers[name], self.book.orders
+        worker, orders = self.workers[name], self.book.lifecycle.orders
         worker.work()
         self.controller.heartbeat(WorkerId(name), worker.epoch, EngineLoad(), reports=worker.news())
         version = orders.version(WorkerId(name))
@@ -183,7 +183,7 @@ class World:
         return self.member(name).state
 
     def ordered(self, name: str) -> list[AdapterOrder]:
-        return list(self.book.orders.orders(WorkerId(name)))
+        return list(self.book.lifecycle.orders.orders(WorkerId(name)))
 
     # -- operators
 
