@@ -1,5 +1,5 @@
-"""Whether engines run LoRA adapters, one decision for the engines and for all that serves them, and the rules
-of adapters in a manifest. Pure."""
+"""Decides whether engines run LoRA adapters, once for the engines and for all that serves them, and checks
+the adapters of a manifest. Pure."""
 
 from collections.abc import Iterator
 
