@@ -18,7 +18,10 @@ from llmserve.workers.adapters.pool import AdapterPool
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # orders whose files are fetched; the others wait
-_LOOK_SECONDS = 10.0
+LOOK_SECONDS = 10.0
+# A router withdraws an order while it pauses after a failed load, for 60 s at most (router/adapters). Its
+# next try is to find the files here.
+KEEP_SECONDS = 90.0
 _NEAREST_FIRST = tuple(AdapterTier)
 
 
@@ -64,6 +67,7 @@ class AdapterOrders:
         self._pool, self._files, self._tasks = pool, files, tasks
         self._metrics, self._on_change = metrics, on_change
         self._kept: dict[int, _Kept] = {}
+        self._spare: dict[AdapterDigest, float] = {}  # when versions were let go whose files are still here
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def carry_out(self, orders: Sequence[AdapterOrder]) -> None:
@@ -85,13 +89,16 @@ class AdapterOrders:
         return tuple(self._report(kept, legs) for kept in self._kept.values())
 
     async def watch(self) -> None:
-        """Follows what other processes do to the files. Runs for ever."""
+        """Follows what other processes do to the files, and removes those that nobody wants any more. Runs
+        for ever."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             try:
+                await self._remove_spare()
                 await self._files.look([kept.digest for kept in self._kept.values() if kept.digest])
-            except (OSError, LLMServeError) as error:
-                _log.warning("the adapters of this host cannot be looked at: %s", error)
+            except Exception as error:
+                message = "the adapters of this host cannot be looked at: %s"
+                _log.warning(message, error, exc_info=_unforeseen(error))
             self._measure()
 
     # -- an order
@@ -162,8 +169,8 @@ class AdapterOrders:
             if kept.digest:  # else nothing has become of it
                 await self._end(kept.digest)
         except Exception as error:
-            unexpected = None if isinstance(error, LLMServeError) else error
-            _log.warning("adapter %s cannot be let go: %s", kept.digest, error, exc_info=unexpected)
+            message = "adapter %s cannot be let go: %s"
+            _log.warning(message, kept.digest, error, exc_info=_unforeseen(error))
         if self._kept.get(kept.order.number) is kept:
             del self._kept[kept.order.number]
         self._measure()
@@ -174,8 +181,18 @@ class AdapterOrders:
             self._serve(digest)
         else:
             await self._pool.let_go(digest)
-            await self._files.remove(digest)
+            self._spare[digest] = asyncio.get_running_loop().time()
             _log.info("adapter let go: %s", digest)
+
+    async def _remove_spare(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for digest in [one for one, since in self._spare.items() if now - since >= KEEP_SECONDS]:
+            if not self._is_wanted(digest):
+                del self._spare[digest]
+                await self._files.remove(digest)
+
+    def _is_wanted(self, digest: AdapterDigest) -> bool:
+        return any(digest in (one.digest, one.order.digest) for one in self._kept.values())
 
     # -- what is
 
@@ -199,3 +216,8 @@ class AdapterOrders:
         sizes = self._files.bytes_by_tier()
         for tier in (AdapterTier.DRAM, AdapterTier.DISK):
             self._metrics.bytes.labels(tier).set(sizes[tier])
+
+
+def _unforeseen(error: Exception) -> Exception | None:
+    """Returns an error whose traceback a log needs; None: its message is enough."""
+    return None if isinstance(error, OSError | LLMServeError) else error
