@@ -40,6 +40,15 @@ class AdapterTier(StrEnum):
     DISK = "disk"
     SOURCE = "source"
 
+    def is_at_least(self, other: "AdapterTier") -> bool:
+        """Returns whether this tier is as near to the engine as another one, or nearer."""
+        return nearest(self, other) is self
+
+
+def nearest(*tiers: AdapterTier) -> AdapterTier:
+    """Returns the fastest of some tiers."""
+    return min(tiers, key=tuple(AdapterTier).index)
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterOrder:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
-from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter
+from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, nearest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest
 from llmserve.router.adapters.lifecycle import AdapterLifecycle
-from llmserve.router.adapters.registration import AdapterWish, Registration, nearer
+from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.workers.membership import ClusterMembership
 
@@ -55,7 +55,7 @@ class AdapterBook:
         self._check_workers(model)
         for one in self._named(model, wish.name):
             if one.pending and one.wish.source == wish.source:
-                self.keep(one, nearer(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
+                self.keep(one, nearest(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
                 return one
         return self._register(model, wish)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier
+from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier, nearest
 from llmserve.core.errors import AdapterUnavailable, LLMServeError
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.tasks import TaskOwner
@@ -22,7 +22,6 @@ LOOK_SECONDS = 10.0
 # A router withdraws an order while it pauses after a failed load, for 60 s at most (router/adapters). Its
 # next try is to find the files here.
 KEEP_SECONDS = 90.0
-_NEAREST_FIRST = tuple(AdapterTier)
 
 
 @dataclass(eq=False, slots=True)
@@ -150,9 +149,9 @@ class AdapterOrders:
             kept.end_task()
             del self._kept[kept.order.number]
         orders = self._orders_of(digest)
-        nearest = min((order.tier for order in orders), key=_NEAREST_FIRST.index)
-        pinned = any(order.pinned and order.tier is nearest for order in orders)
-        self._pool.serve(digest, orders[0].source, nearest, pinned=pinned)
+        tier = nearest(*(order.tier for order in orders))
+        pinned = any(order.pinned and order.tier is tier for order in orders)
+        self._pool.serve(digest, orders[0].source, tier, pinned=pinned)
 
     def _orders_of(self, digest: AdapterDigest) -> list[AdapterOrder]:
         return [one.order for one in self._kept.values() if one.digest == digest and not one.leaving]

@@ -15,6 +15,7 @@ from llmserve.core.adapters import (
     AdapterTier,
     LoraShape,
     NamedAdapter,
+    nearest,
 )
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId, WorkerId
@@ -93,7 +94,7 @@ class Worker:
 
     def _fetched(self, order: AdapterOrder, known: AdapterReport) -> AdapterReport:
         if known.digest:
-            return replace(known, tier=min(known.tier, order.tier, key=list(AdapterTier).index))
+            return replace(known, tier=nearest(known.tier, order.tier))
         if order.tier is AdapterTier.SOURCE:
             return known
         content = self.sources.content.get(order.source)
