@@ -37,7 +37,7 @@ def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
         if taken is not here:
             whose = "the model" if taken == ("models", "primary") else f"models.adapters[{taken[-1]}]"
             yield Conflict(((*here, "name"), taken), f"'{one.name}' is the name of {whose}, too")
-        if is_digest(one.name):
+        if is_digest(one.name.lower()):
             yield Conflict(((*here, "name"),), "looks like the digest of an adapter; choose another name")
         try:
             parse_adapter_source(one.source, one.revision)

@@ -95,7 +95,8 @@ class AdapterLoad:
 
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
-    """A name that clients may use now, and the version that it points to. parent: the model's name."""
+    """A name that clients may use now, and the version that it points to. parent: the model's name. number:
+    of the registration; larger ones are later."""
 
     name: str
     digest: AdapterDigest
@@ -103,6 +104,7 @@ class NamedAdapter:
     source: str = ""
     rank: int = 0
     size_bytes: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ def encode_named(adapter: NamedAdapter) -> router_pb2.NamedAdapter:
         source=adapter.source,
         rank=adapter.rank,
         size_bytes=adapter.size_bytes,
+        number=adapter.number,
     )
 
 
@@ -129,6 +130,7 @@ def decode_named(message: router_pb2.NamedAdapter) -> NamedAdapter:
         source=message.source,
         rank=message.rank,
         size_bytes=message.size_bytes,
+        number=message.number,
     )
 
 

@@ -47,7 +47,7 @@ def test_reports() -> None:
 
 
 def test_names() -> None:
-    names = (NamedAdapter("sql", DIGEST, "m", "dir:/a", 16, 2**33), NamedAdapter("chat", DIGEST, "m"))
+    names = (NamedAdapter("sql", DIGEST, "m", "dir:/a", 16, 2**33, 2**40), NamedAdapter("chat", DIGEST, "m"))
     assert decode_names(encode_names(names)) == names
 
 

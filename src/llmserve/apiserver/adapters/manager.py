@@ -28,11 +28,16 @@ class AdapterManager:
     async def load(
         self, name: str, source: AdapterSource, *, pin: bool = False, tier: AdapterTier | None = None
     ) -> router_pb2.AdapterStatus:
-        """Returns when requests to this apiserver may use it. The router refuses a source that is not
-        allowed."""
+        """Returns when requests to this apiserver may use it, or the name has moved on to a later load. The
+        router refuses a source that is not allowed."""
         status = await self._router.load(name, str(source), self._limit_seconds(), pin=pin, tier=tier)
-        digest = status.adapter.digest
-        await self._hear(lambda: self._names.meaning(name) == digest, f"adapter {name} is ready")
+        loaded = decode_named(status.adapter)
+
+        def has_heard() -> bool:
+            heard = self._names.meaning(name)
+            return heard is not None and (heard.digest == loaded.digest or heard.number > loaded.number)
+
+        await self._hear(has_heard, f"adapter {name} is ready")
         return status
 
     async def load_for_request(self, source: AdapterSource) -> NamedAdapter:
@@ -51,10 +56,16 @@ class AdapterManager:
             return  # the router refused it at once, or another request has done this
 
     async def unload(self, name: str, *, wait: bool = False) -> router_pb2.AdapterStatus:
-        """Returns when requests to this apiserver may not use it any more; wait: when no worker has it."""
+        """Returns when requests to this apiserver may not use it any more, unless it was loaded again since.
+        wait: and no worker has it."""
         status = await self._router.unload(name, self._limit_seconds(), wait=wait)
-        digest = status.adapter.digest
-        await self._hear(lambda: self._names.meaning(name) != digest, f"adapter {name} is unloaded")
+        unloaded = decode_named(status.adapter)
+
+        def has_heard() -> bool:
+            heard = self._names.meaning(name)
+            return heard is None or heard.digest != unloaded.digest or heard.number > unloaded.number
+
+        await self._hear(has_heard, f"adapter {name} is unloaded")
         return status
 
     async def keep(

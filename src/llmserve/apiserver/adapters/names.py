@@ -12,7 +12,6 @@ from vllm.lora.request import LoRARequest
 
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.core.adapters import NamedAdapter, engine_path
-from llmserve.core.ids import AdapterDigest
 
 
 class AdapterRequest(LoRARequest, kw_only=True):  # type: ignore[call-arg]  # untyped there
@@ -63,10 +62,10 @@ class AdapterNames(Mapping[str, AdapterRequest]):
         """Returns the names that the caller may have meant."""
         return difflib.get_close_matches(wanted, list(self), n=3)
 
-    def meaning(self, name: str) -> AdapterDigest | None:
-        """Returns the version that a name means, whoever asks; None: it means none."""
+    def meaning(self, name: str) -> NamedAdapter | None:
+        """Returns the adapter that a name means, whoever asks; None: it means none."""
         request = self._requests.get(name)
-        return request.adapter.digest if request else None
+        return request.adapter if request else None
 
 
 def _request(adapter: NamedAdapter) -> AdapterRequest:

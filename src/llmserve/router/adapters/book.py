@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
-from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, nearest
+from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, is_digest, nearest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest
@@ -202,6 +202,8 @@ class AdapterBook:
     def _check_name(self, name: str) -> None:
         if not name:
             raise InvalidRequest("the name of an adapter must be set")
+        if is_digest(name.lower()):
+            raise InvalidRequest(f"{name} looks like the digest of an adapter; choose another name")
         if name in self._membership.models() | self._declared.keys():
             raise InvalidRequest(f"{name} is the name of a model, so no adapter can have it")
 

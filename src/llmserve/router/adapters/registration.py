@@ -105,8 +105,9 @@ class Registration:
         }
 
     def named(self) -> NamedAdapter:
+        wish = self.wish
         return NamedAdapter(
-            self.wish.name, self.digest, self.model, self.wish.source, self.rank, self.size_bytes
+            wish.name, self.digest, self.model, wish.source, self.rank, self.size_bytes, self.number
         )
 
     def try_again(self) -> None:

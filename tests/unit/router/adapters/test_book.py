@@ -137,6 +137,13 @@ class TestRefusals:
         with pytest.raises(InvalidRequest, match="name of an adapter must be set"):
             world.load("")
 
+    @pytest.mark.parametrize("digit", "aA7")
+    def test_a_name_that_looks_like_a_digest(self, world: World, digit: str) -> None:
+        with pytest.raises(InvalidRequest, match=f"{digit * 64} looks like the digest of an adapter"):
+            world.load(digit * 64)
+        for name in (digit * 63, digit * 65, "g" * 64):
+            world.load(name)
+
     def test_workers_without_slots(self, world: World) -> None:
         world.start("decode-0", lora=LoraShape())
         with pytest.raises(InvalidRequest, match="no worker of model m runs adapters"):

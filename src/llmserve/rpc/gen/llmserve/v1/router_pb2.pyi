@@ -214,20 +214,22 @@ class NamedAdapters(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[NamedAdapter, _Mapping]]] = ...) -> None: ...
 
 class NamedAdapter(_message.Message):
-    __slots__ = ("name", "digest", "parent", "source", "rank", "size_bytes")
+    __slots__ = ("name", "digest", "parent", "source", "rank", "size_bytes", "number")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     parent: str
     source: str
     rank: int
     size_bytes: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., parent: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., parent: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., size_bytes: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("worker",)
