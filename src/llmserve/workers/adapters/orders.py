@@ -127,8 +127,7 @@ class AdapterOrders:
             if order.tier is AdapterTier.SOURCE and order.digest:
                 kept.digest = order.digest
             else:
-                async with self._at_once:
-                    kept.files = await self._bring(order, used)
+                kept.files = await self._bring(order, used)
                 kept.digest = kept.files.digest
             self._serve(kept.digest)
             self._measure()
@@ -137,7 +136,7 @@ class AdapterOrders:
                 await asyncio.get_running_loop().create_future()  # its files stay until the order changes
 
     async def _bring(self, order: AdapterOrder, used: AsyncExitStack) -> AdapterFiles:
-        files = await used.enter_async_context(self._files.on_disk(order.source, order.digest))
+        files = await used.enter_async_context(self._files.on_disk(order.source, order.digest, self._at_once))
         if order.tier in (AdapterTier.DEVICE, AdapterTier.DRAM):
             files = await used.enter_async_context(self._files.nearest(files))
         _log.info("adapter %s is here: %s in %s", order.source, files.digest, files.tier)

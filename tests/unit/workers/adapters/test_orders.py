@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier
+from llmserve.config.adapter_source import AdapterSource
+from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier
 from llmserve.core.errors import AdapterUnavailable, EngineDead, InvalidRequest, Unavailable
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterFiles
@@ -150,18 +152,23 @@ async def test_a_load_that_failed_is_reported_until_one_works(rig: Rig) -> None:
         assert rig.reports()[1].error == ""
 
 
-async def test_at_most_two_are_fetched_at_once(rig: Rig) -> None:
+async def test_at_most_two_are_fetched_at_once_and_what_is_here_waits_for_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: list[str] = []
     gate = asyncio.Event()
 
-    async def bring(order: AdapterOrder, used: object) -> object:
-        begun.append(order.source)
+    async def fetch(source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
+        begun.append(str(source))
         await gate.wait()
         raise Unavailable("never mind")
 
-    rig.orders._bring = bring  # type: ignore[assignment,method-assign]
-    await obey(rig, *(order(number, name) for number, name in enumerate("abcd")))
+    monkeypatch.setattr(rig.files, "_fetch", fetch)
+    rig.store.places.add((AdapterDigest("e"), DISK))
+    orders = [order(number, name) for number, name in enumerate("abcd")]
+    reports = await obey(rig, *orders, order(4, "e", digest="e"))
     assert begun == ["dir:/a", "dir:/b"]
+    assert reports[4].digest == "e"
     gate.set()
     await asyncio.sleep(1)
     assert len(begun) == 4
@@ -288,10 +295,10 @@ async def test_an_order_without_a_digest_ends_while_another_has_none_yet(
     fetch = rig.files.on_disk
 
     @asynccontextmanager
-    async def slow(source: str, digest: AdapterDigest = BASE_MODEL) -> AsyncIterator[AdapterFiles]:
+    async def slow(source: str, digest: AdapterDigest, *more: Any) -> AsyncIterator[AdapterFiles]:
         if source == "dir:/b":
             await gate.wait()
-        async with fetch(source, digest) as files:
+        async with fetch(source, digest, *more) as files:
             yield files
 
     monkeypatch.setattr(rig.files, "on_disk", slow)
