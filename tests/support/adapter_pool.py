@@ -53,6 +53,11 @@ class FakeStore:
         assert digest in (BASE_MODEL, name), "the source has this version"
         return self._bring(AdapterDigest(name), AdapterTier.DISK)
 
+    def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
+        if (digest, AdapterTier.DISK) not in self.places:
+            raise NotFound(f"{digest} is not on disk")
+        return self._bring(digest, AdapterTier.DISK)
+
     def _bring(self, digest: AdapterDigest, tier: AdapterTier) -> AdapterFiles:
         if (digest, tier) not in self.places:
             self.fetched.append((digest, tier))

@@ -16,6 +16,7 @@ _VALUES: dict[str, tuple[Any, Any]] = {
     "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
     "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
     "models.adapters": ([], [{"name": "sql", "source": "hub:org/sql"}]),
+    "lora.allowed_sources": ([], ["dir:/adapters"]),
     "kv_cache.prefetch_on_prefix": (False, True),
     "scheduling.routing": ("kv_aware", "round_robin"),
     "scheduling.disaggregate": ("auto", "always"),

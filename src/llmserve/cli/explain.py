@@ -9,11 +9,10 @@ from typing import Any
 from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, add_json
 from llmserve.cli.kv.page import size
-from llmserve.core.adapters import AdapterTier
+from llmserve.core.adapters import AdapterTier, short_version
 from llmserve.core.logs import printable
 from llmserve.rpc.leader import explain_request
 
-_VERSION_DIGITS = 12  # enough to tell versions apart
 _TIERS = {
     AdapterTier.DEVICE: "it was loaded",
     AdapterTier.DRAM: "loaded from shared memory",
@@ -90,7 +89,7 @@ def _sequence(one: _Record) -> Iterator[str]:
 
 
 def _adapter(adapter: _Record) -> Iterator[str]:
-    yield f"    adapter {adapter['name']}, version {adapter['version'][:_VERSION_DIGITS]}"
+    yield f"    adapter {adapter['name']}, version {short_version(adapter['version'])}"
     for load in adapter["loads"]:
         waited = f"waited {_time(load['seconds'])} for it" if load["seconds"] else "did not wait"
         yield f"      {load['leg']}: {_TIERS[load['tier']]}, {waited}"

@@ -77,8 +77,8 @@ def is_in(inner: str, outer: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AllowedSources:
-    """What a worker knows of it when it starts. declared: texts of the sources in `models.adapters`. roots:
-    `lora.allowed_sources`."""
+    """The sources that are allowed, as a worker knows them from its start. declared: texts of the sources in
+    `models.adapters`. roots: `lora.allowed_sources`."""
 
     declared: frozenset[str] = frozenset()
     roots: tuple[str, ...] = ()

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.lora import lora_of, may_ask_hub
+from llmserve.config.adapter_source import AdapterSourceKind
+from llmserve.config.lora import adapter_kinds, lora_of
 from llmserve.config.plan_types import engine_names
 from llmserve.config.schema import AdapterSpec, Manifest
 from llmserve.config.schema.section import (
@@ -101,12 +102,18 @@ def compare(started: Manifest, last: Manifest, new: Manifest) -> Changes:
 
 
 def _workers_can_take(adapters: Sequence[AdapterSpec], started: Manifest) -> bool:
-    """Whether these adapters leave as it is what workers know of them from their start on: whether there are
-    any, and whether one may come from the hub."""
+    """Whether these adapters leave as it is what workers know of them from their start on."""
     models = started.models.model_copy(update={"adapters": adapters})
-    changed = started.model_copy(update={"models": models})
-    runs_adapters = bool(lora_of(changed)) is bool(lora_of(started))
-    return runs_adapters and may_ask_hub(changed) is may_ask_hub(started)
+    return _known_at_start(started.model_copy(update={"models": models})) == _known_at_start(started)
+
+
+def _known_at_start(manifest: Manifest) -> tuple[bool, frozenset[AdapterSourceKind]]:
+    """Returns whether workers run adapters, and the places for which they need something in their
+    environment: leave to ask the hub, and in a pod the keys of buckets."""
+    kinds = {AdapterSourceKind.HUB}
+    if manifest.deployment.mode == "k8s":
+        kinds.add(AdapterSourceKind.S3)
+    return lora_of(manifest) is not None, adapter_kinds(manifest) & kinds
 
 
 def is_live(path: _Path) -> bool:

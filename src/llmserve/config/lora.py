@@ -1,12 +1,12 @@
-"""Whether engines run LoRA adapters, one decision for the engines and for all that serves them, and the rules
-of adapters in a manifest. Pure."""
+"""Decides whether engines run LoRA adapters, once for the engines and for all that serves them, and checks
+the adapters of a manifest. Pure."""
 
 from collections.abc import Iterator
 
 from llmserve.config.adapter_source import AdapterSourceKind, parse_adapter_root, parse_adapter_source
 from llmserve.config.conflict import Conflict, Path
 from llmserve.config.schema import Lora, Manifest
-from llmserve.core.adapters import looks_like_digest
+from llmserve.core.adapters import is_digest
 from llmserve.core.errors import InvalidRequest
 
 
@@ -22,6 +22,11 @@ def adapter_kinds(manifest: Manifest) -> frozenset[AdapterSourceKind]:
     return frozenset(one.kind for one in (*roots, *declared))
 
 
+def may_ask_hub(manifest: Manifest) -> bool:
+    """Returns whether workers may have to fetch an adapter from the hub."""
+    return AdapterSourceKind.HUB in adapter_kinds(manifest)
+
+
 def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
     """Checks the names of adapters together, and the revision of each. It is a part of `rules`."""
     models = manifest.models
@@ -32,7 +37,7 @@ def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
         if taken is not here:
             whose = "the model" if taken == ("models", "primary") else f"models.adapters[{taken[-1]}]"
             yield Conflict(((*here, "name"), taken), f"'{one.name}' is the name of {whose}, too")
-        if looks_like_digest(one.name):
+        if is_digest(one.name.lower()):
             yield Conflict(((*here, "name"),), "looks like the digest of an adapter; choose another name")
         try:
             parse_adapter_source(one.source, one.revision)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from llmserve.config.adapter_source import AdapterSourceKind
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import engine_variables
-from llmserve.config.lora import adapter_kinds
+from llmserve.config.lora import may_ask_hub
 from llmserve.config.plan_types import (
     LocalPlan,
     PlanRow,
@@ -161,8 +160,7 @@ class _Planner:
 
     def _worker_env(self) -> dict[str, str]:
         """Adapters are fetched while a worker runs."""
-        asks_hub = AdapterSourceKind.HUB in adapter_kinds(self._manifest)
-        return self._common_env() | ({"HF_HUB_OFFLINE": "0"} if asks_hub else {})
+        return self._common_env() | ({"HF_HUB_OFFLINE": "0"} if may_ask_hub(self._manifest) else {})
 
     def _common_env(self) -> dict[str, str]:
         return {

@@ -13,7 +13,8 @@ from enum import StrEnum
 from llmserve.core.ids import AdapterDigest
 
 BASE_MODEL = AdapterDigest("")  # the version of a request without an adapter
-_DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHOWN_DIGITS = 12  # enough to tell versions apart
 
 
 class AdapterState(StrEnum):
@@ -39,13 +40,23 @@ class AdapterTier(StrEnum):
     DISK = "disk"
     SOURCE = "source"
 
+    def is_at_least(self, other: "AdapterTier") -> bool:
+        """Returns whether this tier is as near to the engine as another one, or nearer."""
+        return nearest(self, other) is self
+
+
+def nearest(*tiers: AdapterTier) -> AdapterTier:
+    """Returns the fastest of some tiers."""
+    return min(tiers, key=tuple(AdapterTier).index)
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterOrder:
-    """What a router asks of a worker: hold this version, at least as near as `tier`. number: of the
-    registration, by which the worker reports it; larger ones are later. digest: empty while nobody has
-    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier.
-    asked: how often a device slot was asked for; when it grows, a version that has lost its slot gets one."""
+    """What a router orders a worker to hold: a version, at least as near as `tier`. number: that of its
+    registration, by which the worker reports it; a later registration has a larger number. digest: empty
+    while nobody has computed it: the worker that has the order computes it. pinned: the version stays in that
+    tier. asked: how often a device slot was asked for; when the number grows, a version that has lost its
+    slot gets one again."""
 
     number: int
     source: str
@@ -76,7 +87,7 @@ class AdapterReport:
 @dataclass(frozen=True, slots=True)
 class AdapterLoad:
     """How the version of a request came into a device slot of its worker. tier: where it was when the request
-    came. seconds: time for which the request waited for it; 0: it was loaded."""
+    came. seconds: time for which the request waited for it; 0: it was loaded already."""
 
     tier: AdapterTier
     seconds: float = 0.0
@@ -109,9 +120,14 @@ class LoraShape:
 NO_ADAPTERS = LoraShape()
 
 
-def looks_like_digest(name: str) -> bool:
-    """Returns whether a name could be meant as a version, so that no adapter may have it."""
-    return _DIGEST.fullmatch(name) is not None
+def is_digest(text: str) -> bool:
+    """Returns whether this is the digest of an adapter: 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def short_version(digest: str) -> str:
+    """Returns what users are shown of a digest."""
+    return digest[:_SHOWN_DIGITS]
 
 
 def engine_path(digest: AdapterDigest) -> str:

@@ -148,7 +148,7 @@ def encode_cluster(
     members: Iterable[ClusterMember], epoch: int, adapters: Iterable[NamedAdapter] | None = None
 ) -> router_pb2.RouterSessionResponse:
     """Encodes the registered workers, suspected ones included: streams to them go on. adapters: the names
-    that requests may use; None: as the session was told last."""
+    that requests may use; None: those that the session was told last."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
     names = None if adapters is None else encode_names(adapters)
     state = router_pb2.ClusterState(workers=workers, epoch=epoch, adapters=names)

@@ -86,7 +86,7 @@ class Controller:
             self._queue.next_turn(),
             self.prefixes.hash_check.next_due(),
             self.requests.takeover.settled_at(),
-            self.adapters.next_due(),
+            self.adapters.lifecycle.next_due(),
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -135,7 +135,7 @@ class Controller:
     def register(self, spec: WorkerSpec) -> list[Effect]:
         """Errors: InvalidRequest, as ClusterMembership.register."""
         self.membership.register(spec)
-        self.adapters.follow_members()
+        self.adapters.lifecycle.follow_members()
         return self.requests.dispatch()
 
     def heartbeat(
@@ -152,8 +152,8 @@ class Controller:
         member = self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
         if reports is not None:
             self.speeds.adapter_loads.learn(before, member.adapters)
-        self.adapters.follow_members()
-        self.adapters.heard(member)
+        self.adapters.lifecycle.follow_members()
+        self.adapters.lifecycle.heard(member)
         return self.requests.dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
@@ -165,7 +165,7 @@ class Controller:
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
         self.membership.deregister(worker_id, epoch)
-        self.adapters.follow_members()
+        self.adapters.lifecycle.follow_members()
         return self.requests.dispatch()
 
     def worker_failed(
@@ -182,8 +182,8 @@ class Controller:
     def tick(self) -> list[Effect]:
         """Expires silent workers and requests whose deadline has passed, and lets adapters go."""
         self.membership.expire()
-        self.adapters.follow_members()
-        self.adapters.tick()
+        self.adapters.lifecycle.follow_members()
+        self.adapters.lifecycle.tick()
         self.prefixes.hash_check.look()
         return [*self.requests.follow_workers(), *self.requests.expire(), *self.requests.dispatch()]
 

@@ -47,7 +47,7 @@ class EventLoop:
         adapter_watch: AdapterWatch,
     ) -> None:
         self.streams, self.spans, self.adapter_watch = SessionStreams(), spans, adapter_watch
-        self.leftovers = AdapterLeftovers(controller.adapters, kv_watch)
+        self.leftovers = AdapterLeftovers(controller.adapters.lifecycle, kv_watch)
         self._controller, self._clock, self._recorder = controller, clock, recorder
         self._kv_watch, self._leader_check = kv_watch, leader_check
         self._encoder = PlacementEncoder()

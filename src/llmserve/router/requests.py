@@ -233,7 +233,8 @@ class Requests:
         return Fit.PLACED
 
     def _no_place(self, entry: RequestEntry, request: QueuedRequest, plan: NoPlan) -> Fit:
-        """One that has waited long for a slot of its adapter gets the next one."""
+        """Says how the queue goes on without this request. One that has waited long for a slot of its adapter
+        gets the next slot."""
         if plan is NoPlan.FULL:
             return Fit.FULL
         waited = self._clock.now() - request.arrived_at

@@ -70,7 +70,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
         if order := membership.order_of(worker_id):
             answer.drain.CopyFrom(encode_order(order))
-        orders = services.controller.adapters.orders
+        orders = services.controller.adapters.lifecycle.orders
         answer.adapters_version = orders.version(worker_id)
         if answer.adapters_version != request.adapters_version:
             answer.adapters.CopyFrom(encode_orders(orders.orders(worker_id)))

@@ -34,7 +34,7 @@ class RouterOutbox:
         self._pending.set()
 
     def send_state(self, message: RouterSessionResponse) -> None:
-        """Without adapters in it, those of a state that waits stay the latest."""
+        """Replaces a state that waits to be sent. A message without adapters keeps those of that state."""
         waiting = self._state
         if waiting is not None and waiting.state.HasField("adapters") > message.state.HasField("adapters"):
             message = RouterSessionResponse(state=message.state)  # the message is every session's

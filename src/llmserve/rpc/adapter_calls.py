@@ -1,4 +1,4 @@
-"""What operators ask the router about adapters, and how its answers are shown."""
+"""Asks the router about adapters for operators, and shows its answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ _ASK_SECONDS = 5.0
 
 
 class AdapterClient:
-    """routers: HOST:PORT of each. model: its name; empty: the only one. Calls that take their time wait for
-    so many seconds. All are idempotent. Errors: InvalidRequest and NotFound as the router says them,
+    """routers: HOST:PORT of each. model: its name; empty: the only one. seconds: a call waits for no
+    longer. All calls are idempotent. Errors: InvalidRequest and NotFound as the router says them,
     DeadlineExceeded, Unavailable when no router leads."""
 
     def __init__(self, routers: Sequence[str], model: str = "") -> None:
@@ -49,8 +49,8 @@ class AdapterClient:
         tier: AdapterTier | None = None,
         wait: bool = False,
     ) -> router_pb2.AdapterStatus:
-        """Wants an adapter at least so near to every worker; pin: it stays there. None: as before. wait:
-        until it is there."""
+        """Asks that every worker has an adapter in this tier, or nearer; pin: that it stays there. None: as
+        before. wait: until it is there."""
         request = router_pb2.KeepAdapterRequest(
             model=self._model, name=name, tier=_wire(tier), pin=pin, wait=wait
         )

@@ -24,12 +24,12 @@ def with_adapters(
     """Gives each request one of so many adapters, drawn by Zipf's law: the n-th most popular one has a part
     of 1 / n ** skew. With a skew of 0 all are alike."""
     weights = list(accumulate((number + 1) ** -skew for number in range(adapters)))
-    names = [adapter_digest(number) for number in range(adapters)]
+    names = [made_up_digest(number) for number in range(adapters)]
     drawn = rng.choices(names, cum_weights=weights, k=len(requests))
     return [replace(request, adapter=adapter) for request, adapter in zip(requests, drawn, strict=True)]
 
 
-def adapter_digest(number: int) -> AdapterDigest:
+def made_up_digest(number: int) -> AdapterDigest:
     """The version of a made-up adapter."""
     return AdapterDigest(hashlib.sha256(f"adapter {number}".encode()).hexdigest())
 

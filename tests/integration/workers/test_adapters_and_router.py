@@ -23,6 +23,7 @@ from llmserve.rpc.adapters import decode_adapter_report, encode_tier
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
+from llmserve.workers.adapters import orders
 from tests.integration.test_worker_service import Cluster, Stream
 from tests.support.adapters import random_adapter, tiny_base
 
@@ -102,6 +103,8 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", str(tmp_path / "disk"))
     monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setattr(lifecycle, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(orders, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(orders, "KEEP_SECONDS", 0.2)
     async with AsyncExitStack() as stack:
         made = Site(tmp_path, Cluster(stack), stack)
         for seed, folder in enumerate(("one", "two", "three")):
@@ -118,7 +121,9 @@ async def test_a_loaded_name_is_usable_and_an_unloaded_one_leaves_nothing(site: 
     base, adapted = await site.answer(stream, "base", ""), await site.answer(stream, "r", digest)
     assert base != adapted
     assert (await site.unload("mine")).state == "gone"
-    assert site.files() == set()
+    async with asyncio.timeout(CALL_SECONDS):
+        while site.files():  # noqa: ASYNC110 - another process's state, as far as the test knows
+            await asyncio.sleep(0.01)
     await stream.generate("s", adapter=digest)
     assert (await stream.last("s")).error == f"AdapterUnavailable: this worker does not hold adapter {digest}"
 

@@ -62,6 +62,7 @@ _WORKERS = ["models.adapters: needs a restart of prefill-0, decode-0"]
         ([], ["dir:/a"], {}, []),
         ([], ["hub:org/a"], {}, _WORKERS),
         ([], ["hub:org/a"], {"allowed_sources": ["hub:org"]}, []),
+        ([], ["s3://b/a"], {}, []),
     ],
 )
 def test_adapters_that_workers_cannot_take_while_they_run(
@@ -75,6 +76,18 @@ def test_adapters_that_workers_cannot_take_while_they_run(
         for sources in (before, after)
     )
     assert (_live(old, new), _restart(old, new)) == (["models.adapters: changed"], restart)
+
+
+def test_the_first_bucket_needs_a_restart_of_pods() -> None:
+    old, new = (
+        _manifest(
+            models=_BASE["models"] | {"adapters": adapters},  # type: ignore[operator]
+            lora={},
+            deployment={"mode": "k8s"},
+        )
+        for adapters in ([], [{"name": "a", "source": "s3://b/a"}])
+    )
+    assert _restart(old, new) == _WORKERS
 
 
 def test_adapters_do_not_answer_for_what_another_key_changed() -> None:

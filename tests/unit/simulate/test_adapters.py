@@ -10,10 +10,10 @@ from bench.placement.adapter_routing import hot_spot, simulated
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import Agenda
 from llmserve.core.ids import AdapterDigest
-from llmserve.simulate.adapters import AdapterTiers, VirtualAdapters, adapter_digest, with_adapters
+from llmserve.simulate.adapters import AdapterTiers, VirtualAdapters, made_up_digest, with_adapters
 from llmserve.traces import TracedRequest
 
-A, B, C = (adapter_digest(number) for number in range(3))
+A, B, C = (made_up_digest(number) for number in range(3))
 DEVICE, DRAM, DISK, _ = AdapterTier
 
 
@@ -80,7 +80,7 @@ def test_the_idle_slot_that_was_used_longest_ago_is_used_again() -> None:
 def test_popularity_follows_zipfs_law() -> None:
     requests = [TracedRequest(0.0, 1, 1)] * 5000
     counts = Counter(one.adapter for one in with_adapters(requests, 4, 1.0, random.Random(1)))
-    parts = [counts[adapter_digest(number)] / 5000 * (1 + 1 / 2 + 1 / 3 + 1 / 4) for number in range(4)]
+    parts = [counts[made_up_digest(number)] / 5000 * (1 + 1 / 2 + 1 / 3 + 1 / 4) for number in range(4)]
     assert parts == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4], abs=0.05)
     alike = Counter(one.adapter for one in with_adapters(requests, 4, 0.0, random.Random(1)))
     assert all(count == pytest.approx(1250, rel=0.1) for count in alike.values())

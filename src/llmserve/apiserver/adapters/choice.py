@@ -59,7 +59,7 @@ class AdapterChoice:
         await self._app(scope, receive, send)
 
     async def _chosen(self, scope: Scope, first: Message) -> tuple[Scope, Message]:
-        """Returns both as vLLM's layer is to see them."""
+        """Returns the scope and the body's first message as vLLM's layer is to see them."""
         body, is_invocation = first.get("body", b""), scope["path"] == _INVOCATIONS
         if not (is_invocation or _may_have_it(body)) or (fields := _fields(body)) is None:
             return scope, first

@@ -23,8 +23,8 @@ class AdapterRequest(LoRARequest, kw_only=True):  # type: ignore[call-arg]  # un
 class AdapterNames(Mapping[str, AdapterRequest]):
     """The adapters that the caller of the current request may use, by name. It stands in the place of
     `OpenAIServingModels.lora_requests`. A version that the request has chosen by `lora_path` is what its name
-    means, even when the name has moved on meanwhile. changed: is set at the next update; then there is
-    another one."""
+    means, even when the name has moved on meanwhile. changed: is set at the next update, and
+    replaced by a new one."""
 
     def __init__(self) -> None:
         self._requests: dict[str, AdapterRequest] = {}

@@ -19,8 +19,8 @@ ADAPTERS_PATH = "/admin/v1/adapters"
 
 
 class LoadBody(BaseModel):
-    """A load as vLLM (`load_inplace`) and SGLang (`pinned`) have it. What would change the answer and is not
-    available is refused."""
+    """A load with the fields of vLLM (`load_inplace`) and of SGLang (`pinned`). Fields that would change
+    answers and are not available are refused."""
 
     lora_name: _Text
     lora_path: _Text
@@ -31,13 +31,13 @@ class LoadBody(BaseModel):
 
 
 class UnloadBody(BaseModel):
-    """An unload as vLLM and SGLang have it."""
+    """An unload with the field that vLLM and SGLang have."""
 
     lora_name: _Text
 
 
 class AdapterBody(BaseModel):
-    """prefetch: at least so near to every worker from the start."""
+    """A load. prefetch: every worker has the adapter in this tier, or nearer, from the start."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class AdapterBody(BaseModel):
 
 
 class PrefetchBody(BaseModel):
-    """tier: how near to every worker. wait: answer when it is there."""
+    """tier: every worker is to have the adapter there, or nearer. wait: the answer comes when it is there."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -104,7 +104,7 @@ def _sglang_s(names: AdapterNames) -> JSONResponse:
 def _add_own(router: APIRouter, manager: AdapterManager) -> None:
     @router.get(ADAPTERS_PATH)
     async def list_adapters() -> dict[str, Any]:
-        """All versions, with where each worker has them."""
+        """Returns all versions, and in which tier each worker has them."""
         return {"adapters": [adapter_row(status) for status in await manager.list()]}
 
     @router.post(ADAPTERS_PATH)
@@ -132,5 +132,5 @@ def _add_own(router: APIRouter, manager: AdapterManager) -> None:
 
     @router.delete(ADAPTERS_PATH + "/{name:path}")
     async def unload_adapter(name: str, wait: bool = False) -> dict[str, Any]:
-        """Takes the name away. What runs on it goes on. wait: answer when no worker has it any more."""
+        """Takes the name away. What runs on it goes on. wait: the answer comes when no worker has it."""
         return adapter_row(await manager.unload(name, wait=wait))

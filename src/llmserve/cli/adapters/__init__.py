@@ -11,7 +11,7 @@ from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, add_json, positive
 from llmserve.cli.screen import screen
 from llmserve.config.adapter_source import parse_adapter_source
-from llmserve.core.adapters import AdapterTier
+from llmserve.core.adapters import AdapterTier, short_version
 from llmserve.core.errors import NotFound
 from llmserve.rpc.adapter_calls import AdapterClient, adapter_row
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -113,7 +113,7 @@ async def _load(options: argparse.Namespace, router: AdapterClient) -> int:
     tier = AdapterTier(options.tier) if options.tier else None
     load = router.load(options.name, source, options.timeout, pin=options.pin, tier=tier)
     status = await showing_progress(router, options.name, load)
-    _say(options, status, f"{options.name} is ready: version {_version(status)}")
+    _say(options, status, f"{options.name} is ready: version {short_version(status.adapter.digest)}")
     return EXIT_OK
 
 
@@ -140,10 +140,6 @@ async def _pin(options: argparse.Namespace, router: AdapterClient) -> int:
 
 def _say(options: argparse.Namespace, status: router_pb2.AdapterStatus, text: str) -> None:
     print(json.dumps(adapter_row(status), indent=2) if options.json else text)
-
-
-def _version(status: router_pb2.AdapterStatus) -> str:
-    return status.adapter.digest[:12]
 
 
 COMMAND = Command("adapters", "load, unload and list LoRA adapters", _ABOUT, _configure, _run)

@@ -10,9 +10,8 @@ from rich.text import Text
 
 from llmserve.cli.kv.page import size
 from llmserve.cli.screen import table
-from llmserve.core.adapters import AdapterTier
+from llmserve.core.adapters import AdapterTier, short_version
 
-_VERSION_DIGITS = 12  # enough to tell versions apart
 _Row = Mapping[str, Any]  # of rpc/adapter_calls.py: adapter_row
 
 
@@ -42,7 +41,7 @@ def _places(row: _Row) -> str:
 
 
 def version(row: _Row) -> str:
-    return (row["version"] or "")[:_VERSION_DIGITS] or "-"
+    return short_version(row["version"] or "") or "-"
 
 
 def adapter_lines(rows: Sequence[_Row]) -> Iterator[str]:

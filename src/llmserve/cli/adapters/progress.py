@@ -1,4 +1,4 @@
-"""What is seen while the router brings an adapter to its workers."""
+"""Shows how an adapter comes to its workers, while a command waits for it."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
+from llmserve.core.adapters import is_digest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, BlockHash, TenantId
@@ -29,7 +30,6 @@ MAX_LISTED_BLOCKS = 10_000
 _WALKED_AT_ONCE = 10_000
 _DROPPED_AT_ONCE = 256
 _DRAIN_SECONDS = 5.0
-_DIGEST_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,15 +278,11 @@ def _with_followers(nodes: Iterable[Node]) -> Iterator[Node]:
 
 def _label(adapter: AdapterDigest) -> bytes:
     """Errors: InvalidRequest."""
-    if len(adapter) != _DIGEST_DIGITS or not _is_hexadecimal(adapter):
-        raise InvalidRequest(f"a digest has {_DIGEST_DIGITS} hexadecimal digits (0-9, a-f), got '{adapter}'")
+    if not is_digest(adapter):
+        raise InvalidRequest(f"a digest has 64 hexadecimal digits (0-9, a-f), got '{adapter}'")
     return adapter_label(adapter)
 
 
 def _check_hash(prefix: str) -> None:
-    if not _is_hexadecimal(prefix):
+    if not all(digit in "0123456789abcdef" for digit in prefix):
         raise InvalidRequest(f"a block hash is written in hexadecimal (0-9, a-f), got '{prefix}'")
-
-
-def _is_hexadecimal(text: str) -> bool:
-    return all(digit in "0123456789abcdef" for digit in text)

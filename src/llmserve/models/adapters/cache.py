@@ -80,12 +80,25 @@ class AdapterCache:
         run it; the message names file and tensor), ModelNotFound (there is none, or it no longer has that
         digest): both end alike at each try. Unavailable (its store or the hub is away, the disk is full) and
         DeadlineExceeded: another try may do."""
-        with _explained(source), suppress(NotFound):
-            return self._known(digest)
+        with suppress(NotFound):
+            return self.reuse(source, digest)
         with _explained(source), self._disk.making(digest or str(source), progress):
             with suppress(NotFound):  # another process was faster
-                return self._known(digest)
+                return self.reuse(source, digest)
             return self._files(self._fetched(source, digest, progress), AdapterTier.DISK)
+
+    def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
+        """Holds what is on disk already, within milliseconds. It is checked again: another cluster may have
+        fetched it, or this one before its limits were changed. source: for messages. Errors: NotFound,
+        InvalidRequest, Unavailable."""
+        with _explained(source):
+            found = self.hold(digest, AdapterTier.DISK)
+            try:
+                check_layout(found.path, self._rules)
+            except BaseException:
+                self.release(digest, AdapterTier.DISK)
+                raise
+            return found
 
     def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
         """Copies an adapter from disk to memory and holds it there, too. Errors: NotFound (it is not on disk,
@@ -102,7 +115,7 @@ class AdapterCache:
             return self._files(self._copied(digest, memory), AdapterTier.DRAM)
 
     def find(self, digest: AdapterDigest) -> AdapterFiles | None:
-        """Returns the nearest place of an adapter, which is not held for it. Within a millisecond."""
+        """Returns the nearest place of an adapter, within a millisecond. The adapter is not held."""
         for tier in (AdapterTier.DRAM, AdapterTier.DISK):
             folder = self._tiers.get(tier)
             record = folder.find(digest) if folder else None
@@ -118,8 +131,8 @@ class AdapterCache:
         return self._files(folder.hold(digest), tier)
 
     def release(self, digest: AdapterDigest, tier: AdapterTier) -> None:
-        """It may be removed when room is needed, unless other processes hold it. Ignores what is not
-        held."""
+        """Ends a hold: the adapter may be removed when room is needed, unless other processes hold it.
+        Ignores one that is not held."""
         if (folder := self._tiers.get(tier)) is not None:
             folder.release(digest)
 
@@ -138,17 +151,6 @@ class AdapterCache:
     def _files(self, record: AdapterRecord, tier: AdapterTier) -> AdapterFiles:
         path = self._tiers[tier].path / record.digest
         return AdapterFiles(record.digest, path, record.rank, record.size_bytes, tier)
-
-    def _known(self, digest: AdapterDigest) -> AdapterFiles:
-        """Holds what is on disk already. Another cluster may have checked it, or this one before its limits
-        were changed. Errors: NotFound, InvalidRequest."""
-        found = self.hold(digest, AdapterTier.DISK)
-        try:
-            check_layout(found.path, self._rules)
-        except BaseException:
-            self.release(digest, AdapterTier.DISK)
-            raise
-        return found
 
     def _fetched(self, source: AdapterSource, wanted: AdapterDigest, progress: Progress) -> AdapterRecord:
         place = self._origins.place(source)

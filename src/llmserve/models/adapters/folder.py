@@ -15,7 +15,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -24,12 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from llmserve.core.adapters import is_digest
 from llmserve.core.errors import LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters.record import AdapterRecord, read_record
 from llmserve.models.files import Progress, file_lock, silent
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL, _REMOVED = ".partial-", ".removed-"
 _LOCK_SECONDS = 3600.0
 _ROOM_SECONDS = 60.0
@@ -61,7 +60,7 @@ class AdapterFolder:
 
     def find(self, digest: AdapterDigest) -> AdapterRecord | None:
         """Returns None when it is not there, or not as it was written."""
-        return read_record(self._of(digest)) if _DIGEST.fullmatch(digest) else None
+        return read_record(self._of(digest)) if is_digest(digest) else None
 
     def hold(self, digest: AdapterDigest) -> AdapterRecord:
         """Keeps every process from removing it, and counts as a use. Idempotent. Errors: NotFound."""
@@ -91,14 +90,14 @@ class AdapterFolder:
             _unlock(fd)
 
     def release(self, digest: AdapterDigest) -> None:
-        """Ignores what is not held."""
+        """Ends a hold. Ignores an adapter that is not held."""
         with self._lock:
             _unlock(self._holds.pop(digest, -1))
 
     def remove(self, digest: AdapterDigest) -> None:
         """Ends the own hold, and deletes it unless another process holds it. Ignores an unknown one."""
         self.release(digest)
-        if _DIGEST.fullmatch(digest):
+        if is_digest(digest):
             _remove(self._of(digest))
 
     def making(self, key: str, progress: Progress) -> AbstractContextManager[None]:
@@ -126,7 +125,7 @@ class AdapterFolder:
 
     def _of(self, digest: AdapterDigest) -> Path:
         """Errors: NotFound for what is no digest: it must not become a path to anywhere else."""
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise NotFound(f"'{digest}' is not the digest of an adapter")
         return self.path / digest
 
@@ -202,7 +201,7 @@ class AdapterFolder:
         return [path for path in self.path.iterdir() if path.name.startswith(prefix)]
 
     def _whole(self) -> list[Path]:
-        return [path for path in self.path.iterdir() if _DIGEST.fullmatch(path.name)]
+        return [path for path in self.path.iterdir() if is_digest(path.name)]
 
 
 def _check_owner(path: Path) -> None:

@@ -7,30 +7,29 @@ loaded again moves to its new version at that moment. The old one is draining: w
 have it, and are told to let it go when none has had it for a while.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
-from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, looks_like_digest
+from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, is_digest, nearest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest
 from llmserve.router.adapters.lifecycle import AdapterLifecycle
-from llmserve.router.adapters.orders import OrderBoard
-from llmserve.router.adapters.registration import AdapterWish, Registration, nearer
+from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.worker import ClusterMember
 
 
 class AdapterBook:
-    """users: counts the requests that wait or run with a version."""
+    """users: counts the requests that wait or run with a version. lifecycle: is told what workers report and
+    that time passes."""
 
     def __init__(
         self, clock: Clock, membership: ClusterMembership, users: Callable[[AdapterDigest], int]
     ) -> None:
-        self._membership, self._life = membership, AdapterLifecycle(clock, membership, users)
-        self.users = users
+        self._membership, self.users = membership, users
+        self.lifecycle = AdapterLifecycle(clock, membership, users)
         self._last_number = 0
         self._declared: dict[str, Mapping[str, AdapterWish]] = {}  # by model and name, as applied last
         self._names: tuple[NamedAdapter, ...] = ()
@@ -39,7 +38,7 @@ class AdapterBook:
 
     def __iter__(self) -> Iterator[Registration]:
         """Yields all that are not gone, by number."""
-        return iter(self._life.table)
+        return iter(self.lifecycle.table)
 
     def __repr__(self) -> str:
         return f"<AdapterBook {[f'{one.wish.name}#{one.number}:{one.state}' for one in self]}>"
@@ -56,7 +55,7 @@ class AdapterBook:
         self._check_workers(model)
         for one in self._named(model, wish.name):
             if one.pending and one.wish.source == wish.source:
-                self.keep(one, nearer(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
+                self.keep(one, nearest(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
                 return one
         return self._register(model, wish)
 
@@ -64,7 +63,7 @@ class AdapterBook:
         """Returns the registration whose end the caller may wait for. A name that is draining is unloaded
         already. Errors: NotFound."""
         model = self._model(model)
-        all_of_name = self._life.table.named(model, name)
+        all_of_name = self.lifecycle.table.named(model, name)
         if not all_of_name:
             raise self._unknown(model, name)
         current = self._current(model, name) or all_of_name[-1]
@@ -91,19 +90,19 @@ class AdapterBook:
             before, tier=tier or before.tier, pinned=before.pinned if pinned is None else pinned
         )
         registration.been_near.clear()
-        self._life.changed(registration)
+        self.lifecycle.changed(registration)
 
     # -- what the manifest says
 
     def declare(self, model: str, wishes: Iterable[AdapterWish]) -> None:
-        """The manifest has these adapters now. What it says as it did before, also to an earlier router,
-        changes nothing: operators may have loaded or unloaded the name since. model: empty: there is no
-        manifest."""
+        """Takes in the adapters that the manifest has now. An entry that was the same before, also for an
+        earlier router, changes nothing: operators may have loaded or unloaded the name since. model: empty:
+        there is no manifest."""
         if not model:
             return
         before, after = self._declared.get(model, {}), {wish.name: wish for wish in wishes}
         self._declared[model] = after
-        self._life.version += before != after
+        self.lifecycle.version += before != after
         for name in (name for name in before if name not in after):
             for one in self._named(model, name):
                 if one.wish.source == before[name].source:
@@ -115,106 +114,58 @@ class AdapterBook:
             elif known != wish and (current := self._current(model, name)) is not None:
                 self.keep(current, wish.tier, pinned=wish.pinned)
 
-    # -- what workers and time say
-
-    def heard(self, member: ClusterMember) -> None:
-        """A worker has sent a heartbeat, perhaps with reports."""
-        self._life.heard(member)
-
-    def follow_members(self) -> None:
-        """Workers may have come or gone."""
-        self._life.follow_members()
-
-    def tick(self) -> None:
-        self._life.tick()
-
-    def next_due(self) -> float | None:
-        """Time on the clock at which tick has something to do; None: not before the next event."""
-        return self._life.next_due()
-
     # -- what is
 
-    @property
-    def changes(self) -> int:
-        """Changes with all that somebody may wait for."""
-        return self._life.changes
-
-    @property
-    def version(self) -> int:
-        """Changes with what the snapshot has."""
-        return self._life.version
-
-    @property
-    def fetch_failures(self) -> int:
-        """How often a worker could not fetch an adapter that is tried again."""
-        return self._life.fetch_failures
-
-    @property
-    def orders(self) -> OrderBoard:
-        return self._life.orders
-
     def names(self) -> tuple[NamedAdapter, ...]:
-        """The names that requests may use now. The same object until they change."""
-        if self._names_version != self._life.version:
-            self._names_version = self._life.version
+        """Returns the names that requests may use now, as the same object until they change."""
+        if self._names_version != self.lifecycle.version:
+            self._names_version = self.lifecycle.version
             names = tuple(one.named() for one in self if one.state is AdapterState.READY)
             self._names = self._names if names == self._names else names
         return self._names
 
     def refusal(self, model: str, digest: AdapterDigest) -> NotFound | None:
-        """The error for a request with this version; None: workers of the model are to hold it."""
-        if not digest or self._life.usable(model, digest):
+        """Returns the error for a request with this version; None when workers are to hold it."""
+        if not digest or self.lifecycle.usable(model, digest):
             return None
         return NotFound(f"no adapter of model {model} has the digest {digest}")
-
-    def members(self, model: str) -> Sequence[ClusterMember]:
-        """The registered workers of a model that run adapters."""
-        return self._life.members(model)
-
-    @property
-    def leftovers(self) -> Set[AdapterDigest]:
-        """Versions that are gone, and of which KV managers may still have blocks."""
-        return self._life.table.leftovers
-
-    def dropped(self, digest: AdapterDigest) -> None:
-        """No KV manager has blocks of this version any more."""
-        self._life.table.leftovers.discard(digest)
-        self._life.version += 1
 
     # -- another router's term before this one
 
     def snapshot(self) -> str:
         """JSON for AdapterSnapshot; empty: there is nothing to save. The same text until that changes."""
-        if not self._life.table and not self.leftovers and not any(self._declared.values()):
+        table = self.lifecycle.table
+        if not table and not table.leftovers and not any(self._declared.values()):
             return ""
-        if self._saved is None or self._saved[0] != self._life.version:
+        if self._saved is None or self._saved[0] != self.lifecycle.version:
             declared = {model: tuple(wishes.values()) for model, wishes in self._declared.items()}
-            leftovers = sorted(self.leftovers)
+            leftovers = sorted(table.leftovers)
             text = AdapterSnapshot(self._last_number, tuple(self), declared, leftovers).to_json()
-            self._saved = (self._life.version, text)
+            self._saved = (self.lifecycle.version, text)
         return self._saved[1]
 
     def take_over(self, snapshot: AdapterSnapshot, epoch: int) -> None:
         """Called before any other event. epoch: number of the term; numbers of registrations and versions of
         orders are larger than in any term before, even when nothing was saved."""
         self._last_number = max(snapshot.last_number, epoch)
-        self._life.orders.begin(epoch)
+        self.lifecycle.orders.begin(epoch)
         self._declared = {
             model: {wish.name: wish for wish in wishes} for model, wishes in snapshot.declared.items()
         }
-        self._life.table.leftovers.update(snapshot.leftovers)
+        self.lifecycle.table.leftovers.update(snapshot.leftovers)
         for registration in snapshot.registrations:
             if registration.state is AdapterState.FAILED:
                 registration.try_again()
-            self._life.add(registration)
+            self.lifecycle.add(registration)
 
     # -- parts
 
     def _named(self, model: str, name: str) -> list[Registration]:
-        return [one for one in self._life.table.named(model, name) if not one.leaving]
+        return [one for one in self.lifecycle.table.named(model, name) if not one.leaving]
 
     def _current(self, model: str, name: str) -> Registration | None:
-        """The registration that requests of this name use; else the one that they will use, or would."""
+        """Returns the registration that requests of this name use now; without one, the latest one, which
+        they will use when it is ready; None: there is none."""
         found = self._named(model, name)
         ready = (one for one in found if one.state is AdapterState.READY)
         return next(ready, found[-1] if found else None)
@@ -226,15 +177,15 @@ class AdapterBook:
                 self._drain(one, InvalidRequest(text))
         self._last_number += 1
         registration = Registration(self._last_number, model, wish)
-        self._life.add(registration)
+        self.lifecycle.add(registration)
         return registration
 
     def _drain(self, registration: Registration, error: InvalidRequest | NotFound) -> None:
         """error: for those who wait until it is ready, if it is not."""
         if registration.pending:
-            self._life.drain(registration, type(error).__name__, error.message)
+            self.lifecycle.drain(registration, type(error).__name__, error.message)
         else:
-            self._life.drain(registration)
+            self.lifecycle.drain(registration)
 
     def _model(self, model: str) -> str:
         known = self._membership.models() | self._declared.keys()
@@ -251,14 +202,14 @@ class AdapterBook:
     def _check_name(self, name: str) -> None:
         if not name:
             raise InvalidRequest("the name of an adapter must be set")
-        if looks_like_digest(name):
+        if is_digest(name.lower()):
             raise InvalidRequest(f"{name} looks like the digest of an adapter; choose another name")
         if name in self._membership.models() | self._declared.keys():
             raise InvalidRequest(f"{name} is the name of a model, so no adapter can have it")
 
     def _check_workers(self, model: str) -> None:
         """Without any worker, those that come may run adapters."""
-        if model in self._membership.models() and not self.members(model):
+        if model in self._membership.models() and not self.lifecycle.members(model):
             raise InvalidRequest(
                 f"no worker of model {model} runs adapters: the manifest has no section `lora`"
             )
@@ -269,6 +220,6 @@ class AdapterBook:
 
 
 def _close(word: str, known: Iterable[str]) -> str:
-    """Names that may have been meant, as the end of a sentence."""
+    """Returns the names that may have been meant, as the end of a sentence."""
     close = get_close_matches(word, sorted(set(known)))
     return f"; did you mean {' or '.join(close)}?" if close else ""

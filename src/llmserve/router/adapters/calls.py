@@ -1,4 +1,4 @@
-"""What operators ask about adapters."""
+"""Answers the calls by which operators load, unload, keep and list adapters."""
 
 import asyncio
 
@@ -16,8 +16,8 @@ from llmserve.rpc.status import error_named
 
 
 class AdapterCalls:
-    """Each call raises NotLeader on a standby, and when the term ends while it waits. A call that is repeated
-    then goes on where it was."""
+    """Each call raises NotLeader on a standby, and when the term ends while it waits. The same call
+    to the next leader joins the work that was begun."""
 
     def __init__(
         self, book: AdapterBook, event_loop: EventLoop, leader_check: LeaderCheck, live: RouterLiveSettings
@@ -26,8 +26,8 @@ class AdapterCalls:
         self._leader_check, self._live = leader_check, live
 
     async def load(self, request: router_pb2.LoadAdapterRequest) -> router_pb2.LoadAdapterResponse:
-        """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; what a
-        worker says of the adapter."""
+        """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; those
+        that a worker has reported of the adapter."""
         tier = decode_tier(request.prefetch, AdapterTier.DISK)
         source = await asyncio.to_thread(self._source, request.source)
         wish = AdapterWish(request.name, source, tier, request.pin)
@@ -60,7 +60,7 @@ class AdapterCalls:
         return router_pb2.KeepAdapterResponse(adapter=self._status(registration))
 
     def list(self, request: router_pb2.ListAdaptersRequest) -> router_pb2.ListAdaptersResponse:
-        """model: empty: of all models."""
+        """Returns all that are not gone. model: its name; empty: of all models."""
         self._leader_check.check()
         found = (one for one in self._book if request.model in ("", one.model))
         return router_pb2.ListAdaptersResponse(adapters=map(self._status, found))
@@ -78,19 +78,19 @@ class AdapterCalls:
         return str(source)
 
     def _why_not_yet(self, registration: Registration) -> str:
-        if registration.pending and not self._book.members(registration.model):
+        if registration.pending and not self._book.lifecycle.members(registration.model):
             return f"no worker of model {registration.model} that runs adapters is registered"
         return "; ".join(f"worker {name}: {pause.message}" for name, pause in registration.pauses.items())
 
     def _is_kept(self, registration: Registration) -> bool:
         if registration.pending:
             return False
-        members = self._book.members(registration.model)
+        members = self._book.lifecycle.members(registration.model)
         is_near = bool(members) and all(map(registration.near_enough, members))
         return is_near or registration.state is not AdapterState.READY
 
     def _status(self, registration: Registration) -> router_pb2.AdapterStatus:
-        members = self._book.members(registration.model)
+        members = self._book.lifecycle.members(registration.model)
         pairs = ((member.spec.worker_id, registration.report_of(member)) for member in members)
         return router_pb2.AdapterStatus(
             adapter=encode_named(registration.named()),

@@ -1,5 +1,5 @@
-"""How registrations get on: from what workers report to what they are ordered, and in which state they are.
-Pure.
+"""The life of registrations: takes what workers report, and decides the state of each registration and what
+each worker is ordered to hold. Pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +22,12 @@ FETCHES_ADAPTERS = "it fetches adapters"
 
 
 class AdapterLifecycle:
-    """users: counts the requests that wait or run with a version. changes: changes with all that somebody may
-    wait for. version: changes with what is saved. fetch_failures: those after which another try may do.
+    """users: counts the requests that wait or run with a version. changes: grows when anything changes that
+    somebody may wait for. version: grows when anything changes that is saved. fetch_failures: how often a
+    worker could not fetch an adapter that is tried again.
 
-    A registration is reviewed whenever something happened that may concern it. A review looks at all there
-    is, so it does not matter what was reviewed before."""
+    A registration is reviewed whenever something happened that may concern it. A review looks at everything
+    that is known, so it does not depend on earlier reviews."""
 
     def __init__(
         self, clock: Clock, membership: ClusterMembership, users: Callable[[AdapterDigest], int]
@@ -47,14 +48,14 @@ class AdapterLifecycle:
         self.changed(registration)
 
     def drain(self, registration: Registration, error: str = "", message: str = "") -> None:
-        """No name points to it any more, so it ends with its last request. error: as in Registration, when it
-        never was ready."""
+        """Takes its name away from a registration, which then ends with its last request. error, message: as
+        in Registration, for one that never was ready."""
         registration.state, registration.error, registration.message = AdapterState.DRAINING, error, message
         registration.idle_since = None if registration.digest else _LONG_AGO
         self.changed(registration)
 
     def changed(self, registration: Registration) -> None:
-        """Somebody has changed what is saved of it."""
+        """Called when something that is saved of a registration was changed."""
         self.version += 1
         self.review(registration)
 
@@ -86,6 +87,11 @@ class AdapterLifecycle:
     def tick(self) -> None:
         now = self._clock.now()
         self._review_all([number for number, due in self._due.items() if due <= now])
+
+    def dropped(self, digest: AdapterDigest) -> None:
+        """No KV manager has blocks of this version any more."""
+        self.table.leftovers.discard(digest)
+        self.version += 1
 
     # -- what is
 
@@ -119,7 +125,7 @@ class AdapterLifecycle:
     # -- parts
 
     def _review_all(self, numbers: Iterable[int]) -> None:
-        """Leaves out numbers that are not known, or are gone when their turn comes."""
+        """Reviews all but those that are unknown, or are gone when their turn comes."""
         for number in numbers:
             if (registration := self.table.get(number)) is not None:
                 self.review(registration)
@@ -218,7 +224,7 @@ class AdapterLifecycle:
             self._membership.hold_back(worker_id, FETCHES_ADAPTERS if missing else "")
 
     def _plan(self, registration: Registration) -> None:
-        """Notes when time alone changes something."""
+        """Notes when a registration is to be reviewed even if nothing happens."""
         now, times = self._clock.now(), [pause.until for pause in registration.pauses.values()]
         if registration.state is AdapterState.DRAINING and not registration.released:
             idle_since = registration.idle_since

@@ -35,7 +35,7 @@ class OrderBoard:
             del self._workers[worker_id]
 
     def put(self, worker_id: WorkerId, number: int, order: AdapterOrder | None) -> None:
-        """None: the worker has nothing to do with this number."""
+        """Sets what a worker is ordered under this number. order: None: nothing."""
         worker = self._workers[worker_id]
         before = worker.by_number.get(number)
         if before == order:
@@ -52,7 +52,7 @@ class OrderBoard:
         return worker is not None and number in worker.by_number
 
     def version(self, worker_id: WorkerId) -> int:
-        """0: the worker is unknown."""
+        """Returns the version of a worker's orders; 0: the worker is unknown."""
         worker = self._workers.get(worker_id)
         return worker.version if worker else 0
 
@@ -61,7 +61,7 @@ class OrderBoard:
         return tuple(worker.by_number.values()) if worker else ()
 
     def unresolved(self, worker_id: WorkerId) -> int:
-        """How many digests the worker computes."""
+        """Returns how many digests the worker is ordered to compute."""
         worker = self._workers.get(worker_id)
         return worker.unresolved if worker else 0
 

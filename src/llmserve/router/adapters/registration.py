@@ -10,13 +10,13 @@ from llmserve.core.adapters import (
     AdapterState,
     AdapterTier,
     NamedAdapter,
+    nearest,
 )
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.router.workers.worker import ClusterMember
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEAREST_FIRST = tuple(AdapterTier)
 _WAYS_OUT = (AdapterState.DRAINING, AdapterState.GONE)
 
 
@@ -33,7 +33,7 @@ class AdapterWish:
     @property
     def wanted(self) -> AdapterTier:
         """The tier where every worker is to have it, or nearer. A pinned one is at least in DRAM."""
-        return nearer(self.tier, AdapterTier.DRAM) if self.pinned else self.tier
+        return nearest(self.tier, AdapterTier.DRAM) if self.pinned else self.tier
 
 
 @dataclass(slots=True)
@@ -137,8 +137,7 @@ class Registration:
     def near_enough(self, member: ClusterMember) -> bool:
         """Whether the worker has it at least as near as it is wanted."""
         report = self.report_of(member)
-        nearest, wanted = _NEAREST_FIRST.index, self.wish.wanted
-        return report is not None and not report.error and nearest(report.tier) <= nearest(wanted)
+        return report is not None and not report.error and report.tier.is_at_least(self.wish.wanted)
 
     def paused(self, member: ClusterMember, now: float) -> bool:
         """A pause lasts until the worker has dropped its report, too: what it reports then is of a new
@@ -164,16 +163,12 @@ class Registration:
         if not self.digest:
             if worker_id != self.resolver:
                 return None
-            tier = nearer(tier, AdapterTier.DISK)  # to compute it means to fetch it
+            tier = nearest(tier, AdapterTier.DISK)  # to compute it means to fetch it
         return AdapterOrder(self.number, self.wish.source, self.digest, tier, self.wish.pinned, self.asked)
 
 
 def _incarnation(member: ClusterMember) -> tuple[WorkerId, int]:
     return member.spec.worker_id, member.spec.epoch
-
-
-def nearer(one: AdapterTier, other: AdapterTier) -> AdapterTier:
-    return min(one, other, key=_NEAREST_FIRST.index)
 
 
 def is_final(error: str) -> bool:

@@ -1,5 +1,5 @@
-"""The book as the next router needs it: which names there are, and what was decided about them. JSON with a
-version. Workers report what they hold, and apiservers what runs, so that is not part of it.
+"""The book as the next router needs it: which names there are, and what was decided about them. It is
+JSON with a version. Workers report what they hold, and apiservers what runs, so that is not part of it.
 """
 
 import json

@@ -27,14 +27,14 @@ class RegistrationTable:
         return len(self._by_number)
 
     def add(self, registration: Registration) -> None:
-        """Its number is larger than those that were added before."""
+        """Adds one whose number is larger than all that were added before."""
         number = registration.number
         self._by_number[number] = registration
         self._by_name.setdefault(registration.key, {})[number] = registration
         self.index(registration)
 
     def index(self, registration: Registration) -> None:
-        """Called when its digest has become known."""
+        """Called when the digest of a registration has become known."""
         if registration.digest:
             self._by_digest.setdefault(registration.digest, {})[registration.number] = registration
             self.leftovers.discard(registration.digest)
@@ -54,7 +54,7 @@ class RegistrationTable:
         return list(self._by_name.get((model, name), {}).values())
 
     def of_version(self, model: str, digest: AdapterDigest) -> list[Registration]:
-        """Those of the model that have this digest."""
+        """Returns the registrations of the model that have this digest."""
         return [one for one in self._by_digest.get(digest, {}).values() if one.model == model]
 
 

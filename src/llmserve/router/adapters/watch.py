@@ -1,4 +1,4 @@
-"""What becomes of adapters, as log lines and metrics, and for those who wait for it."""
+"""Tells the log, the metrics and the calls that wait what becomes of adapters."""
 
 import asyncio
 import logging
@@ -14,11 +14,11 @@ _log = logging.getLogger(__name__)
 
 
 class AdapterWatch:
-    """`look` is called after each decision, and costs one comparison when it was about no adapter."""
+    """`look` is called after each decision. It costs one comparison when no adapter has changed."""
 
     def __init__(self, book: AdapterBook, metrics: RouterMetrics) -> None:
         self._book, self._metrics = book, metrics
-        self._changes, self._version, self._failures = book.changes, book.version, 0
+        self._changes, self._version, self._failures = book.lifecycle.changes, book.lifecycle.version, 0
         self._known: dict[int, tuple[Registration, AdapterState]] = {}
         self._waiting: set[asyncio.Event] = set()
         self._closed = False
@@ -26,13 +26,13 @@ class AdapterWatch:
             self._count(state)
 
     def look(self) -> None:
-        if self._changes == self._book.changes:
+        if self._changes == self._book.lifecycle.changes:
             return
-        self._changes = self._book.changes
-        self._metrics.adapter_fetch_failures_total.inc(self._book.fetch_failures - self._failures)
-        self._failures = self._book.fetch_failures
-        if self._version != self._book.version:
-            self._version = self._book.version
+        self._changes = self._book.lifecycle.changes
+        self._metrics.adapter_fetch_failures_total.inc(self._book.lifecycle.fetch_failures - self._failures)
+        self._failures = self._book.lifecycle.fetch_failures
+        if self._version != self._book.lifecycle.version:
+            self._version = self._book.lifecycle.version
             self._tell_changes()
         self._wake()
 
@@ -50,7 +50,7 @@ class AdapterWatch:
             self._waiting.remove(changed)
 
     def close(self) -> None:
-        """Whoever waits gets an error: nothing is decided any more."""
+        """Ends all waiting with NotLeader, since nothing is decided any more."""
         self._closed = True
         self._wake()
 

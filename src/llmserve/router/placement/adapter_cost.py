@@ -22,8 +22,8 @@ NO_ADAPTER = AdapterCost()
 
 
 class AdapterForecast:
-    """Forecast for one request with an adapter at the time `now`. homes: of its version, in all groups.
-    crowded: workers that have had more than their share."""
+    """Predicts the cost of an adapter for one request at the time `now`. homes: of its version, in all
+    groups. crowded: workers that have had more than their share."""
 
     def __init__(
         self,

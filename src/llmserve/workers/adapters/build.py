@@ -1,4 +1,4 @@
-"""What a worker has for adapters, put together."""
+"""Builds the parts of a worker that adapters need."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,8 @@ from llmserve.workers.adapters.slots import DeviceSlots
 
 # The router places requests of no more adapters than there are slots, so legs wait only while one changes.
 PATIENCE_SECONDS = 2.0
-_THREADS = 4  # two for downloads that the router orders, the others for what legs wait for
+_THREADS = 4
+_FETCHERS = 4  # two for what the router orders, the others for legs whose files were lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ def build_adapters(
 ) -> WorkerAdapters:
     """slots: of the engine; 0: it runs no adapters. on_change: as in AdapterOrders."""
     metrics.slots.set(slots)
-    files = HostFiles(store, ThreadPoolExecutor(_THREADS, thread_name_prefix="adapters"))
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="adapters")
+    files = HostFiles(store, threads, ThreadPoolExecutor(_FETCHERS, thread_name_prefix="adapter-fetch"))
     pool = AdapterPool(engine, DeviceSlots(slots, PATIENCE_SECONDS), files, tasks, metrics, on_change)
     orders = AdapterOrders(pool, files, tasks, metrics, on_change)
     return WorkerAdapters(EngineLegs(engine, pool, tasks), orders, pool, files)

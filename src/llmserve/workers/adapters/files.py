@@ -3,15 +3,15 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
 
 from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
-from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterFiles
 from llmserve.models.files import Progress, silent
@@ -22,11 +22,12 @@ T = TypeVar("T")
 
 
 class AdapterStore(Protocol):
-    """What is used of models/adapters.AdapterCache, which has the contract."""
+    """The part of models/adapters.AdapterCache that workers use. The contract stands there."""
 
     def fetch(
         self, source: AdapterSource, digest: AdapterDigest = ..., progress: Progress = ...
     ) -> AdapterFiles: ...
+    def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles: ...
     def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles: ...
     def find(self, digest: AdapterDigest) -> AdapterFiles | None: ...
     def release(self, digest: AdapterDigest, tier: AdapterTier) -> None: ...
@@ -40,6 +41,9 @@ class NoAdapterStore:
     def fetch(
         self, source: AdapterSource, digest: AdapterDigest = BASE_MODEL, progress: Progress = silent
     ) -> AdapterFiles:
+        raise InvalidRequest("the engine of this worker runs no adapters")
+
+    def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
         raise InvalidRequest("the engine of this worker runs no adapters")
 
     def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
@@ -62,9 +66,10 @@ class HostFiles:
     """Calls the store in threads, since a download may take minutes. It counts who uses files, as the store's
     holds know only whether this process does. `aclose` is idempotent."""
 
-    def __init__(self, store: AdapterStore, threads: Executor) -> None:
-        """threads: its own, shut down by aclose."""
-        self._store, self._threads = store, threads
+    def __init__(self, store: AdapterStore, threads: Executor, fetchers: Executor) -> None:
+        """threads, fetchers: its own, shut down by aclose. fetchers: for what asks sources, so that slow ones
+        keep nobody from what is on the host."""
+        self._store, self._threads, self._fetchers = store, threads, fetchers
         self._users: Counter[tuple[AdapterDigest, AdapterTier]] = Counter()
         self._found: dict[AdapterDigest, AdapterFiles] = {}
 
@@ -81,20 +86,30 @@ class HostFiles:
         return sizes
 
     @asynccontextmanager
-    async def on_disk(self, source: str, digest: AdapterDigest = BASE_MODEL) -> AsyncIterator[AdapterFiles]:
+    async def on_disk(
+        self, source: str, digest: AdapterDigest = BASE_MODEL, turn: asyncio.Semaphore | None = None
+    ) -> AsyncIterator[AdapterFiles]:
         """Yields files that nobody removes while the context is open, fetched if need be. digest: what is
-        expected. Errors: those of AdapterCache.fetch."""
+        expected. turn: bounds how many are fetched at once. Errors: those of AdapterCache.fetch."""
+        place = parse_adapter_source(source)
         if not digest:
-            digest = (await self._call_and_note(partial(self._fetch, source, digest))).digest
-        async with self._used(digest, AdapterTier.DISK, partial(self._fetch, source, digest)) as files:
+            async with turn or nullcontext():
+                digest = (await self._fetch(place, digest)).digest
+        with self._used(digest, AdapterTier.DISK):
+            try:
+                files = await self._call_and_note(self._threads, partial(self._store.reuse, place, digest))
+            except NotFound:
+                async with turn or nullcontext():
+                    files = await self._fetch(place, digest)
             yield files
 
     @asynccontextmanager
     async def in_memory(self, digest: AdapterDigest) -> AsyncIterator[AdapterFiles]:
-        """The same for a version that is on disk. Errors: those of AdapterCache.bring_to_memory."""
-        bring = partial(self._store.bring_to_memory, digest)
-        async with self._used(digest, AdapterTier.DRAM, bring) as files:
-            yield files
+        """Yields files in memory that nobody removes while the context is open, of a version that is on disk.
+        Errors: those of AdapterCache.bring_to_memory."""
+        with self._used(digest, AdapterTier.DRAM):
+            bring = partial(self._store.bring_to_memory, digest)
+            yield await self._call_and_note(self._threads, bring)
 
     @asynccontextmanager
     async def nearest(self, on_disk: AdapterFiles) -> AsyncIterator[AdapterFiles]:
@@ -123,33 +138,38 @@ class HostFiles:
 
     async def aclose(self) -> None:
         """Does not wait for downloads: they end with the process."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._fetchers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
     # -- threads
 
-    def _fetch(self, source: str, digest: AdapterDigest) -> AdapterFiles:
+    async def _fetch(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
         def progress(text: str) -> None:
             _log.info("adapter %s: %s", source, text)
 
-        return self._store.fetch(parse_adapter_source(source), digest, progress)
+        return await self._call_and_note(self._fetchers, partial(self._store.fetch, source, digest, progress))
 
-    @asynccontextmanager
-    async def _used(
-        self, digest: AdapterDigest, tier: AdapterTier, get: Callable[[], AdapterFiles]
-    ) -> AsyncIterator[AdapterFiles]:
-        self._users[digest, tier] += 1  # before the thread begins: nobody else releases what it is given
+    @contextmanager
+    def _used(self, digest: AdapterDigest, tier: AdapterTier) -> Iterator[None]:
+        """Opened before a thread begins: nobody else releases what that is given."""
+        self._users[digest, tier] += 1
         try:
-            yield await self._call_and_note(get)
+            yield
         finally:
             self._users[digest, tier] -= 1
             self._release_unused(digest, tier)
 
-    async def _call_and_note(self, get: Callable[[], AdapterFiles]) -> AdapterFiles:
-        """The thread goes on when its caller is cancelled, and what it brings is then released."""
-        work = asyncio.get_running_loop().run_in_executor(self._threads, get)
+    async def _call_and_note(self, threads: Executor, get: Callable[[], AdapterFiles]) -> AdapterFiles:
+        """When its caller is cancelled, a thread that has begun goes on, and what it brings is released."""
+        job = threads.submit(get)
+        work = asyncio.wrap_future(job)
         work.add_done_callback(self._note)
-        return await asyncio.shield(work)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
 
     def _note(self, work: asyncio.Future[AdapterFiles]) -> None:
         if work.cancelled() or work.exception() is not None:

@@ -17,8 +17,9 @@ OnError = Callable[[LLMServeError], None]
 
 @dataclass(eq=False, slots=True)
 class _AdapterLeg:
-    """waits: for its adapter; the engine does not know it yet. added: the engine has it, or will not get it.
-    over: the engine does not have it any more. load: to be told with its first output."""
+    """waits: the leg waits for its adapter, and the engine does not know it yet. added: is set when the
+    engine has the leg, or will never get it. over: is set when the engine does not have the leg any more.
+    load: how its adapter was loaded, which its first output tells."""
 
     waits: bool = True
     added: asyncio.Event = field(default_factory=asyncio.Event)
@@ -33,7 +34,7 @@ class _AdapterLeg:
 
 class EngineLegs:
     """Stands between a worker's service and its engine. Requests without an adapter go straight through.
-    open_legs: those with an adapter, by request."""
+    open_legs: the legs with an adapter, by request."""
 
     def __init__(self, engine: Engine, pool: AdapterPool, tasks: TaskOwner) -> None:
         self.engine, self._pool, self._tasks = engine, pool, tasks
@@ -41,8 +42,8 @@ class EngineLegs:
 
     async def add(self, request: EngineRequest, on_error: OnError) -> None:
         """Hands a request to the engine. With an adapter it returns at once, and the engine gets the request
-        when the adapter is loaded. on_error: is called if the engine does not get it, or not take it, unless
-        it was aborted before."""
+        when the adapter is loaded. on_error: is called when the engine does not get the request or refuses
+        it, unless it was aborted before."""
         if request.adapter:
             leg = self.open_legs[request.request_id] = _AdapterLeg()
             leg.task = self._tasks.spawn("leg", self._run(leg, request, on_error))
@@ -67,8 +68,8 @@ class EngineLegs:
             leg.added.set()
 
     def outputs(self, outputs: Sequence[EngineOutput]) -> Sequence[EngineOutput]:
-        """Called with the outputs of each step, of all requests, while any leg is open. Returns them, with
-        what is to be told of adapters."""
+        """Called with the outputs of each step, of all requests, while any leg is open. Returns them;
+        the first one of each open leg tells how its adapter was loaded."""
         return [self._passed(output) for output in outputs]
 
     def _passed(self, output: EngineOutput) -> EngineOutput:
@@ -82,7 +83,7 @@ class EngineLegs:
         return output if load is None else replace(output, adapter_load=load)
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
-        """As Engine.abort, also for those that wait for their adapter."""
+        """Does what Engine.abort does, also for legs that wait for their adapter."""
         legs = [leg for one in request_ids if (leg := self.open_legs.pop(one, None)) is not None]
         for leg in legs:
             if leg.waits:
@@ -96,7 +97,7 @@ class EngineLegs:
                 leg.over.set()
 
     def lost(self) -> None:
-        """The engine is dead: nothing waits for it any more."""
+        """Called when the engine is dead, so that no leg waits for it any more."""
         for leg in self.open_legs.values():
             leg.give_up()
         self.open_legs.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier
+from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier, nearest
 from llmserve.core.errors import AdapterUnavailable, LLMServeError
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.tasks import TaskOwner
@@ -18,8 +18,10 @@ from llmserve.workers.adapters.pool import AdapterPool
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # orders whose files are fetched; the others wait
-_LOOK_SECONDS = 10.0
-_NEAREST_FIRST = tuple(AdapterTier)
+LOOK_SECONDS = 10.0
+# A router withdraws an order while it pauses after a failed load, for 60 s at most (router/adapters). Its
+# next try is to find the files here.
+KEEP_SECONDS = 90.0
 
 
 @dataclass(eq=False, slots=True)
@@ -35,8 +37,8 @@ class _Kept:
     task: asyncio.Task[None] | None = None
 
     def fits(self, order: AdapterOrder) -> bool:
-        """Whether there is nothing to do for an order that says this. The router may have learnt the digest
-        from here."""
+        """Returns whether this order asks for nothing new. The router may have learnt its digest from the
+        report of this one."""
         known = (self.order.digest, self.digest)
         same = replace(order, digest=self.order.digest) == self.order
         return same and order.digest in known and not self.leaving
@@ -47,8 +49,9 @@ class _Kept:
 
 
 class AdapterOrders:
-    """`carry_out` each time that the router's orders changed. `watch` is one task of the worker. What failed
-    is reported, and tried again when its order was withdrawn and given again: the router knows how often.
+    """`carry_out` is called each time that the router's orders changed. `watch` is one task of the worker.
+    What failed is reported, and is tried again when its order was withdrawn and given again: the router
+    decides how often.
 
     on_change: is called when the router should hear of a change soon."""
 
@@ -63,6 +66,7 @@ class AdapterOrders:
         self._pool, self._files, self._tasks = pool, files, tasks
         self._metrics, self._on_change = metrics, on_change
         self._kept: dict[int, _Kept] = {}
+        self._spare: dict[AdapterDigest, float] = {}  # when versions were let go whose files are still here
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def carry_out(self, orders: Sequence[AdapterOrder]) -> None:
@@ -84,13 +88,16 @@ class AdapterOrders:
         return tuple(self._report(kept, legs) for kept in self._kept.values())
 
     async def watch(self) -> None:
-        """Follows what other processes do to the files. Runs for ever."""
+        """Follows what other processes do to the files, and removes those that nobody wants any more. Runs
+        for ever."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             try:
+                await self._remove_spare()
                 await self._files.look([kept.digest for kept in self._kept.values() if kept.digest])
-            except (OSError, LLMServeError) as error:
-                _log.warning("the adapters of this host cannot be looked at: %s", error)
+            except Exception as error:
+                message = "the adapters of this host cannot be looked at: %s"
+                _log.warning(message, error, exc_info=_unforeseen(error))
             self._measure()
 
     # -- an order
@@ -120,8 +127,7 @@ class AdapterOrders:
             if order.tier is AdapterTier.SOURCE and order.digest:
                 kept.digest = order.digest
             else:
-                async with self._at_once:
-                    kept.files = await self._bring(order, used)
+                kept.files = await self._bring(order, used)
                 kept.digest = kept.files.digest
             self._serve(kept.digest)
             self._measure()
@@ -130,7 +136,7 @@ class AdapterOrders:
                 await asyncio.get_running_loop().create_future()  # its files stay until the order changes
 
     async def _bring(self, order: AdapterOrder, used: AsyncExitStack) -> AdapterFiles:
-        files = await used.enter_async_context(self._files.on_disk(order.source, order.digest))
+        files = await used.enter_async_context(self._files.on_disk(order.source, order.digest, self._at_once))
         if order.tier in (AdapterTier.DEVICE, AdapterTier.DRAM):
             files = await used.enter_async_context(self._files.nearest(files))
         _log.info("adapter %s is here: %s in %s", order.source, files.digest, files.tier)
@@ -142,9 +148,9 @@ class AdapterOrders:
             kept.end_task()
             del self._kept[kept.order.number]
         orders = self._orders_of(digest)
-        nearest = min((order.tier for order in orders), key=_NEAREST_FIRST.index)
-        pinned = any(order.pinned and order.tier is nearest for order in orders)
-        self._pool.serve(digest, orders[0].source, nearest, pinned=pinned)
+        tier = nearest(*(order.tier for order in orders))
+        pinned = any(order.pinned and order.tier is tier for order in orders)
+        self._pool.serve(digest, orders[0].source, tier, pinned=pinned)
 
     def _orders_of(self, digest: AdapterDigest) -> list[AdapterOrder]:
         return [one.order for one in self._kept.values() if one.digest == digest and not one.leaving]
@@ -161,8 +167,8 @@ class AdapterOrders:
             if kept.digest:  # else nothing has become of it
                 await self._end(kept.digest)
         except Exception as error:
-            unexpected = None if isinstance(error, LLMServeError) else error
-            _log.warning("adapter %s cannot be let go: %s", kept.digest, error, exc_info=unexpected)
+            message = "adapter %s cannot be let go: %s"
+            _log.warning(message, kept.digest, error, exc_info=_unforeseen(error))
         if self._kept.get(kept.order.number) is kept:
             del self._kept[kept.order.number]
         self._measure()
@@ -173,8 +179,18 @@ class AdapterOrders:
             self._serve(digest)
         else:
             await self._pool.let_go(digest)
-            await self._files.remove(digest)
+            self._spare[digest] = asyncio.get_running_loop().time()
             _log.info("adapter let go: %s", digest)
+
+    async def _remove_spare(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for digest in [one for one, since in self._spare.items() if now - since >= KEEP_SECONDS]:
+            if not self._is_wanted(digest):
+                del self._spare[digest]
+                await self._files.remove(digest)
+
+    def _is_wanted(self, digest: AdapterDigest) -> bool:
+        return any(digest in (one.digest, one.order.digest) for one in self._kept.values())
 
     # -- what is
 
@@ -198,3 +214,8 @@ class AdapterOrders:
         sizes = self._files.bytes_by_tier()
         for tier in (AdapterTier.DRAM, AdapterTier.DISK):
             self._metrics.bytes.labels(tier).set(sizes[tier])
+
+
+def _unforeseen(error: Exception) -> Exception | None:
+    """Returns an error whose traceback a log needs; None: its message is enough."""
+    return None if isinstance(error, OSError | LLMServeError) else error

@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class PooledVersion:
-    """A version that legs hold, or may hold while it is `served`. load_seconds: of its last load; 0: there
-    was none. error: why it could not be fetched or loaded last; empty: it could. fetching: one leg fetches
-    for all."""
+    """A version that legs hold, or may hold while it is `served`. load_seconds: time of its last load; 0:
+    there was none. error: why it could not be fetched or loaded last; empty: it could. fetching: one leg
+    fetches for all."""
 
     source: str
     load_seconds: float = 0.0
@@ -33,8 +33,8 @@ class PooledVersion:
 
 
 class AdapterPool:
-    """`hold` for each leg. `serve` and `let_go` say which versions legs may hold. After `close` nothing
-    begins; the owner of `tasks` ends what goes on.
+    """Each leg runs within `hold`. `serve` and `let_go` say which versions legs may hold. After `close`
+    nothing begins; the owner of `tasks` ends what goes on.
 
     on_change: is called when a version that no leg waits for was loaded, and when one could not be had."""
 

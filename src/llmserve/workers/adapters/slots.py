@@ -108,13 +108,14 @@ class DeviceSlots:
             self._retired.discard(digest)
 
     def restore(self, digest: AdapterDigest) -> None:
-        """Takes back `retire`, and what was wished."""
+        """Undoes `retire`, and forgets what was wished of the version."""
         self._forget(digest)
         self._retired.discard(digest)
 
     def wish(self, digest: AdapterDigest, *, near: bool, pinned: bool) -> None:
-        """Asks for a version that no leg wants yet. It gets a slot that is free while no leg waits; near: or
-        that of an idle version. It gets one once; near and pinned: again whenever it has lost it."""
+        """Asks for a version that no leg wants yet. While no leg waits, it gets a slot that is free;
+        near: or that of an idle version. It gets a slot once; near and pinned: again whenever it has lost
+        it."""
         self.restore(digest)
         if near and pinned:
             self._pinned.add(digest)
@@ -208,7 +209,8 @@ class DeviceSlots:
             self._residents[digest].phase = _Phase.LEAVING
 
     def _stop_some(self, count: int) -> None:
-        """Lets so many of the versions that run be stopped; one that is stopped already stays so."""
+        """Stops so many of the versions that legs run on, and no others. Those that are stopped already are
+        chosen first."""
         running = self._longest_ago(lambda _, it: it.legs > 0)
         chosen = sorted(running, key=lambda one: not self._residents[one].stopped)[:count]
         for digest, resident in self._residents.items():

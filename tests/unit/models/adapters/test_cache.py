@@ -57,6 +57,16 @@ def test_a_known_version_is_had_without_its_source(adapter: Path, open_cache: Op
         open_cache().fetch(source_of(adapter))
 
 
+def test_a_known_version_is_reused_if_this_model_can_run_it(adapter: Path, open_cache: OpenCache) -> None:
+    cache = open_cache()
+    with pytest.raises(NotFound):
+        cache.reuse(source_of(adapter), UNKNOWN)
+    fetched = cache.fetch(source_of(adapter))
+    assert open_cache().reuse(source_of(adapter), fetched.digest) == fetched
+    with pytest.raises(InvalidRequest, match=f"adapter 'dir:{adapter}': .*rank"):
+        open_cache(max_rank=1).reuse(source_of(adapter), fetched.digest)
+
+
 def test_a_source_with_other_contents_is_not_that_version(
     adapter: Path, base: Path, open_cache: OpenCache
 ) -> None:

@@ -15,6 +15,7 @@ from llmserve.core.adapters import (
     AdapterTier,
     LoraShape,
     NamedAdapter,
+    nearest,
 )
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId, WorkerId
@@ -93,7 +94,7 @@ class Worker:
 
     def _fetched(self, order: AdapterOrder, known: AdapterReport) -> AdapterReport:
         if known.digest:
-            return replace(known, tier=min(known.tier, order.tier, key=list(AdapterTier).index))
+            return replace(known, tier=nearest(known.tier, order.tier))
         if order.tier is AdapterTier.SOURCE:
             return known
         content = self.sources.content.get(order.source)
@@ -158,7 +159,7 @@ class World:
 
     def heartbeat(self, name: str) -> bool:
         """Returns whether the answer carried orders."""
-        worker, orders = self.workers[name], self.book.orders
+        worker, orders = self.workers[name], self.book.lifecycle.orders
         worker.work()
         self.controller.heartbeat(WorkerId(name), worker.epoch, EngineLoad(), reports=worker.news())
         version = orders.version(WorkerId(name))
@@ -183,7 +184,7 @@ class World:
         return self.member(name).state
 
     def ordered(self, name: str) -> list[AdapterOrder]:
-        return list(self.book.orders.orders(WorkerId(name)))
+        return list(self.book.lifecycle.orders.orders(WorkerId(name)))
 
     # -- operators
 

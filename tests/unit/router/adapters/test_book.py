@@ -227,7 +227,7 @@ class TestFailures:
         pauses = [later - earlier for earlier, later in pairwise(tries)]
         assert pauses == sorted(pauses)
         assert 3 <= len(tries) <= 5
-        assert world.book.fetch_failures == len(tries)
+        assert world.book.lifecycle.fetch_failures == len(tries)
         assert registration.state is FETCHING
         assert registration.pauses[WorkerId("decode-0")].message == "the store is away"
         world.sources.away.clear()
@@ -437,7 +437,7 @@ class TestUnload:
         world.heartbeat("decode-0")
         assert registration.state is GONE
         assert list(world.book) == []
-        assert world.book.next_due() is None
+        assert world.book.lifecycle.next_due() is None
 
     def test_a_request_is_noticed_to_have_ended(self, world: World) -> None:
         """Nothing but time passes."""
@@ -503,10 +503,10 @@ class TestTime:
         world.start("decode-0", fetches=False)
         world.load("sql", "one")
         world.round()
-        assert world.book.next_due() is None
+        assert world.book.lifecycle.next_due() is None
         world.workers["decode-0"].fetches = True
         world.loaded("chat", "two")
-        assert world.book.next_due() is None
+        assert world.book.lifecycle.next_due() is None
 
     def test_a_pause_that_waits_for_a_report_is_not_due(self, world: World) -> None:
         world.start("decode-0")
@@ -514,20 +514,20 @@ class TestTime:
         world.sources.away.add("dir:/sql")
         world.heartbeat("decode-0")
         world.heartbeat("decode-0")
-        assert world.book.next_due() == world.clock.now() + 1.0
+        assert world.book.lifecycle.next_due() == world.clock.now() + 1.0
         world.clock.advance(1.0)
         world.controller.tick()
-        assert world.book.next_due() is None
+        assert world.book.lifecycle.next_due() is None
 
     def test_what_drains_is_looked_at_each_second_while_it_is_used(self, world: World) -> None:
         world.start("decode-0")
         world.loaded("sql", "one")
         world.admit("r", digest_of("one"))
         world.book.unload(MODEL, "sql")
-        assert world.book.next_due() == world.clock.now() + 1.0
+        assert world.book.lifecycle.next_due() == world.clock.now() + 1.0
         world.done("r")
         world.round()
-        assert world.book.next_due() == world.clock.now() + LINGER_SECONDS
+        assert world.book.lifecycle.next_due() == world.clock.now() + LINGER_SECONDS
 
     def test_the_earliest_is_next(self, world: World) -> None:
         world.start("decode-0")
@@ -536,7 +536,7 @@ class TestTime:
             world.book.unload(MODEL, name)
             world.round(0.5)
         assert first.idle_since is not None
-        assert world.book.next_due() == first.idle_since + LINGER_SECONDS
+        assert world.book.lifecycle.next_due() == first.idle_since + LINGER_SECONDS
 
 
 class TestKeep:
@@ -654,7 +654,7 @@ class TestNearness:
             for name, tier in zip(("decode-0", "decode-1"), tiers, strict=True):
                 member = world.member(name)
                 member.hear_reports([replace(report, tier=tier)])
-                world.book.heard(member)
+                world.book.lifecycle.heard(member)
         assert registration.state is READY
 
 
@@ -886,5 +886,6 @@ class TestHeartbeats:
         assert world.book.names() is not names
 
     def test_an_unknown_worker_has_no_orders(self, world: World) -> None:
-        assert (world.book.orders.version(WorkerId("decode-9")), world.ordered("decode-9")) == (0, [])
-        assert world.book.orders.unresolved(WorkerId("decode-9")) == 0
+        orders, worker_id = world.book.lifecycle.orders, WorkerId("decode-9")
+        assert (orders.version(worker_id), orders.unresolved(worker_id)) == (0, 0)
+        assert orders.orders(worker_id) == ()

@@ -187,7 +187,7 @@ class Play:
             world.book.unload(MODEL, name)
         self.rounds(10)
         assert list(world.book) == []
-        assert world.book.next_due() is None
+        assert world.book.lifecycle.next_due() is None
         assert [worker.reports for worker in world.workers.values()] == [{}] * len(world.workers)
 
 

@@ -36,7 +36,7 @@ def watch() -> Watch:
 
 
 def leftovers(world: World, watch: Watch) -> AdapterLeftovers:
-    return AdapterLeftovers(world.book, cast("Any", watch))
+    return AdapterLeftovers(world.book.lifecycle, cast("Any", watch))
 
 
 def gone(world: World, name: str) -> None:
@@ -56,15 +56,15 @@ def test_it_is_asked_for_when_the_version_is_gone_and_until_all_have_answered(
     drops.look()
     assert watch.done == {}, "it is draining"
     world.round(LINGER_SECONDS, rounds=2)
-    before = world.book.version
+    before = world.book.lifecycle.version
     drops.look()
     drops.look()
     assert list(watch.done) == [ONE]
     watch.answer(ONE)
     drops.look()
     assert watch.done == {}
-    assert not world.book.leftovers
-    assert world.book.version > before, "it is saved"
+    assert not world.book.lifecycle.table.leftovers
+    assert world.book.lifecycle.version > before, "it is saved"
     gone(world, "chat")
     drops.look()
     assert list(watch.done) == [TWO]
@@ -85,9 +85,9 @@ def test_a_version_that_another_name_has_is_not_left(world: World, watch: Watch)
     world.loaded("sql", "one")
     world.loaded("same", "one")
     gone(world, "sql")
-    assert not world.book.leftovers
+    assert not world.book.lifecycle.table.leftovers
     gone(world, "same")
-    assert world.book.leftovers == {ONE}
+    assert world.book.lifecycle.table.leftovers == {ONE}
 
 
 def test_a_version_that_is_loaded_again_is_kept(world: World, watch: Watch) -> None:

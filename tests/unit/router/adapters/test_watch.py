@@ -102,7 +102,7 @@ def test_tries_that_failed_are_counted(world: World, watched: Watched) -> None:
     for _ in range(10):
         world.round()
         watched.watch.look()
-    assert watched.value("router_adapter_fetch_failures_total") == world.book.fetch_failures == 3
+    assert watched.value("router_adapter_fetch_failures_total") == world.book.lifecycle.fetch_failures == 3
 
 
 async def test_who_waits_is_woken_by_the_decision(world: World, watched: Watched) -> None:

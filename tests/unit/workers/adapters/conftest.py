@@ -32,7 +32,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.registry = CollectorRegistry()
         metrics = AdapterMetrics(self.registry)
-        self.files = HostFiles(self.store, InlineThreads())
+        self.files = HostFiles(self.store, InlineThreads(), InlineThreads())
         self.pool = AdapterPool(
             self.engine,  # type: ignore[arg-type]
             DeviceSlots(SLOTS, PATIENCE),

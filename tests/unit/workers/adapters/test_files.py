@@ -27,7 +27,7 @@ def store() -> FakeStore:
 
 @pytest.fixture
 def files(store: FakeStore) -> HostFiles:
-    return HostFiles(store, InlineThreads())
+    return HostFiles(store, InlineThreads(), InlineThreads())
 
 
 async def test_files_are_held_as_long_as_anybody_uses_them(store: FakeStore, files: HostFiles) -> None:
@@ -109,14 +109,14 @@ def slow() -> Iterator[SlowStore]:
 
 
 async def _use(files: HostFiles, digest: AdapterDigest) -> None:
-    async with files.on_disk("dir:/a", digest):
+    async with files.on_disk(f"dir:/{digest or 'a'}", digest):
         await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("digest", [A, BASE_MODEL])
 async def test_what_comes_after_its_user_gave_up_is_released(slow: SlowStore, digest: AdapterDigest) -> None:
     threads = ThreadPoolExecutor(1)
-    files = HostFiles(slow, threads)
+    files = HostFiles(slow, InlineThreads(), threads)
     user = asyncio.create_task(_use(files, digest))
     await asyncio.to_thread(slow.begun.wait, 10)
     user.cancel()
@@ -131,7 +131,7 @@ async def test_what_comes_after_its_user_gave_up_is_released(slow: SlowStore, di
 
 async def test_the_end_of_one_use_leaves_alone_what_comes_for_the_next(slow: SlowStore) -> None:
     threads = ThreadPoolExecutor(2)
-    files = HostFiles(slow, threads)
+    files = HostFiles(slow, InlineThreads(), threads)
     first, second = (asyncio.create_task(_use(files, A)) for _ in range(2))
     await asyncio.to_thread(slow.begun.wait, 10)
     first.cancel()
@@ -145,8 +145,38 @@ async def test_the_end_of_one_use_leaves_alone_what_comes_for_the_next(slow: Slo
     assert slow.held == set()
 
 
+async def test_what_is_on_the_host_does_not_wait_for_slow_sources(slow: SlowStore) -> None:
+    slow.places.add((B, DISK))
+    files = HostFiles(slow, ThreadPoolExecutor(1), ThreadPoolExecutor(1))
+    user = asyncio.create_task(_use(files, A))
+    await asyncio.to_thread(slow.begun.wait, 10)
+    async with asyncio.timeout(10):
+        async with files.on_disk("dir:/b", B) as on_disk, files.nearest(on_disk) as near:
+            assert near.tier is DRAM
+        await files.look([A, B])
+        await files.remove(B)
+    assert not slow.places
+    user.cancel()
+    await asyncio.wait({user})
+    await files.aclose()
+
+
+async def test_a_fetch_that_waits_for_a_thread_ends_with_its_user(slow: SlowStore) -> None:
+    threads = ThreadPoolExecutor(1)
+    files = HostFiles(slow, InlineThreads(), threads)
+    first, second = asyncio.create_task(_use(files, A)), asyncio.create_task(_use(files, B))
+    await asyncio.to_thread(slow.begun.wait, 10)
+    second.cancel()
+    await asyncio.wait({second})
+    slow.may_end.set()
+    await asyncio.to_thread(threads.shutdown)
+    assert slow.fetched == [(A, DISK)]
+    first.cancel()
+    await asyncio.wait({first})
+
+
 async def test_closing_does_not_wait_for_downloads(slow: SlowStore) -> None:
-    files = HostFiles(slow, ThreadPoolExecutor(1))
+    files = HostFiles(slow, ThreadPoolExecutor(1), ThreadPoolExecutor(1))
     user = asyncio.create_task(_use(files, A))
     await asyncio.to_thread(slow.begun.wait, 10)
     await files.aclose()
@@ -157,9 +187,12 @@ async def test_closing_does_not_wait_for_downloads(slow: SlowStore) -> None:
 
 
 async def test_an_engine_without_adapters_has_none() -> None:
-    files = HostFiles(NoAdapterStore(), InlineThreads())
+    files = HostFiles(NoAdapterStore(), InlineThreads(), InlineThreads())
     with pytest.raises(InvalidRequest, match="runs no adapters"):
         async with files.on_disk("dir:/a"):
+            pass
+    with pytest.raises(InvalidRequest, match="runs no adapters"):
+        async with files.on_disk("dir:/a", A):
             pass
     with pytest.raises(InvalidRequest, match="runs no adapters"):
         async with files.in_memory(A):

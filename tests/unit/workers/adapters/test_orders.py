@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from llmserve.core.adapters import BASE_MODEL, AdapterOrder, AdapterReport, AdapterTier
+from llmserve.config.adapter_source import AdapterSource
+from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier
 from llmserve.core.errors import AdapterUnavailable, EngineDead, InvalidRequest, Unavailable
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterFiles
+from llmserve.workers.adapters.orders import KEEP_SECONDS, LOOK_SECONDS
 from tests.unit.workers.adapters.conftest import Rig
 
 pytestmark = pytest.mark.virtual_time
@@ -149,18 +152,23 @@ async def test_a_load_that_failed_is_reported_until_one_works(rig: Rig) -> None:
         assert rig.reports()[1].error == ""
 
 
-async def test_at_most_two_are_fetched_at_once(rig: Rig) -> None:
+async def test_at_most_two_are_fetched_at_once_and_what_is_here_waits_for_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: list[str] = []
     gate = asyncio.Event()
 
-    async def bring(order: AdapterOrder, used: object) -> object:
-        begun.append(order.source)
+    async def fetch(source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
+        begun.append(str(source))
         await gate.wait()
         raise Unavailable("never mind")
 
-    rig.orders._bring = bring  # type: ignore[assignment,method-assign]
-    await obey(rig, *(order(number, name) for number, name in enumerate("abcd")))
+    monkeypatch.setattr(rig.files, "_fetch", fetch)
+    rig.store.places.add((AdapterDigest("e"), DISK))
+    orders = [order(number, name) for number, name in enumerate("abcd")]
+    reports = await obey(rig, *orders, order(4, "e", digest="e"))
     assert begun == ["dir:/a", "dir:/b"]
+    assert reports[4].digest == "e"
     gate.set()
     await asyncio.sleep(1)
     assert len(begun) == 4
@@ -174,9 +182,57 @@ async def test_what_is_not_ordered_any_more_leaves_host_and_device(rig: Rig) -> 
     changes = rig.changes
     assert await obey(rig, seconds=2) == {}
     assert rig.engine.log == ["+a", "-a", "-a!"]
-    assert rig.store.places == set()
     assert rig.changes == changes + 1
-    assert rig.count("bytes", tier="disk") == 0
+
+
+async def test_its_files_stay_as_long_as_a_router_may_pause_and_then_go(rig: Rig) -> None:
+    rig.tasks.spawn("watch", rig.orders.watch())
+    await obey(rig, order(1), order(2, "b"), seconds=3)
+    await obey(rig, order(2, "b"), seconds=KEEP_SECONDS)
+    assert (A, DISK) in rig.store.places
+    await asyncio.sleep(LOOK_SECONDS)
+    assert rig.store.places == {(B, DISK), (B, DRAM)}
+    assert rig.count("bytes", tier="dram") == 100
+
+
+async def test_a_load_that_fails_for_a_while_leaves_the_files_to_the_next_try(rig: Rig) -> None:
+    """The router withdraws the order, pauses, and gives it again."""
+    rig.tasks.spawn("watch", rig.orders.watch())
+    rig.engine.errors["a"] = Unavailable("no memory just now")
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        assert (await obey(rig, order(1, digest="a"), seconds=2))[1].error == "AdapterUnavailable"
+        assert await obey(rig, seconds=pause) == {}
+    rig.engine.errors.clear()
+    assert (await obey(rig, order(1, digest="a"), seconds=2 * KEEP_SECONDS))[1].tier is DEVICE
+    assert rig.store.fetched == [(A, DISK), (A, DRAM)], "it was fetched once"
+
+
+async def test_files_stay_while_an_order_has_still_to_hold_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.tasks.spawn("watch", rig.orders.watch())
+    await obey(rig, order(1), seconds=2)
+    await obey(rig)
+    gate = asyncio.Event()
+    monkeypatch.setattr(rig.orders, "_keep", lambda kept: gate.wait())
+    await obey(rig, order(2, digest="a"), seconds=2 * KEEP_SECONDS)
+    assert (A, DISK) in rig.store.places
+    await obey(rig, seconds=LOOK_SECONDS)
+    assert rig.store.places == set()
+
+
+async def test_files_that_cannot_be_removed_do_not_end_the_watch(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def remove(digest: AdapterDigest) -> None:
+        raise RuntimeError("it is read-only")
+
+    watch = rig.tasks.spawn("watch", rig.orders.watch())
+    await obey(rig, order(1), seconds=2)
+    monkeypatch.setattr(rig.files, "remove", remove)
+    await obey(rig, seconds=2 * KEEP_SECONDS)
+    assert caplog.text.count("cannot be looked at: it is read-only") == 1
+    assert not watch.done()
 
 
 async def test_it_is_reported_until_its_last_leg_has_ended(rig: Rig) -> None:
@@ -239,10 +295,10 @@ async def test_an_order_without_a_digest_ends_while_another_has_none_yet(
     fetch = rig.files.on_disk
 
     @asynccontextmanager
-    async def slow(source: str, digest: AdapterDigest = BASE_MODEL) -> AsyncIterator[AdapterFiles]:
+    async def slow(source: str, digest: AdapterDigest, *more: Any) -> AsyncIterator[AdapterFiles]:
         if source == "dir:/b":
             await gate.wait()
-        async with fetch(source, digest) as files:
+        async with fetch(source, digest, *more) as files:
             yield files
 
     monkeypatch.setattr(rig.files, "on_disk", slow)
