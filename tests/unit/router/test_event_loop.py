@@ -16,7 +16,8 @@ SQL = NamedAdapter("sql", AdapterDigest("1" * 64), "m")
 def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None:
     delivered: list[Any] = []
     names: tuple[NamedAdapter, ...] = ()
-    book = SimpleNamespace(names=lambda: names, leftovers=set())
+    lifecycle = SimpleNamespace(table=SimpleNamespace(leftovers=set()))
+    book = SimpleNamespace(names=lambda: names, lifecycle=lifecycle)
     controller = SimpleNamespace(adapters=book, cluster_version=1, membership=[], next_wake=lambda: None)
     leader_check = SimpleNamespace(status=lambda: SimpleNamespace(epoch=1))
     watch = SimpleNamespace(look=lambda: delivered.append("loads are answered"))
