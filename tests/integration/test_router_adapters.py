@@ -253,6 +253,14 @@ def _saved(directory: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+async def test_a_load_for_a_request_is_known_as_such(start: Start, tmp_path: Path) -> None:
+    cluster = await start()
+    await cluster.call("LoadAdapter", name="sql", source="dir:/adapters/sql", implicit=True)
+    await _until(lambda: '"implicit":true' in _saved(tmp_path))
+    await cluster.load()
+    await _until(lambda: '"implicit":true' not in _saved(tmp_path))
+
+
 async def test_a_damaged_file_is_said_and_the_manifest_holds(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,12 +20,20 @@ class AdapterClient:
         self._routers, self._model = routers, model
 
     async def load(
-        self, name: str, source: str, seconds: float, *, pin: bool = False, tier: AdapterTier | None = None
+        self,
+        name: str,
+        source: str,
+        seconds: float,
+        *,
+        pin: bool = False,
+        tier: AdapterTier | None = None,
+        implicit: bool = False,
     ) -> router_pb2.AdapterStatus:
         """Returns when requests may use it. tier: at least so near to every worker from the start; None: on
-        its host. Errors: also those of its source."""
+        its host. implicit: for one request, so that it ends when none uses it. Errors: also those of its
+        source."""
         request = router_pb2.LoadAdapterRequest(
-            model=self._model, name=name, source=source, pin=pin, prefetch=_wire(tier)
+            model=self._model, name=name, source=source, pin=pin, prefetch=_wire(tier), implicit=implicit
         )
         answer: router_pb2.LoadAdapterResponse = await ask_leader(
             self._routers, lambda stub: stub.LoadAdapter(request, timeout=seconds)

@@ -124,6 +124,7 @@ async def test_our_own_form(cluster: Any, http: httpx.AsyncClient) -> None:
     loaded = await http.post(OWN, json={"name": "new", "source": "dir:/adapters/new", "prefetch": "device"})
     assert (loaded.status_code, loaded.json()["version"]) == (200, TWO)
     assert cluster.router.loads[0].prefetch == router_pb2.ADAPTER_TIER_DEVICE
+    assert not cluster.router.loads[0].implicit
     listed = (await http.get(OWN)).json()["adapters"]
     assert [one["name"] for one in listed] == ["sql", "new"]
     assert listed[0] == {

@@ -138,7 +138,7 @@ async def test_a_source_is_loaded_under_a_name_of_its_own(
     first = await complete(http, lora_path=source)
     assert first.status_code == 200, first.text
     (load,) = cluster.router.loads
-    assert (load.source, load.name) == (whole, first.json()["model"])
+    assert (load.source, load.name, load.implicit) == (whole, first.json()["model"], True)
     assert load.name.startswith("new-")
     assert digests(cluster) == {TWO}
     again = await complete(http, lora_path=source)

@@ -44,7 +44,8 @@ class AdapterManager:
         """Loads what a request names by its source. A source that cannot be used leaves no name behind."""
         name = name_for(source)
         try:
-            return decode_named((await self._router.load(name, str(source), self._limit_seconds())).adapter)
+            status = await self._router.load(name, str(source), self._limit_seconds(), implicit=True)
+            return decode_named(status.adapter)
         except (InvalidRequest, NotFound):
             await self._forget(name)
             raise

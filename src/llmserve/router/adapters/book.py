@@ -47,14 +47,18 @@ class AdapterBook:
 
     def load(self, model: str, wish: AdapterWish) -> Registration:
         """model: empty: the only one. A load of the same name and source joins the one that is under way,
-        which then goes to the nearer tier of both, and is pinned if one of them is.
+        which then goes to the nearer tier of both, and is pinned if one of them is. A name stays implicit
+        until anybody loads it by name.
         Errors: InvalidRequest when the name cannot be used, or no worker runs adapters; NotFound for an
         unknown model."""
         model = self._model(model)
         self._check_name(wish.name)
         self._check_workers(model)
-        for one in self._named(model, wish.name):
+        named = self._named(model, wish.name)
+        wish = replace(wish, implicit=wish.implicit and all(one.wish.implicit for one in named))
+        for one in named:
             if one.pending and one.wish.source == wish.source:
+                one.wish = replace(one.wish, implicit=wish.implicit)
                 self.keep(one, nearest(one.wish.tier, wish.tier), pinned=one.wish.pinned or wish.pinned)
                 return one
         return self._register(model, wish)
@@ -125,8 +129,8 @@ class AdapterBook:
         return self._names
 
     def refusal(self, model: str, digest: AdapterDigest) -> NotFound | None:
-        """Returns the error for a request with this version; None when workers are to hold it."""
-        if not digest or self.lifecycle.usable(model, digest):
+        """A request comes with this version. Returns its error; None when workers are to hold it."""
+        if not digest or self.lifecycle.use(model, digest):
             return None
         return NotFound(f"no adapter of model {model} has the digest {digest}")
 
@@ -178,6 +182,8 @@ class AdapterBook:
         self._last_number += 1
         registration = Registration(self._last_number, model, wish)
         self.lifecycle.add(registration)
+        if wish.implicit:
+            self.lifecycle.bound_implicit()
         return registration
 
     def _drain(self, registration: Registration, error: InvalidRequest | NotFound) -> None:

@@ -30,7 +30,7 @@ class AdapterCalls:
         that a worker has reported of the adapter."""
         tier = decode_tier(request.prefetch, AdapterTier.DISK)
         source = await asyncio.to_thread(self._source, request.source)
-        wish = AdapterWish(request.name, source, tier, request.pin)
+        wish = AdapterWish(request.name, source, tier, request.pin, request.implicit)
         with self._event_loop.deciding():
             registration = self._book.load(request.model, wish)
         await self._event_loop.adapter_watch.until(lambda: not registration.pending)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llmserve.core.adapters import AdapterReport, AdapterState
 from llmserve.core.clock import Clock
+from llmserve.core.errors import NotFound
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.router.adapters.orders import OrderBoard
 from llmserve.router.adapters.registration import Registration, is_final
@@ -17,6 +18,10 @@ from llmserve.router.workers.worker import ClusterMember
 # such a request may still come. Apiservers that turn to another router take about as long, too.
 LINGER_SECONDS = 5.0
 _USE_CHECK_SECONDS = 1.0
+# Adapters that requests have loaded by their source. A client comes back within a conversation, so an hour
+# spares it a second load. Each costs workers an order and a report, and apiservers a name.
+UNUSED_SECONDS = 3600.0
+MOST_IMPLICIT = 64
 _LONG_AGO = float("-inf")
 FETCHES_ADAPTERS = "it fetches adapters"
 
@@ -55,8 +60,9 @@ class AdapterLifecycle:
         self.changed(registration)
 
     def changed(self, registration: Registration) -> None:
-        """Called when something that is saved of a registration was changed."""
+        """Called when something that is saved of a registration was changed, because somebody asked."""
         self.version += 1
+        registration.used_at = self._clock.now()
         self.review(registration)
 
     def heard(self, member: ClusterMember) -> None:
@@ -88,6 +94,22 @@ class AdapterLifecycle:
         now = self._clock.now()
         self._review_all([number for number, due in self._due.items() if due <= now])
 
+    def use(self, model: str, digest: AdapterDigest) -> bool:
+        """A request comes with this version. Returns whether workers of the model are ordered to hold it."""
+        found = [one for one in self.table.of_version(model, digest) if one.usable]
+        for registration in found:
+            registration.used_at = self._clock.now()
+        return bool(found)
+
+    def bound_implicit(self) -> None:
+        """Ends the implicit registrations that were used longest ago, when there are too many. Those that
+        are under way or in use stay."""
+        found = [one for one in self.table if one.expires]
+        unused = [one for one in found if not one.pending and self._is_unused(one, 0.0)]
+        unused.sort(key=lambda one: one.used_at)
+        for registration in unused[: max(0, len(found) - MOST_IMPLICIT)]:
+            self.drain(registration)
+
     def dropped(self, digest: AdapterDigest) -> None:
         """No KV manager has blocks of this version any more."""
         self.table.leftovers.discard(digest)
@@ -102,12 +124,11 @@ class AdapterLifecycle:
         """The registered workers of a model that run adapters."""
         return self._members.get(model, ())
 
-    def usable(self, model: str, digest: AdapterDigest) -> bool:
-        """Whether workers of the model are ordered to hold this version."""
-        return any(one.usable for one in self.table.of_version(model, digest))
-
     def review(self, registration: Registration) -> None:
         """Brings a registration, the orders of its workers and their availability up to date."""
+        if registration.expires and self._is_unused(registration, UNUSED_SECONDS):
+            self._end_unused(registration)
+            return
         members, before = self.members(registration.model), registration.saved()
         for member in members:
             self._hear_report(registration, member)
@@ -129,6 +150,17 @@ class AdapterLifecycle:
         for number in numbers:
             if (registration := self.table.get(number)) is not None:
                 self.review(registration)
+
+    def _is_unused(self, registration: Registration, seconds: float) -> bool:
+        """Returns whether nobody has asked for it for so long, and no request has it."""
+        is_old = self._clock.now() - registration.used_at >= seconds
+        return is_old and not self._in_use(registration, self.members(registration.model))
+
+    def _end_unused(self, registration: Registration) -> None:
+        if registration.pending:
+            self.drain(registration, NotFound.__name__, "no request has asked for it since")
+        else:
+            self.drain(registration)
 
     def _hear_report(self, registration: Registration, member: ClusterMember) -> None:
         report, worker_id = registration.report_of(member), member.spec.worker_id
@@ -229,6 +261,8 @@ class AdapterLifecycle:
         if registration.state is AdapterState.DRAINING and not registration.released:
             idle_since = registration.idle_since
             times.append(now + _USE_CHECK_SECONDS if idle_since is None else idle_since + LINGER_SECONDS)
+        if registration.expires:
+            times.append(max(registration.used_at + UNUSED_SECONDS, now + _USE_CHECK_SECONDS))
         due = min((time for time in times if time > now), default=None)
         if due is None or registration.state is AdapterState.GONE:
             self._due.pop(registration.number, None)

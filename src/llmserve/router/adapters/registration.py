@@ -23,12 +23,14 @@ _WAYS_OUT = (AdapterState.DRAINING, AdapterState.GONE)
 @dataclass(frozen=True, slots=True)
 class AdapterWish:
     """What somebody asks for: that requests may use this adapter of the model under this name. tier: at least
-    this near to every worker from the start. pinned: it stays where it is wanted."""
+    this near to every worker from the start. pinned: it stays where it is wanted. implicit: a request has
+    named its source, and nobody has named it: it goes when no request has used it for long."""
 
     name: str
     source: str
     tier: AdapterTier = AdapterTier.DISK
     pinned: bool = False
+    implicit: bool = False
 
     @property
     def wanted(self) -> AdapterTier:
@@ -51,9 +53,9 @@ class Registration:
     """A name of a model for the adapter at a source. number: larger than those of all earlier ones, in every
     term. resolver: the worker that computes the digest. error: name of a class in core/errors.py with
     `message`, when it failed, or was given up before it was ready. idle_since: while it is draining, the time
-    since when no request has it. released: workers are told to let it go. pauses: by worker. been_near: the
-    incarnations of workers that have had it as near as it is wanted. asked: as in AdapterOrder, in this
-    term."""
+    since when no request has it. used_at: when somebody asked for it last, in this term. released: workers
+    are told to let it go. pauses: by worker. been_near: the incarnations of workers that have had it as near
+    as it is wanted. asked: as in AdapterOrder, in this term."""
 
     number: int
     model: str
@@ -66,6 +68,7 @@ class Registration:
     message: str = ""
     resolver: WorkerId | None = None
     idle_since: float | None = None
+    used_at: float = float("-inf")
     released: bool = False
     pauses: dict[WorkerId, Pause] = field(default_factory=dict)
     been_near: set[tuple[WorkerId, int]] = field(default_factory=set)
@@ -82,6 +85,11 @@ class Registration:
     @property
     def leaving(self) -> bool:
         return self.state in _WAYS_OUT
+
+    @property
+    def expires(self) -> bool:
+        """Whether it ends when nobody uses it."""
+        return self.wish.implicit and not self.wish.pinned and not self.leaving
 
     @property
     def usable(self) -> bool:

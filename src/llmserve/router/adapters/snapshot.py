@@ -54,7 +54,8 @@ class AdapterSnapshot:
 
 
 def _wish(saved: Mapping[str, Any]) -> AdapterWish:
-    return AdapterWish(saved["name"], saved["source"], AdapterTier(saved["tier"]), saved["pinned"])
+    tier, implicit = AdapterTier(saved["tier"]), saved.get("implicit", False)  # added later
+    return AdapterWish(saved["name"], saved["source"], tier, saved["pinned"], implicit)
 
 
 def _registration(saved: Mapping[str, Any]) -> Registration:

@@ -62,7 +62,7 @@ class Play:
         worker, names = WORKERS[number % 3], self.world.names()
         match kind:
             case "load":
-                world.book.load(MODEL, AdapterWish(name, source))
+                world.book.load(MODEL, AdapterWish(name, source, implicit=number > 5))
             case "unload":
                 self._if_known(lambda: world.book.unload(MODEL, name))
             case "keep":

@@ -636,18 +636,20 @@ class BudgetStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., used_ratio: _Optional[float] = ..., refused_requests: _Optional[int] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("model", "name", "source", "pin", "prefetch")
+    __slots__ = ("model", "name", "source", "pin", "prefetch", "implicit")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    IMPLICIT_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     source: str
     pin: bool
     prefetch: AdapterTier
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., pin: _Optional[bool] = ..., prefetch: _Optional[_Union[AdapterTier, str]] = ...) -> None: ...
+    implicit: bool
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., pin: _Optional[bool] = ..., prefetch: _Optional[_Union[AdapterTier, str]] = ..., implicit: _Optional[bool] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
