@@ -178,8 +178,8 @@ async def test_it_comes_nearer_and_is_pinned(start: Start) -> None:
         ("LoadAdapter", {"name": "m", "source": "dir:/adapters/a"}, InvalidRequest, "the name of a model"),
         ("LoadAdapter", {"name": "a", "source": "dir:/etc"}, InvalidRequest, "not below one of"),
         ("LoadAdapter", {"name": "a", "source": "adapters"}, InvalidRequest, "an adapter comes from"),
-        ("UnloadAdapter", {"name": "sqll"}, NotFound, "did you mean sql"),
-        ("KeepAdapter", {"name": "sqll"}, NotFound, "did you mean sql"),
+        ("UnloadAdapter", {"name": "sqll"}, NotFound, "did you mean 'sql'"),
+        ("KeepAdapter", {"name": "sqll"}, NotFound, "did you mean 'sql'"),
         ("ListAdapters", {"model": "n"}, None, ""),
     ],
 )

@@ -67,7 +67,7 @@ class FakeStore:
             (self._folder / digest).mkdir(exist_ok=True)
         return AdapterFiles(digest, self._folder / digest, 8, 100, tier)
 
-    def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
+    def bring_to_dram(self, digest: AdapterDigest) -> AdapterFiles:
         if (digest, AdapterTier.DISK) not in self.places or not self.has_memory:
             raise NotFound(f"{digest} is not on disk, or there is no room")
         return self._bring(digest, AdapterTier.DRAM)

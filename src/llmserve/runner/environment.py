@@ -10,7 +10,7 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
-from llmserve.models.adapters.cache import MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DRAM_VARIABLE
 from llmserve.runner.process.child import ProcessCommand
 from llmserve.runner.process.family import MEMBER_VARIABLE, SHARED_MEMORY_DIR
 
@@ -28,13 +28,13 @@ class RunPaths:
     @property
     def temporary(self) -> tuple[Path, Path]:
         """All directories that are removed at the end."""
-        return self.temp_dir, adapter_memory(self.temp_dir)
+        return self.temp_dir, adapter_dram(self.temp_dir)
 
     def log(self, name: str) -> Path:
         return self.log_dir / f"{name}.log"
 
 
-def adapter_memory(temp_dir: Path) -> Path:
+def adapter_dram(temp_dir: Path) -> Path:
     """Returns the directory of the adapters that the workers of a cluster keep in memory. It has the name of
     the cluster's temporary directory."""
     return SHARED_MEMORY_DIR / temp_dir.name
@@ -89,7 +89,7 @@ def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, s
     return {
         MEMBER_VARIABLE: role_mark(cluster_id, name),
         "TMPDIR": str(paths.temp_dir),
-        MEMORY_VARIABLE: str(adapter_memory(paths.temp_dir)),
+        DRAM_VARIABLE: str(adapter_dram(paths.temp_dir)),
         "VLLM_RPC_BASE_PATH": str(paths.temp_dir),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for the lines to the supervisor
     }

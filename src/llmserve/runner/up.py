@@ -14,7 +14,7 @@ from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.runner import machine, preflight
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
-from llmserve.runner.environment import adapter_memory, default_run_dir
+from llmserve.runner.environment import adapter_dram, default_run_dir
 from llmserve.runner.guard import Remains
 from llmserve.runner.process.family import SHARED_MEMORY_DIR
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
@@ -78,5 +78,5 @@ def _remains(state: ClusterState) -> Remains:
     noted = {str(path) for role in state.roles for path in role.get("shared_memory", ())}
     remains.shared_memory |= {path for path in noted if Path(path).parent == SHARED_MEMORY_DIR}
     if f"llmserve-{state.cluster_id[:8]}-" in state.temp_dir:
-        remains.folders |= {state.temp_dir, str(adapter_memory(Path(state.temp_dir)))}
+        remains.folders |= {state.temp_dir, str(adapter_dram(Path(state.temp_dir)))}
     return remains

@@ -67,11 +67,11 @@ async def test_a_name_digest_or_source_chooses_a_registered_adapter(
     assert not cluster.router.loads
 
 
-async def test_an_unknown_one_is_404_with_close_names(cluster: Any, http: httpx.AsyncClient) -> None:
+async def test_an_unknown_one_is_404_with_a_close_name(cluster: Any, http: httpx.AsyncClient) -> None:
     for path, body in ROUTES.items():
         answer = await http.post(path, json={**body, "lora_path": "org/legl"})
         assert answer.status_code == 404
-        assert "'org/legl'; did you mean org/legal?" in answer.json()["error"]["message"]
+        assert "'org/legl'; did you mean 'org/legal'?" in answer.json()["error"]["message"]
     assert not cluster.router.admits
 
 
@@ -208,6 +208,7 @@ async def test_a_limited_key_finds_only_its_own(cluster: Any, http: httpx.AsyncC
     http.headers["authorization"] = "Bearer sql-key"
     for wanted in ("org/legal", TWO, "hub:org/legal", "dir:/adapters/new"):
         assert (await complete(http, lora_path=wanted)).status_code == 404
+    assert "did you mean" not in (await complete(http, lora_path="org/legl")).text
     assert not cluster.router.loads
     assert (await complete(http, lora_path="sql")).status_code == 200
 

@@ -12,7 +12,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.adapters import LoraShape
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import open_adapter_cache
-from llmserve.models.adapters.cache import DISK_VARIABLE, MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DISK_VARIABLE, DRAM_VARIABLE
 
 MANIFEST = Manifest.model_validate({"kind": "LLMServe", "models": {"primary": {"source": "hub:org/name"}}})
 
@@ -24,10 +24,10 @@ def progress(text: str) -> None:
 
 
 def main(disk: str, memory: str, source: str, digest: str = "") -> None:
-    os.environ |= {DISK_VARIABLE: disk, MEMORY_VARIABLE: memory}
+    os.environ |= {DISK_VARIABLE: disk, DRAM_VARIABLE: memory}
     adapters = open_adapter_cache(MANIFEST, LoraShape(4, 16), None)
     found = adapters.fetch(parse_adapter_source(source), AdapterDigest(digest), progress)
-    adapters.bring_to_memory(found.digest)
+    adapters.bring_to_dram(found.digest)
     print(f"done: {found.digest}", flush=True)
     sys.stdin.readline()
 

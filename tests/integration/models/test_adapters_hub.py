@@ -12,7 +12,7 @@ from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import LoraShape
 from llmserve.core.errors import ModelNotFound, Unavailable
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
-from llmserve.models.adapters.cache import DISK_VARIABLE, MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DISK_VARIABLE, DRAM_VARIABLE
 from tests.integration.models.fetching import MANIFEST
 from tests.support.adapters import WEIGHTS, random_adapter, tiny_base
 
@@ -85,7 +85,7 @@ def hub(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTT
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AdapterCache:
     monkeypatch.setenv(DISK_VARIABLE, str(tmp_path / "cache" / "adapters"))
-    monkeypatch.setenv(MEMORY_VARIABLE, str(tmp_path / "memory"))
+    monkeypatch.setenv(DRAM_VARIABLE, str(tmp_path / "memory"))
     return open_adapter_cache(MANIFEST, LoraShape(4, 16), None)
 
 

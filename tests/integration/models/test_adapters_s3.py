@@ -13,7 +13,7 @@ from llmserve.config.schema import Lora, Manifest, StorageClass
 from llmserve.core.adapters import LoraShape
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, Unavailable
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
-from llmserve.models.adapters.cache import DISK_VARIABLE, MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DISK_VARIABLE, DRAM_VARIABLE
 from tests.integration.models.fetching import MANIFEST
 from tests.support.adapters import SPOILERS, WEIGHTS, random_adapter, tiny_base
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
@@ -29,7 +29,7 @@ AWAY = {
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(DISK_VARIABLE, str(tmp_path / "cache" / "adapters"))
-    monkeypatch.setenv(MEMORY_VARIABLE, str(tmp_path / "memory"))
+    monkeypatch.setenv(DRAM_VARIABLE, str(tmp_path / "memory"))
     for name, value in credentials().items():
         monkeypatch.setenv(name, value)
 

@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.adapters import AdapterTier, LoraShape
 from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
-from llmserve.models.adapters.cache import DISK_VARIABLE, MEMORY_VARIABLE
+from llmserve.models.adapters.cache import DISK_VARIABLE, DRAM_VARIABLE
 from tests.integration.models.fetching import MANIFEST
 from tests.support.adapters import digest_of, random_adapter, tiny_base
 
@@ -75,7 +75,7 @@ def fetch(tmp_path: Path, adapter: Path) -> Iterator[Fetch]:
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AdapterCache]:
     monkeypatch.setenv(DISK_VARIABLE, str(tmp_path / "cache" / "adapters"))
-    monkeypatch.setenv(MEMORY_VARIABLE, str(tmp_path / "memory"))
+    monkeypatch.setenv(DRAM_VARIABLE, str(tmp_path / "memory"))
     return lambda: open_adapter_cache(MANIFEST, LoraShape(4, 16), None)
 
 

@@ -101,7 +101,7 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", str(tmp_path / "disk"))
-    monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DRAM", str(tmp_path / "memory"))
     monkeypatch.setattr(lifecycle, "LINGER_SECONDS", 0.2)
     monkeypatch.setattr(orders, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(orders, "KEEP_SECONDS", 0.2)

@@ -16,6 +16,7 @@ from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.http.body import replay
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.config.messages import did_you_mean
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -105,8 +106,7 @@ class AdapterChoice:
             scope.waited_seconds = time.monotonic() - began
 
     def _unknown(self, wanted: str) -> NotFound:
-        close = self._names.close_to(wanted)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(wanted, list(self._names))
         return NotFound(f"{FIELD}: there is no adapter {wanted!r}{hint}")
 
 

@@ -5,7 +5,6 @@ prompt of it. So a request keeps the version that its name meant when it came.
 """
 
 import asyncio
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 from vllm.lora.request import LoRARequest
@@ -57,10 +56,6 @@ class AdapterNames(Mapping[str, AdapterRequest]):
             return self[wanted].adapter
         known = (request.adapter for request in self.values())
         return next((one for one in known if wanted and wanted in (one.digest, one.source)), None)
-
-    def close_to(self, wanted: str) -> list[str]:
-        """Returns the names that the caller may have meant."""
-        return difflib.get_close_matches(wanted, list(self), n=3)
 
     def meaning(self, name: str) -> NamedAdapter | None:
         """Returns the adapter that a name means, whoever asks; None: it means none."""

@@ -1,4 +1,4 @@
-"""The adapters of a host: fetched and checked once, kept on disk and in memory under their digests.
+"""The adapters of a host: fetched and checked once, kept on disk and in DRAM under their digests.
 
 All methods block, some for as long as a download takes, so that loops call them on threads; any thread may.
 What a method gives to its caller is held until `release`: no process removes its files, so they can be
@@ -30,7 +30,7 @@ from llmserve.models.files import Progress, silent
 from llmserve.models.resolve import default_cache_dir
 
 DISK_VARIABLE = "LLMSERVE_ADAPTER_DISK"
-MEMORY_VARIABLE = "LLMSERVE_ADAPTER_MEMORY"
+DRAM_VARIABLE = "LLMSERVE_ADAPTER_DRAM"
 _SHARED_MEMORY = Path("/dev/shm")
 _GIB = 1 << 30
 _RECORD_BYTES = 1 << 16  # for the record and a configuration that is written anew
@@ -66,7 +66,7 @@ class AdapterCache:
     def __init__(
         self, origins: AdapterOrigins, rules: AdapterRules, tiers: Mapping[AdapterTier, AdapterFolder]
     ) -> None:
-        """tiers: DISK, and DRAM unless there is no memory for adapters."""
+        """tiers: DISK, and DRAM unless there is no DRAM for adapters."""
         self._origins = origins
         self._rules = rules
         self._tiers = dict(tiers)
@@ -100,19 +100,19 @@ class AdapterCache:
                 raise
             return found
 
-    def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
-        """Copies an adapter from disk to memory and holds it there, too. Errors: NotFound (it is not on disk,
-        or was damaged there and is removed: fetch it again), Unavailable (no room, or there is no memory for
+    def bring_to_dram(self, digest: AdapterDigest) -> AdapterFiles:
+        """Copies an adapter from disk to DRAM and holds it there, too. Errors: NotFound (it is not on disk,
+        or was damaged there and is removed: fetch it again), Unavailable (no room, or there is no DRAM for
         adapters)."""
-        memory = self._tiers.get(AdapterTier.DRAM)
-        if memory is None:
-            raise Unavailable("there is no memory for adapters: lora.dram_gb is 0")
+        dram = self._tiers.get(AdapterTier.DRAM)
+        if dram is None:
+            raise Unavailable("there is no DRAM for adapters: lora.dram_gb is 0")
         with suppress(NotFound):
             return self.hold(digest, AdapterTier.DRAM)
-        with _explained(digest), memory.making(digest, silent):
+        with _explained(digest), dram.making(digest, silent):
             with suppress(NotFound):  # another process was faster
                 return self.hold(digest, AdapterTier.DRAM)
-            return self._files(self._copied(digest, memory), AdapterTier.DRAM)
+            return self._files(self._copied(digest, dram), AdapterTier.DRAM)
 
     def find(self, digest: AdapterDigest) -> AdapterFiles | None:
         """Returns the nearest place of an adapter, within a millisecond. The adapter is not held."""
@@ -180,8 +180,8 @@ class AdapterCache:
         (folder / CONFIG_NAME).write_text(layout.config.to_json(layout.words))
         return make_record(folder, digest, layout.rank)
 
-    def _copied(self, digest: AdapterDigest, memory: AdapterFolder) -> AdapterRecord:
-        """Errors: as bring_to_memory."""
+    def _copied(self, digest: AdapterDigest, dram: AdapterFolder) -> AdapterRecord:
+        """Errors: as bring_to_dram."""
 
         def fill(folder: Path) -> AdapterRecord:
             for name in record.sizes:
@@ -192,7 +192,7 @@ class AdapterCache:
 
         try:
             with self._disk.using(digest) as record:
-                return memory.put(record.size_bytes + _RECORD_BYTES, fill)
+                return dram.put(record.size_bytes + _RECORD_BYTES, fill)
         except _DamagedError as error:
             self._disk.remove(digest)
             raise NotFound(str(error)) from error
@@ -224,8 +224,8 @@ def open_adapter_cache(manifest: Manifest, shape: LoraShape, model_dir: Path | N
     on_disk = AdapterFolder(disk_folder(), int(lora.disk_gb * _GIB), "lora.disk_gb")
     tiers = {AdapterTier.DISK: on_disk}
     if lora.dram_gb:
-        in_memory = AdapterFolder(memory_folder(), int(lora.dram_gb * _GIB), "lora.dram_gb")
-        tiers[AdapterTier.DRAM] = in_memory
+        in_dram = AdapterFolder(dram_folder(), int(lora.dram_gb * _GIB), "lora.dram_gb")
+        tiers[AdapterTier.DRAM] = in_dram
     base = BaseWeights() if model_dir is None else read_base_weights(model_dir)
     rules = AdapterRules(base, shape.max_rank, shape.target_modules)
     return AdapterCache(_origins(manifest, lora), rules, tiers)
@@ -238,9 +238,9 @@ def disk_folder() -> Path:
     return Path(given) if given else default_cache_dir() / "adapters"
 
 
-def memory_folder() -> Path:
-    """Returns the directory of adapters in memory. The supervisor names one, which ends with the cluster."""
-    given = os.environ.get(MEMORY_VARIABLE)
+def dram_folder() -> Path:
+    """Returns the directory of adapters in DRAM. The supervisor names one, which ends with the cluster."""
+    given = os.environ.get(DRAM_VARIABLE)
     return Path(given) if given else _SHARED_MEMORY / f"llmserve-adapters-{os.geteuid()}"
 
 

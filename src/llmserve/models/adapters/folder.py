@@ -1,4 +1,4 @@
-"""A directory of adapters that the processes of a host share: on disk, or in memory (tmpfs).
+"""A directory of adapters that the processes of a host share: on disk, or in DRAM (tmpfs).
 
 Each adapter has a directory of its digest's name, which gets that name by one rename when it is complete, and
 never changes afterwards. A process that uses an adapter holds a shared lock of its directory; whoever removes

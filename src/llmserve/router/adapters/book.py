@@ -9,8 +9,8 @@ have it, and are told to let it go when none has had it for a while.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 
+from llmserve.config.messages import did_you_mean
 from llmserve.core.adapters import AdapterState, AdapterTier, NamedAdapter, is_digest, nearest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
@@ -198,7 +198,7 @@ class AdapterBook:
         if model in known:
             return model
         if model:
-            raise NotFound(f"there is no model {model}{_close(model, known)}")
+            raise NotFound(f"there is no model {model}{did_you_mean(model, sorted(known))}")
         if len(known) != 1:
             raise InvalidRequest(
                 f"say which model is meant: there are {', '.join(sorted(known)) or 'none yet'}"
@@ -222,10 +222,4 @@ class AdapterBook:
 
     def _unknown(self, model: str, name: str) -> NotFound:
         known = [one.wish.name for one in self if one.model == model and not one.leaving]
-        return NotFound(f"no adapter of model {model} has the name {name}{_close(name, known)}")
-
-
-def _close(word: str, known: Iterable[str]) -> str:
-    """Returns the names that may have been meant, as the end of a sentence."""
-    close = get_close_matches(word, sorted(set(known)))
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+        return NotFound(f"no adapter of model {model} has the name {name}{did_you_mean(name, known)}")

@@ -28,7 +28,7 @@ class AdapterStore(Protocol):
         self, source: AdapterSource, digest: AdapterDigest = ..., progress: Progress = ...
     ) -> AdapterFiles: ...
     def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles: ...
-    def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles: ...
+    def bring_to_dram(self, digest: AdapterDigest) -> AdapterFiles: ...
     def find(self, digest: AdapterDigest) -> AdapterFiles | None: ...
     def release(self, digest: AdapterDigest, tier: AdapterTier) -> None: ...
     def remove(self, digest: AdapterDigest) -> None: ...
@@ -46,7 +46,7 @@ class NoAdapterStore:
     def reuse(self, source: AdapterSource, digest: AdapterDigest) -> AdapterFiles:
         raise InvalidRequest("the engine of this worker runs no adapters")
 
-    def bring_to_memory(self, digest: AdapterDigest) -> AdapterFiles:
+    def bring_to_dram(self, digest: AdapterDigest) -> AdapterFiles:
         raise InvalidRequest("the engine of this worker runs no adapters")
 
     def find(self, digest: AdapterDigest) -> None:
@@ -104,20 +104,20 @@ class HostFiles:
             yield files
 
     @asynccontextmanager
-    async def in_memory(self, digest: AdapterDigest) -> AsyncIterator[AdapterFiles]:
-        """Yields files in memory that nobody removes while the context is open, of a version that is on disk.
-        Errors: those of AdapterCache.bring_to_memory."""
+    async def in_dram(self, digest: AdapterDigest) -> AsyncIterator[AdapterFiles]:
+        """Yields files in DRAM that nobody removes while the context is open, of a version that is on disk.
+        Errors: those of AdapterCache.bring_to_dram."""
         with self._used(digest, AdapterTier.DRAM):
-            bring = partial(self._store.bring_to_memory, digest)
+            bring = partial(self._store.bring_to_dram, digest)
             yield await self._call_and_note(self._threads, bring)
 
     @asynccontextmanager
     async def nearest(self, on_disk: AdapterFiles) -> AsyncIterator[AdapterFiles]:
-        """Yields files in memory, or those that are given when there is no room."""
+        """Yields files in DRAM, or those that are given when there is no room."""
         async with AsyncExitStack() as used:
             files = on_disk
             try:
-                files = await used.enter_async_context(self.in_memory(on_disk.digest))
+                files = await used.enter_async_context(self.in_dram(on_disk.digest))
             except LLMServeError as error:
                 _log.debug("adapter %s stays on disk: %s", on_disk.digest, error.message)
             yield files

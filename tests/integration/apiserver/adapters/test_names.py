@@ -36,14 +36,12 @@ def test_a_key_sees_only_its_own(names: AdapterNames, scope: RequestScope) -> No
     assert (list(names), len(names)) == (["sql"], 1)
     assert "org/legal" not in names
     assert names.find("2") is None
-    assert names.close_to("org/legl") == []
     assert names.meaning("org/legal") == LEGAL  # whoever asks
 
 
 def test_an_adapter_is_found_by_name_digest_and_source(names: AdapterNames) -> None:
     assert names.find("sql") == names.find("1") == names.find("dir:/adapters/sql") == SQL
     assert names.find("") is names.find("none") is None
-    assert names.close_to("sq") == ["sql"]
     assert names.meaning("none") is None
 
 

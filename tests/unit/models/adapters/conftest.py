@@ -33,7 +33,7 @@ OpenCache = Callable[..., AdapterCache]
 def open_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenCache]:
     """Opens the cache of this host as a process does. Arguments: keys of section `lora`."""
     monkeypatch.setenv("LLMSERVE_ADAPTER_DISK", str(tmp_path / "cache" / "adapters"))
-    monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", str(tmp_path / "memory"))
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DRAM", str(tmp_path / "memory"))
     opened: list[AdapterCache] = []
 
     def make(**lora: object) -> AdapterCache:

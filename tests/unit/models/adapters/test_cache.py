@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, AdapterTier
 from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.models.adapters.cache import disk_folder, memory_folder
+from llmserve.models.adapters.cache import disk_folder, dram_folder
 from tests.support.adapters import CONFIG, SPOILERS, WEIGHTS, AdapterShape, digest_of, random_adapter
 from tests.unit.models.adapters.conftest import OpenCache, source_of
 
@@ -138,17 +138,17 @@ def test_an_adapter_comes_to_memory_for_all_processes(
 ) -> None:
     cache, other = open_cache(), open_cache()
     on_disk = cache.fetch(source_of(adapter))
-    near = cache.bring_to_memory(on_disk.digest)
+    near = cache.bring_to_dram(on_disk.digest)
     assert (near.tier, near.path.parent, near.digest) == (DRAM, tmp_path / "memory", on_disk.digest)
     for name in (CONFIG, WEIGHTS):
         assert (near.path / name).read_bytes() == (on_disk.path / name).read_bytes()
     assert other.find(near.digest) == near
-    assert other.bring_to_memory(near.digest) == near
+    assert other.bring_to_dram(near.digest) == near
 
 
 def test_removing_spares_what_others_hold(adapter: Path, open_cache: OpenCache) -> None:
     cache, other = open_cache(), open_cache()
-    near = cache.bring_to_memory(cache.fetch(source_of(adapter)).digest)
+    near = cache.bring_to_dram(cache.fetch(source_of(adapter)).digest)
     other.remove(near.digest)
     assert other.find(near.digest) == near, "the first process holds both"
     cache.remove(near.digest)
@@ -163,17 +163,17 @@ def test_what_was_damaged_on_disk_is_seen_and_removed(adapter: Path, open_cache:
         file.seek(-1, os.SEEK_END)
         file.write(b"?")
     with pytest.raises(NotFound, match=f"{WEIGHTS} in .* was damaged"):
-        cache.bring_to_memory(found.digest)
+        cache.bring_to_dram(found.digest)
     assert cache.find(found.digest) is None
     again = cache.fetch(source_of(adapter), found.digest)
-    assert cache.bring_to_memory(again.digest).tier is DRAM
+    assert cache.bring_to_dram(again.digest).tier is DRAM
 
 
 def test_without_memory_for_adapters_they_stay_on_disk(adapter: Path, open_cache: OpenCache) -> None:
     cache = open_cache(dram_gb=0)
     digest = cache.fetch(source_of(adapter)).digest
     with pytest.raises(Unavailable, match=r"lora\.dram_gb is 0"):
-        cache.bring_to_memory(digest)
+        cache.bring_to_dram(digest)
     with pytest.raises(NotFound):
         cache.hold(digest, DRAM)
     cache.release(digest, DRAM)
@@ -183,7 +183,7 @@ def test_what_does_not_fit_into_memory_is_said(adapter: Path, open_cache: OpenCa
     cache = open_cache(dram_gb=1e-5)
     digest = cache.fetch(source_of(adapter)).digest
     with pytest.raises(Unavailable, match=r"lora\.dram_gb"):
-        cache.bring_to_memory(digest)
+        cache.bring_to_dram(digest)
     assert cache.find(digest) is not None
 
 
@@ -196,7 +196,7 @@ def test_what_is_unknown_is_not_found(open_cache: OpenCache) -> None:
         cache.release(UNKNOWN, tier)
     cache.remove(UNKNOWN)
     with pytest.raises(NotFound):
-        cache.bring_to_memory(UNKNOWN)
+        cache.bring_to_dram(UNKNOWN)
     assert cache.find(BASE_MODEL) is None
 
 
@@ -226,7 +226,7 @@ def test_pods_have_a_disk_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_where_the_supervisor_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMSERVE_ADAPTER_MEMORY", "/dev/shm/of-this-cluster")
-    assert memory_folder() == Path("/dev/shm/of-this-cluster")
-    monkeypatch.delenv("LLMSERVE_ADAPTER_MEMORY")
-    assert memory_folder() == Path(f"/dev/shm/llmserve-adapters-{os.geteuid()}")
+    monkeypatch.setenv("LLMSERVE_ADAPTER_DRAM", "/dev/shm/of-this-cluster")
+    assert dram_folder() == Path("/dev/shm/of-this-cluster")
+    monkeypatch.delenv("LLMSERVE_ADAPTER_DRAM")
+    assert dram_folder() == Path(f"/dev/shm/llmserve-adapters-{os.geteuid()}")

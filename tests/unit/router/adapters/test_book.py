@@ -153,8 +153,8 @@ class TestRefusals:
         assert world.ordered("decode-0") == []
 
     def test_a_model_that_there_is_not(self, world: World) -> None:
-        with pytest.raises(NotFound, match=r"there is no model mm; did you mean m\?"):
-            world.book.load("mm", AdapterWish("sql", "dir:/sql"))
+        with pytest.raises(NotFound, match=r"there is no model M; did you mean 'm'\?"):
+            world.book.load("M", AdapterWish("sql", "dir:/sql"))
 
     def test_no_model_means_the_only_one(self, world: World) -> None:
         assert world.book.load("", AdapterWish("sql", "dir:/sql")).model == MODEL
@@ -170,14 +170,14 @@ class TestRefusals:
         with pytest.raises(InvalidRequest, match="there are none yet"):
             book.load("", AdapterWish("sql", "dir:/sql"))
 
-    @pytest.mark.parametrize("name", ["sqll", "sq1"])
+    @pytest.mark.parametrize("name", ["sqll", "SQ-L"])
     def test_unloading_an_unknown_name_says_what_is_close(self, world: World, name: str) -> None:
         world.start("decode-0")
         world.load("sql", "one")
         world.load("chat", "two")
         for call in (world.book.unload, world.book.find):
             with pytest.raises(
-                NotFound, match=f"no adapter of model m has the name {name}; did you mean sql?"
+                NotFound, match=rf"no adapter of model m has the name {name}; did you mean 'sql'\?"
             ):
                 call(MODEL, name)
         with pytest.raises(NotFound, match=r"has the name zzz$"):

@@ -35,7 +35,7 @@ async def test_files_are_held_as_long_as_anybody_uses_them(store: FakeStore, fil
         async with files.on_disk("dir:/a", A) as other:
             assert one == other
         assert store.held == {(A, DISK)}
-        async with files.in_memory(A) as near:
+        async with files.in_dram(A) as near:
             assert (near.tier, store.held) == (DRAM, {(A, DISK), (A, DRAM)})
         assert store.held == {(A, DISK)}
     assert store.held == set()
@@ -61,7 +61,7 @@ async def test_what_cannot_be_fetched_is_held_by_nobody(store: FakeStore, files:
     assert files.tier(A) is AdapterTier.SOURCE
 
 
-async def test_without_room_in_memory_they_are_used_from_disk(store: FakeStore, files: HostFiles) -> None:
+async def test_without_room_in_dram_they_are_used_from_disk(store: FakeStore, files: HostFiles) -> None:
     async with files.on_disk("dir:/a", A) as on_disk:
         async with files.nearest(on_disk) as nearest:
             assert nearest.tier is DRAM
@@ -69,13 +69,13 @@ async def test_without_room_in_memory_they_are_used_from_disk(store: FakeStore, 
         async with files.nearest(on_disk) as nearest:
             assert nearest is on_disk
         with pytest.raises(NotFound):
-            async with files.in_memory(B):
+            async with files.in_dram(B):
                 pass
 
 
 async def test_it_knows_where_versions_were_seen_last(store: FakeStore, files: HostFiles) -> None:
     assert files.tier(A) is AdapterTier.SOURCE
-    async with files.on_disk("dir:/a", A), files.on_disk("dir:/b", B), files.in_memory(B):
+    async with files.on_disk("dir:/a", A), files.on_disk("dir:/b", B), files.in_dram(B):
         assert (files.tier(A), files.tier(B)) == (DISK, DRAM)
     assert files.bytes_by_tier() == {DISK: 100, DRAM: 100}
     store.vanish("a")
@@ -195,7 +195,7 @@ async def test_an_engine_without_adapters_has_none() -> None:
         async with files.on_disk("dir:/a", A):
             pass
     with pytest.raises(InvalidRequest, match="runs no adapters"):
-        async with files.in_memory(A):
+        async with files.in_dram(A):
             pass
     await files.look([A])
     await files.remove(A)

@@ -124,8 +124,8 @@ async def test_what_fails_is_reported_and_tried_again_when_it_is_ordered_again(
 async def test_without_room_in_memory_it_is_reported_where_it_is(rig: Rig, pinned: bool) -> None:
     """A router takes a worker out of service whose report has an error."""
     rig.store.has_memory = False
-    in_memory = replace(order(1, tier=DRAM), pinned=pinned)
-    reports = await obey(rig, in_memory, order(2, "b", tier=DEVICE), seconds=0.1)
+    in_dram = replace(order(1, tier=DRAM), pinned=pinned)
+    reports = await obey(rig, in_dram, order(2, "b", tier=DEVICE), seconds=0.1)
     assert (reports[1].digest, reports[1].tier, reports[1].error) == (A, DISK, "")
     await asyncio.sleep(3)
     assert [(one.tier, one.error) for one in rig.reports().values()] == [(DEVICE, ""), (DEVICE, "")]
