@@ -154,6 +154,18 @@ async def test_an_adapter_is_loaded_used_and_unloaded(start: Start) -> None:
     assert len(cluster.worker.sent) == 3, "none, one to compute its digest, one with the digest"
 
 
+async def test_one_that_waits_for_a_nearer_tier_says_where_it_is(start: Start) -> None:
+    """A worker whose memory is full reports no error: it can run the version from disk."""
+    cluster = await start()
+    wanted = {"name": "sql", "source": "dir:/adapters/sql", "prefetch": router_pb2.ADAPTER_TIER_DRAM}
+    waiting = asyncio.ensure_future(cluster.call("LoadAdapter", **wanted))
+    await _until(lambda: [one.digest for one in cluster.worker.orders] == [DIGEST])
+    (listed,) = (await cluster.call("ListAdapters")).adapters
+    assert (listed.state, waiting.done()) == ("fetching", False)
+    assert listed.error == "worker aggregated-0: it is in tier disk, and wanted in tier dram"
+    waiting.cancel()
+
+
 async def test_it_comes_nearer_and_is_pinned(start: Start) -> None:
     cluster = await start()
     await cluster.load()

@@ -5,6 +5,7 @@ import asyncio
 from llmserve.config.adapter_source import is_below, parse_adapter_source
 from llmserve.core.adapters import AdapterState, AdapterTier
 from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import WorkerId
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.commands import RouterLiveSettings
@@ -80,7 +81,19 @@ class AdapterCalls:
     def _why_not_yet(self, registration: Registration) -> str:
         if registration.pending and not self._book.lifecycle.members(registration.model):
             return f"no worker of model {registration.model} that runs adapters is registered"
-        return "; ".join(f"worker {name}: {pause.message}" for name, pause in registration.pauses.items())
+        far = self._too_far(registration) if registration.pending else {}
+        reasons = far | {name: pause.message for name, pause in registration.pauses.items()}
+        return "; ".join(f"worker {name}: {reason}" for name, reason in reasons.items())
+
+    def _too_far(self, registration: Registration) -> dict[WorkerId, str]:
+        """Returns where it is on the workers that have it, but not as near as it is wanted."""
+        members, wanted = self._book.lifecycle.members(registration.model), registration.wish.wanted
+        waiting = [one for one in members if not registration.confirmed_by(one)]
+        return {
+            member.spec.worker_id: f"it is in tier {report.tier}, and wanted in tier {wanted}"
+            for member in waiting
+            if (report := registration.report_of(member)) and report.digest
+        }
 
     def _is_kept(self, registration: Registration) -> bool:
         if registration.pending:
