@@ -64,9 +64,10 @@ class AdapterLifecycle:
         before = self._heard.get(member.spec.worker_id, member.reports)
         if before is not member.reports:
             self._heard[member.spec.worker_id] = member.reports
-            numbers = before.keys() | member.reports.keys()
-            changed = [one for one in sorted(numbers) if before.get(one) != member.reports.get(one)]
-            self._review_all(changed)
+            numbers = sorted(before.keys() | member.reports.keys())
+            pairs = ((one, before.get(one), member.reports.get(one)) for one in numbers)
+            # Most are the same object, since only what changed travels.
+            self._review_all([one for one, old, new in pairs if old is not new and old != new])
 
     def follow_members(self) -> None:
         """Workers may have come or gone."""

@@ -5,7 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from llmserve.core.adapters import BASE_MODEL, AdapterReport, AdapterState, AdapterTier, LoraShape
+from llmserve.core.adapters import (
+    BASE_MODEL,
+    AdapterReport,
+    AdapterReports,
+    AdapterState,
+    AdapterTier,
+    LoraShape,
+)
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import Outcome
@@ -653,7 +660,7 @@ class TestNearness:
             assert registration.pending
             for name, tier in zip(("decode-0", "decode-1"), tiers, strict=True):
                 member = world.member(name)
-                member.hear_reports([replace(report, tier=tier)])
+                member.hear_reports(AdapterReports((replace(report, tier=tier),)))
                 world.book.lifecycle.heard(member)
         assert registration.state is READY
 
