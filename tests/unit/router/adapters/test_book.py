@@ -788,6 +788,32 @@ class TestWorkersThatJoin:
         assert world.member("decode-0").ruled_out == set()
         assert world.controller.running_requests == 2
 
+    @pytest.mark.parametrize("broken", [["decode-0"], ["decode-0", "decode-1"]])
+    def test_a_version_that_engines_cannot_load_any_more_takes_no_worker_from_the_model(
+        self, world: World, broken: list[str]
+    ) -> None:
+        """They had it ready. It is tried again and again, and requests of the model itself never wait."""
+        world.start("decode-0", "decode-1")
+        registration = world.loaded("sql", "one")
+        for turn in range(100):
+            for name in broken:
+                reports = world.workers[name].reports
+                if registration.number in reports:
+                    fails = {"error": "AdapterUnavailable", "message": "no memory"}
+                    reports[registration.number] = replace(reports[registration.number], **fails)
+            world.round()
+            assert {name: world.state(name) for name in world.workers} == {
+                "decode-0": WorkerState.AVAILABLE,
+                "decode-1": WorkerState.AVAILABLE,
+            }
+            effects = world.admit(f"base-{turn}", BASE_MODEL)
+            assert any(isinstance(effect, RequestPlaced) for effect in effects)
+            world.done(f"base-{turn}")
+        assert [name for name in world.workers if world.member(name).ruled_out] == broken
+        assert registration.state is READY
+        world.round(rounds=65)
+        assert not any(world.member(name).ruled_out for name in broken), "after its longest pause"
+
 
 class TestManifest:
     def test_its_adapters_are_loaded(self, world: World) -> None:
