@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier, LoraShape
+from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterReports, AdapterTier, LoraShape
 from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
@@ -59,7 +59,7 @@ class Worker:
             worker_id="aggregated-0",
             epoch=1,
             adapters_version=self.version,
-            adapters=encode_reports(reports),
+            adapters=encode_reports(AdapterReports(tuple(reports))),
         )
         answer = await self.stub.Heartbeat(request, timeout=WAIT_SECONDS)
         if answer.adapters_version != self.version:

@@ -533,7 +533,7 @@ class FakeRouter(router_pb2_grpc.RouterServicer):
         self.last_load = request.load
         if request.HasField("adapters"):
             self.report_messages += 1
-            self.reports = {report.number: report for report in decode_reports(request.adapters)}
+            self.reports = decode_reports(request.adapters).applied_to(self.reports)
         self.obeyed = request.adapters_version == self._orders_version
         self.note("heartbeat")
         return router_pb2.HeartbeatResponse(

@@ -7,6 +7,7 @@ ever reads KV, or runs on weights, of another one.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -82,6 +83,36 @@ class AdapterReport:
     load_seconds: float = 0.0
     error: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReports:
+    """What a worker tells a router at once. changes_only: other reports are as the router heard them last;
+    else there are no others. ended: with changes_only, the numbers of those that there are no longer."""
+
+    reports: tuple[AdapterReport, ...] = ()
+    changes_only: bool = False
+    ended: tuple[int, ...] = ()
+
+    @classmethod
+    def since(
+        cls, before: Mapping[int, AdapterReport] | None, now: Mapping[int, AdapterReport]
+    ) -> "AdapterReports | None":
+        """Returns what a router that knows the reports of before has to hear; None: nothing. before: None:
+        nobody can say what it knows."""
+        if before is None:
+            return cls(tuple(now.values()))
+        changed = tuple(report for number, report in now.items() if report != before.get(number))
+        ended = tuple(number for number in before if number not in now)
+        return cls(changed, True, ended) if changed or ended else None
+
+    def applied_to(self, before: Mapping[int, AdapterReport]) -> dict[int, AdapterReport]:
+        """Returns all reports by number. before: those that were heard last."""
+        kept = dict(before) if self.changes_only else {}
+        kept |= {report.number: report for report in self.reports}
+        for number in self.ended:
+            kept.pop(number, None)
+        return kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ every event the caller delivers the effects, compares `cluster_version`, and ask
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from llmserve.core.adapters import AdapterReport
+from llmserve.core.adapters import AdapterReports
 from llmserve.core.clock import Clock
 from llmserve.core.ids import ApiserverId, WorkerId
 from llmserve.core.request import EngineLoad
@@ -145,7 +145,7 @@ class Controller:
         load: EngineLoad,
         *,
         draining: bool = False,
-        reports: Sequence[AdapterReport] | None = None,
+        reports: AdapterReports | None = None,
     ) -> list[Effect]:
         """Parameters and errors: as ClusterMembership.heartbeat."""
         before = self.membership.adapters(worker_id)

@@ -3,7 +3,14 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
-from llmserve.core.adapters import AdapterOrder, AdapterReport, AdapterTier, LoraShape, NamedAdapter
+from llmserve.core.adapters import (
+    AdapterOrder,
+    AdapterReport,
+    AdapterReports,
+    AdapterTier,
+    LoraShape,
+    NamedAdapter,
+)
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -101,13 +108,18 @@ def decode_adapter_report(message: router_pb2.AdapterReport) -> AdapterReport:
     )
 
 
-def encode_reports(reports: Iterable[AdapterReport]) -> router_pb2.AdapterReports:
-    return router_pb2.AdapterReports(reports=map(encode_adapter_report, reports))
+def encode_reports(reports: AdapterReports) -> router_pb2.AdapterReports:
+    return router_pb2.AdapterReports(
+        reports=map(encode_adapter_report, reports.reports),
+        changes_only=reports.changes_only,
+        ended=reports.ended,
+    )
 
 
-def decode_reports(message: router_pb2.AdapterReports) -> tuple[AdapterReport, ...]:
+def decode_reports(message: router_pb2.AdapterReports) -> AdapterReports:
     """Errors: InvalidRequest for an unknown tier."""
-    return tuple(map(decode_adapter_report, message.reports))
+    reports = tuple(map(decode_adapter_report, message.reports))
+    return AdapterReports(reports, message.changes_only, tuple(message.ended))
 
 
 def encode_named(adapter: NamedAdapter) -> router_pb2.NamedAdapter:

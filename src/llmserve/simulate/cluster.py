@@ -7,7 +7,7 @@ When the KV is pushed, the decode leg arrives before prefill has finished, and h
 
 import random
 
-from llmserve.core.adapters import LoraShape
+from llmserve.core.adapters import AdapterReports, LoraShape
 from llmserve.core.clock import Agenda
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, ApiserverId, LeaseId, RequestId, TenantId, WorkerId
@@ -237,7 +237,7 @@ class VirtualCluster:
 
     def adapters_changed(self, engine: VirtualEngine) -> None:
         """See EngineOwner. A change wakes the worker's heartbeat."""
-        name, reports = engine.worker_id, engine.adapters.reports()
+        name, reports = engine.worker_id, AdapterReports(tuple(engine.adapters.reports()))
         self._apply(self._controller.heartbeat(name, _EPOCH, engine.load(), reports=reports))
 
     def _end_lease(self, flight: Flight) -> None:

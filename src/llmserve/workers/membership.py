@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import grpc
 import grpc.aio
 
-from llmserve.core.adapters import AdapterReport
+from llmserve.core.adapters import AdapterReport, AdapterReports
 from llmserve.core.errors import LLMServeError, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import KvPeer
@@ -92,7 +92,7 @@ class RouterMembership:
         self._engine = engine
         self._adapters = adapters
         self._members_version = self._adapters_version = 0
-        self._reported: tuple[AdapterReport, ...] | None = None  # the reports that this router knows
+        self._reported: Mapping[int, AdapterReport] | None = None  # as the router knows them; None: perhaps
         self._routers = RouterSelector(tuple(routers))
         self._stubs = {
             address: router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -157,7 +157,9 @@ class RouterMembership:
     async def _heartbeat(self) -> None:
         info = self._status.info
         load = encode_load(await self._status.load())
-        reports = self._adapters.reports()
+        reports = {report.number: report for report in self._adapters.reports()}
+        changes = AdapterReports.since(self._reported, reports)
+        self._reported = None  # until the router has answered
         request = router_pb2.HeartbeatRequest(
             worker_id=info.worker_id,
             epoch=info.epoch,
@@ -165,7 +167,7 @@ class RouterMembership:
             members_version=self._members_version,
             draining=self._drainer.draining,
             adapters_version=self._adapters_version,
-            adapters=None if reports == self._reported else encode_reports(reports),
+            adapters=None if changes is None else encode_reports(changes),
         )
         try:
             answer = await self._stub.Heartbeat(request, timeout=self._call_seconds)

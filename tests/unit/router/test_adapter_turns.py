@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.adapters import AdapterReport, AdapterState, AdapterTier, LoraShape
+from llmserve.core.adapters import AdapterReport, AdapterReports, AdapterState, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId
 from llmserve.core.outcome import Outcome
@@ -54,7 +54,10 @@ class Field:
         ]
         book = AdapterSnapshot(len(registrations), registrations)
         self.controller.take_over(None, 0.0, adapters=book, epoch=1)
-        reports = [AdapterReport(one.number, one.digest, tier=AdapterTier.DISK) for one in registrations]
+        disk = AdapterTier.DISK
+        reports = AdapterReports(
+            tuple(AdapterReport(one.number, one.digest, tier=disk) for one in registrations)
+        )
         for number in range(workers):
             spec = make_spec(f"aggregated-{number}", slots=seats)
             self.controller.register(replace(spec, lora=LoraShape(slots)))

@@ -6,6 +6,7 @@ from llmserve.core.adapters import (
     NO_ADAPTERS,
     AdapterOrder,
     AdapterReport,
+    AdapterReports,
     AdapterTier,
     LoraShape,
     NamedAdapter,
@@ -38,12 +39,14 @@ def test_orders() -> None:
     assert decode_orders(encode_orders(orders)) == orders
 
 
-def test_reports() -> None:
+@pytest.mark.parametrize("changes_only", [False, True])
+def test_reports(changes_only: bool) -> None:
     reports = (
         AdapterReport(2**40, DIGEST, 8, 2**33, AdapterTier.DEVICE, running=3, load_seconds=0.25),
         AdapterReport(3, error="ModelNotFound", message="dir:/a: there is no such directory"),
     )
-    assert decode_reports(encode_reports(reports)) == reports
+    told = AdapterReports(reports, changes_only, (2**40 + 1,))
+    assert decode_reports(encode_reports(told)) == told
 
 
 def test_names() -> None:
@@ -61,7 +64,7 @@ def test_an_unspecified_tier_means_what_the_message_says_of_it() -> None:
     order, report = router_pb2.AdapterOrder(number=1), router_pb2.AdapterReport(number=1)
     assert decode_tier(UNSPECIFIED, AdapterTier.DRAM) is AdapterTier.DRAM
     assert decode_orders(router_pb2.AdapterOrders(orders=[order])) == (AdapterOrder(1, ""),)
-    assert decode_reports(router_pb2.AdapterReports(reports=[report])) == (AdapterReport(1),)
+    assert decode_reports(router_pb2.AdapterReports(reports=[report])) == AdapterReports((AdapterReport(1),))
 
 
 def test_an_unknown_tier_is_refused() -> None:

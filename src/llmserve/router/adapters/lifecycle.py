@@ -70,9 +70,10 @@ class AdapterLifecycle:
         before = self._heard.get(member.spec.worker_id, member.reports)
         if before is not member.reports:
             self._heard[member.spec.worker_id] = member.reports
-            numbers = before.keys() | member.reports.keys()
-            changed = [one for one in sorted(numbers) if before.get(one) != member.reports.get(one)]
-            self._review_all(changed)
+            numbers = sorted(before.keys() | member.reports.keys())
+            pairs = ((one, before.get(one), member.reports.get(one)) for one in numbers)
+            # Most are the same object, since only what changed travels.
+            self._review_all([one for one, old, new in pairs if old is not new and old != new])
 
     def follow_members(self) -> None:
         """Workers may have come or gone."""
@@ -237,17 +238,23 @@ class AdapterLifecycle:
             order = None if registration.paused(member, now) else registration.order_for(worker_id)
             self.orders.put(worker_id, registration.number, order)
 
-    def _hold_back(self, registration: Registration, members: Iterable[ClusterMember]) -> None:
-        """A worker that has not got every ready version yet takes no requests. One that has failed to get a
-        version takes those of the others: a source that is away must not stop the model."""
+    def _hold_back(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
+        """A worker that has not got every ready version yet takes no requests while another of its role has
+        it. One that has failed to get a version, or waits for it like all others, takes those of the rest: a
+        source that is away must not stop the model."""
+        confirmed = {member for member in members if registration.confirmed_by(member)}
+        served = {member.spec.role for member in confirmed}
+        is_ready, number = registration.state is AdapterState.READY, registration.number
         for member in members:
             worker_id = member.spec.worker_id
-            has_failed = worker_id in registration.pauses
+            missing, has_failed = self._missing[worker_id], worker_id in registration.pauses
+            lacks = is_ready and not has_failed and member not in confirmed
+            is_held = lacks and member.spec.role in served
             if registration.digest:
-                self._membership.rule_out(worker_id, registration.digest, out=has_failed)
-            missing, number = self._missing[worker_id], registration.number
-            is_ready = registration.state is AdapterState.READY
-            if is_ready and not has_failed and not registration.confirmed_by(member):
+                self._membership.rule_out(
+                    worker_id, registration.digest, out=has_failed or (lacks and not is_held)
+                )
+            if is_held:
                 missing.add(number)
             elif number in missing:
                 missing.remove(number)

@@ -8,7 +8,7 @@ and replaces the older.
 from collections.abc import Iterator, Mapping, Sequence
 from weakref import WeakValueDictionary
 
-from llmserve.core.adapters import AdapterReport
+from llmserve.core.adapters import AdapterReport, AdapterReports
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, WorkerId
@@ -71,9 +71,9 @@ class ClusterMembership:
         load: EngineLoad,
         *,
         draining: bool = False,
-        reports: Sequence[AdapterReport] | None = None,
+        reports: AdapterReports | None = None,
     ) -> ClusterMember:
-        """draining: the worker is about to leave. reports: of all its adapters; None: as it said last.
+        """draining: the worker is about to leave. reports: of its adapters; None: as it said last.
         Errors: NotFound when this incarnation is unknown and has to register."""
         member = self._members.get(worker_id)
         if member is None or member.spec.epoch != epoch:

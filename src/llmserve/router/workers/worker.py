@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
-from llmserve.core.adapters import BASE_MODEL, NO_ADAPTERS, AdapterReport, AdapterTier, LoraShape
+from llmserve.core.adapters import (
+    BASE_MODEL,
+    NO_ADAPTERS,
+    AdapterReport,
+    AdapterReports,
+    AdapterTier,
+    LoraShape,
+)
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
@@ -221,9 +228,8 @@ class ClusterMember:
             self._links, self._links_of = links_of(self.load.pairs), self.load
         return self._links.get(prefill)
 
-    def hear_reports(self, reports: Sequence[AdapterReport]) -> None:
-        """reports: all of them."""
-        self.reports, self._adapters = {report.number: report for report in reports}, None
+    def hear_reports(self, reports: AdapterReports) -> None:
+        self.reports, self._adapters = reports.applied_to(self.reports), None
 
     @property
     def adapters(self) -> Mapping[AdapterDigest, AdapterReport]:

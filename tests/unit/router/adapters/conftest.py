@@ -11,6 +11,7 @@ import pytest
 from llmserve.core.adapters import (
     AdapterOrder,
     AdapterReport,
+    AdapterReports,
     AdapterState,
     AdapterTier,
     LoraShape,
@@ -63,7 +64,7 @@ class Worker:
     reports: dict[int, AdapterReport] = field(default_factory=dict)
     running: Counter[AdapterDigest] = field(default_factory=Counter)
     version: int = 0
-    sent: tuple[AdapterReport, ...] | None = None
+    sent: dict[int, AdapterReport] | None = None
 
     @property
     def spec(self) -> WorkerSpec:
@@ -106,13 +107,11 @@ class Worker:
             return replace(known, error="ModelNotFound", message="it has other contents")
         return replace(known, digest=digest_of(content), rank=8, size_bytes=100, tier=order.tier)
 
-    def news(self) -> tuple[AdapterReport, ...] | None:
-        """All reports, when they are not those that it has sent; None: they are."""
-        reports = tuple(self.reports.values())
-        if reports == self.sent:
-            return None
-        self.sent = reports
-        return reports
+    def news(self) -> AdapterReports | None:
+        """What has changed since it was asked last."""
+        news = AdapterReports.since(self.sent, self.reports)
+        self.sent = dict(self.reports)
+        return news
 
 
 class World:

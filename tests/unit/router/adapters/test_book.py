@@ -5,7 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from llmserve.core.adapters import BASE_MODEL, AdapterReport, AdapterState, AdapterTier, LoraShape
+from llmserve.core.adapters import (
+    BASE_MODEL,
+    AdapterReport,
+    AdapterReports,
+    AdapterState,
+    AdapterTier,
+    LoraShape,
+)
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import Outcome
@@ -653,7 +660,7 @@ class TestNearness:
             assert registration.pending
             for name, tier in zip(("decode-0", "decode-1"), tiers, strict=True):
                 member = world.member(name)
-                member.hear_reports([replace(report, tier=tier)])
+                member.hear_reports(AdapterReports((replace(report, tier=tier),)))
                 world.book.lifecycle.heard(member)
         assert registration.state is READY
 
@@ -769,7 +776,8 @@ class TestWorkersThatJoin:
         registration = world.loaded("sql", "one")
         world.sources.away.add("dir:/sql")
         world.start("decode-0")
-        assert world.state("decode-0") is WorkerState.FETCHING
+        assert world.state("decode-0") is WorkerState.AVAILABLE
+        assert world.member("decode-0").ruled_out == {digest_of("one")}
         world.heartbeat("decode-0")
         world.heartbeat("decode-0")
         assert (registration.state, world.names()) == (READY, {"sql": digest_of("one")})
@@ -780,6 +788,47 @@ class TestWorkersThatJoin:
         world.round(rounds=5)
         assert world.member("decode-0").ruled_out == set()
         assert world.controller.running_requests == 2
+
+    def test_the_last_workers_of_a_role_serve_the_model_while_they_fetch(self, world: World) -> None:
+        world.start("prefill-0", "decode-0")
+        world.loaded("sql", "one")
+        world.start("decode-1", fetches=False)
+        assert world.state("decode-1") is WorkerState.FETCHING
+        world.stop("decode-0")
+        member = world.member("decode-1")
+        assert (member.state, member.ruled_out) == (WorkerState.AVAILABLE, {digest_of("one")})
+        world.start("decode-0")
+        world.round(rounds=2)
+        assert (member.state, member.ruled_out) == (WorkerState.FETCHING, set())
+        member_with_it = world.member("decode-0")
+        assert (member_with_it.state, member_with_it.ruled_out) == (WorkerState.AVAILABLE, set())
+
+    @pytest.mark.parametrize("broken", [["decode-0"], ["decode-0", "decode-1"]])
+    def test_a_version_that_engines_cannot_load_any_more_takes_no_worker_from_the_model(
+        self, world: World, broken: list[str]
+    ) -> None:
+        """They had it ready. It is tried again and again, and requests of the model itself never wait."""
+        world.start("decode-0", "decode-1")
+        registration = world.loaded("sql", "one")
+        for turn in range(100):
+            for name in broken:
+                reports = world.workers[name].reports
+                if registration.number in reports:
+                    before = reports[registration.number]
+                    failed = replace(before, error="AdapterUnavailable", message="no memory")
+                    reports[registration.number] = failed
+            world.round()
+            assert {name: world.state(name) for name in world.workers} == {
+                "decode-0": WorkerState.AVAILABLE,
+                "decode-1": WorkerState.AVAILABLE,
+            }
+            effects = world.admit(f"base-{turn}", BASE_MODEL)
+            assert any(isinstance(effect, RequestPlaced) for effect in effects)
+            world.done(f"base-{turn}")
+        assert [name for name in world.workers if world.member(name).ruled_out] == broken
+        assert registration.state is READY
+        world.round(rounds=65)
+        assert not any(world.member(name).ruled_out for name in broken), "after its longest pause"
 
 
 class TestManifest:

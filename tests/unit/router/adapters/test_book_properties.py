@@ -155,7 +155,7 @@ class Play:
     def _check_workers(self, ready) -> None:  # type: ignore[no-untyped-def]
         for member in self.world.controller.membership:
             if member.state is WorkerState.AVAILABLE:
-                confirmed = [one.confirmed_by(member) for one in ready]
+                confirmed = [one.confirmed_by(member) or one.digest in member.ruled_out for one in ready]
                 assert all(confirmed), "a worker takes requests of adapters that it has not got"
             if member.state is WorkerState.FETCHING:
                 assert any(not one.confirmed_by(member) for one in ready), "it lacks nothing"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmserve.core.adapters import AdapterReport, AdapterTier, LoraShape
+from llmserve.core.adapters import AdapterReport, AdapterReports, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.router.placement.adapter_cost import AdapterForecast
@@ -28,7 +28,7 @@ def make_member(make_spec: MakeSpec) -> Callable[..., ClusterMember]:
     def make(name: str, tier: AdapterTier = AdapterTier.DISK) -> ClusterMember:
         spec = replace(make_spec(name, slots=64), lora=LoraShape(4), total_blocks=0)
         member = ClusterMember(spec, WorkerSlots(), 0.0)
-        member.hear_reports([AdapterReport(1, A, tier=tier, size_bytes=30_000_000)])
+        member.hear_reports(AdapterReports((AdapterReport(1, A, tier=tier, size_bytes=30_000_000),)))
         return member
 
     return make

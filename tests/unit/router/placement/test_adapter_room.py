@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmserve.core.adapters import BASE_MODEL, AdapterReport, AdapterTier, LoraShape
+from llmserve.core.adapters import BASE_MODEL, AdapterReport, AdapterReports, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.router.placement.adapter_room import AdapterRoom
@@ -84,5 +84,5 @@ def test_an_adapter_is_loaded_where_it_could_decode(field: Field, worker: str, c
 def test_an_idle_slot_counts_as_loaded(field: Field, tier: AdapterTier) -> None:
     field.add("decode-0")
     (member,) = field.membership
-    member.hear_reports([AdapterReport(1, D, tier=tier)])
+    member.hear_reports(AdapterReports((AdapterReport(1, D, tier=tier),)))
     assert field.room.loaded(REQUEST) is (tier is AdapterTier.DEVICE)

@@ -264,10 +264,14 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ..., draining: _Optional[bool] = ..., adapters_version: _Optional[int] = ..., adapters: _Optional[_Union[AdapterReports, _Mapping]] = ...) -> None: ...
 
 class AdapterReports(_message.Message):
-    __slots__ = ("reports",)
+    __slots__ = ("reports", "changes_only", "ended")
     REPORTS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     reports: _containers.RepeatedCompositeFieldContainer[AdapterReport]
-    def __init__(self, reports: _Optional[_Iterable[_Union[AdapterReport, _Mapping]]] = ...) -> None: ...
+    changes_only: bool
+    ended: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, reports: _Optional[_Iterable[_Union[AdapterReport, _Mapping]]] = ..., changes_only: _Optional[bool] = ..., ended: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
     __slots__ = ("number", "digest", "rank", "size_bytes", "tier", "running", "load_seconds", "error", "message")
