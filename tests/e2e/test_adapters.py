@@ -1,10 +1,14 @@
 """LoRA adapters in a running cluster: more than engines have slots, swapped and unloaded while requests run,
 and when a part of the cluster dies. Each adapter says one word whatever the prompt, so an answer shows which
 version gave it.
+
+LLMSERVE_ADAPTERS: how many there are in the test of many (12; by hand: 100). Each gets four requests.
 """
 
 import json
 import os
+import random
+import re
 import signal
 import threading
 import time
@@ -23,6 +27,7 @@ from tests.support.adapters import marker_adapter, marker_basis
 
 MODEL = "SmolLM2-135M-Instruct"
 WORDS = ("green", "blue", "seven", "water", "house", "river")
+MANY = int(os.environ.get("LLMSERVE_ADAPTERS", "12"))
 TOKENS = 6
 # " one two three four five six seven eight nine ten": of what follows, the model is sure
 PROMPT = [582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772] * 20
@@ -30,13 +35,26 @@ BACK_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
-def sources(adapters_root: Path, model_dir: str) -> dict[str, Path]:
-    """By word."""
+def tokens(model_dir: str) -> dict[str, int]:
+    """The words that are one token each, and that token."""
     from transformers import AutoTokenizer
 
-    basis, tokenizer = marker_basis(Path(model_dir)), AutoTokenizer.from_pretrained(model_dir)
-    tokens = {word: tokenizer.encode(f" {word}")[0] for word in WORDS}
-    return {word: marker_adapter(adapters_root / word, basis, token) for word, token in tokens.items()}
+    vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(model_dir).get_vocab()
+    spaced = ((text.removeprefix("Ġ"), token) for text, token in vocabulary.items() if text[0] == "Ġ")
+    return {word: token for word, token in spaced if re.fullmatch("[a-z]{4,8}", word)}
+
+
+@pytest.fixture(scope="module")
+def make_source(adapters_root: Path, model_dir: str, tokens: dict[str, int]) -> Callable[[str], Path]:
+    """Makes the adapter that says a word."""
+    basis = marker_basis(Path(model_dir))
+    return lambda word: marker_adapter(adapters_root / word, basis, tokens[word])
+
+
+@pytest.fixture(scope="module")
+def sources(make_source: Callable[[str], Path]) -> dict[str, Path]:
+    """By word."""
+    return {word: make_source(word) for word in WORDS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +135,22 @@ def test_more_adapters_than_slots_and_the_model_at_once(http: httpx.Client) -> N
     of_the_model = text(ask(http, MODEL))
     found = all_at_once(http, [*WORDS, MODEL] * 6)
     assert found == {MODEL: {of_the_model}} | {word: {said_by(word)} for word in WORDS}
+
+
+def test_many_adapters_each_answer_as_themselves(
+    http: httpx.Client, make_source: Callable[[str], Path], tokens: dict[str, int]
+) -> None:
+    """In random order, each four times, by eight clients."""
+    words = random.Random(3).sample(sorted(tokens.keys() - set(WORDS)), MANY)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda word: load(http, word, make_source(word)), words))
+    asked = words * 4
+    random.Random(4).shuffle(asked)
+    began = time.monotonic()
+    assert all_at_once(http, asked) == {word: {said_by(word)} for word in words}
+    print(f"{len(asked)} requests for {MANY} adapters took {time.monotonic() - began:.0f} s")
+    for word in words:
+        http.post("/v1/unload_lora_adapter", json={"lora_name": word}).raise_for_status()
 
 
 def test_models_are_listed_with_their_parents(http: httpx.Client) -> None:
