@@ -76,7 +76,8 @@ def test_an_adapter_from_its_load_to_its_end(adapted: Adapted) -> None:
     assert explained["version"] == loaded["version"]
     assert {load["leg"] for load in explained["loads"]} == {"prefill", "decode"}
     again = adapted.adapter_of(adapted.complete(model="sql"))
-    assert {(load["tier"], load["seconds"]) for load in again["loads"]} == {("device", 0.0)}
+    assert {load["tier"] for load in again["loads"]} == {"device"}
+    assert all(load["seconds"] < 0.5 for load in again["loads"]), "nobody waits for what is in a slot"
     assert adapted.adapter_of(adapted.complete(model=adapted.model)) is None
     (row,) = adapted.command("show", "sql")
     assert {place["worker"] for place in row["workers"]} == {"prefill-0", "decode-0"}
