@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,40 +119,76 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         yield run
 
 
-async def _names(call: Any) -> list[str] | None:
-    """The names of the next state that a session is sent; None: they are as before."""
-    async with asyncio.timeout(WAIT_SECONDS):
+class Apiserver:
+    """The session of an apiserver. names: of each state that had some. placed: of each answer. hears: whether
+    it answers the router's questions now."""
+
+    def __init__(self, stub: router_pb2_grpc.RouterStub) -> None:
+        self._call = stub.Session()
+        self.hears = True
+        self.names: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.placed: asyncio.Queue[str] = asyncio.Queue()
+
+    async def write(self, **message: Any) -> None:
+        request = router_pb2.RouterSessionRequest(**message)
+        await self._call.write(router_pb2.RouterSessionRequests(messages=[request]))
+
+    async def run(self) -> None:
+        await self.write(hello=router_pb2.Hello(apiserver_id="api"))
         while True:
-            for message in (await call.read()).messages:
-                if message.HasField("state"):
-                    state = message.state
-                    names = [one.name for one in decode_names(state.adapters)]
-                    return names if state.HasField("adapters") else None
+            for message in (await self._call.read()).messages:
+                match message.WhichOneof("message"):
+                    case "state" if message.state.HasField("adapters"):
+                        self.names.put_nowait([one.name for one in decode_names(message.state.adapters)])
+                    case "placed":
+                        self.placed.put_nowait(message.placed.request_id)
+                    case "question" if self.hears:
+                        await self.write(answer=router_pb2.Answer(number=message.question.number))
+
+
+@asynccontextmanager
+async def session_of(cluster: Cluster) -> AsyncIterator[Apiserver]:
+    apiserver = Apiserver(cluster.stub)
+    task = asyncio.ensure_future(apiserver.run())
+    try:
+        async with asyncio.timeout(2 * WAIT_SECONDS):
+            assert await apiserver.names.get() == []
+            yield apiserver
+    finally:
+        task.cancel()
+        apiserver._call.cancel()
 
 
 async def test_an_adapter_is_loaded_used_and_unloaded(start: Start) -> None:
     cluster = await start()
-    session = cluster.stub.Session()
-    hello = router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id="api"))
-    await session.write(router_pb2.RouterSessionRequests(messages=[hello]))
-    assert await _names(session) == []
-    status = await cluster.load()
-    assert (status.state, status.adapter.name, status.adapter.digest) == ("ready", "sql", DIGEST)
-    (place,) = status.places
-    assert (place.worker_id, place.report.rank) == ("aggregated-0", 8)
-    assert await _names(session) == ["sql"]
-    admit = router_pb2.Admit(request_id="r", model="m", adapter=DIGEST)
-    message = router_pb2.RouterSessionRequest(admit=admit)
-    await session.write(router_pb2.RouterSessionRequests(messages=[message]))
-    async with asyncio.timeout(WAIT_SECONDS):
-        (answer,) = (await session.read()).messages
-    assert answer.placed.request_id == "r"
-    (listed,) = (await cluster.call("ListAdapters")).adapters
-    assert (listed.adapter.source, listed.running_requests) == ("dir:/adapters/sql", 1)
-    assert (await cluster.call("UnloadAdapter", name="sql")).adapter.state == "draining"
-    assert await _names(session) == []
-    session.cancel()
+    async with session_of(cluster) as session:
+        status = await cluster.load()
+        assert (status.state, status.adapter.name, status.adapter.digest) == ("ready", "sql", DIGEST)
+        (place,) = status.places
+        assert (place.worker_id, place.report.rank) == ("aggregated-0", 8)
+        assert session.names.get_nowait() == ["sql"], "it has heard before the load is answered"
+        await session.write(admit=router_pb2.Admit(request_id="r", model="m", adapter=DIGEST))
+        assert await session.placed.get() == "r"
+        (listed,) = (await cluster.call("ListAdapters")).adapters
+        assert (listed.adapter.source, listed.running_requests) == ("dir:/adapters/sql", 1)
+        assert (await cluster.call("UnloadAdapter", name="sql")).adapter.state == "draining"
+        assert session.names.get_nowait() == []
     assert len(cluster.worker.sent) == 3, "none, one to compute its digest, one with the digest"
+
+
+async def test_calls_wait_for_an_apiserver_that_has_not_heard_yet(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not for long: it may hang."""
+    cluster = await start()
+    commands = cluster.router._term.services.commands
+    monkeypatch.setattr(commands._broadcast, "_answer_seconds", 0.3)
+    async with session_of(cluster) as session:
+        session.hears = False
+        began = time.monotonic()
+        assert (await cluster.load()).state == "ready"
+        assert (await cluster.call("UnloadAdapter", name="sql")).adapter.state == "draining"
+        assert time.monotonic() - began >= 0.6
 
 
 async def test_one_that_waits_for_a_nearer_tier_says_where_it_is(start: Start) -> None:

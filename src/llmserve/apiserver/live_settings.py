@@ -64,6 +64,8 @@ class CommandHandler:
                 return b""
             case "record":
                 return self._find(question.record)
+            case "echo":
+                return b""
             case other:
                 raise InvalidRequest(f"this apiserver knows nothing about {other or 'an empty question'}")
 

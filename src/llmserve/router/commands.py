@@ -175,6 +175,13 @@ class OperatorCommands:
 
     # -- apiservers
 
+    async def told(self) -> None:
+        """Returns when all apiservers have what was sent to them before. It does not wait long for one
+        that is silent."""
+        silent = (await self._ask(router_pb2.Question(echo=router_pb2.Echo()))).silent
+        if silent:
+            _log.warning("no answer from %s: it may not know yet what has changed", ", ".join(sorted(silent)))
+
     def joined(self, send: Send) -> None:
         """An apiserver has a session from now on. It learns of the last reload, which it may have missed."""
         if self._reload is not None and (pending := self._reload.pending()) is not None:

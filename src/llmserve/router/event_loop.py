@@ -84,8 +84,8 @@ class EventLoop:
             self.apply(effects)
 
     def apply(self, effects: list[Effect]) -> None:
-        # New names are in the outbox of every session before a load is answered. Each session keeps the order
-        # of its messages, so an apiserver lacks a name that is loaded only while its message is on its way.
+        # New names are in the outbox of every session before the calls that wait for them go on, so an
+        # apiserver that answers a later question has them.
         self._send_cluster()
         self.adapter_watch.look()
         self.leftovers.look()

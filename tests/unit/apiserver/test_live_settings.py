@@ -30,6 +30,9 @@ class _Apiserver:
     def nothing(self) -> router_pb2.Answer:
         return self._questions.answer(router_pb2.Question(number=9))
 
+    def echo(self) -> router_pb2.Answer:
+        return self._questions.answer(router_pb2.Question(number=10, echo=router_pb2.Echo()))
+
 
 @pytest.fixture
 def apiserver() -> _Apiserver:
@@ -71,3 +74,7 @@ def test_records(apiserver: _Apiserver) -> None:
 
 def test_a_question_of_a_later_release(apiserver: _Apiserver) -> None:
     assert apiserver.nothing().error == "InvalidRequest"
+
+
+def test_an_echo(apiserver: _Apiserver) -> None:
+    assert apiserver.echo() == router_pb2.Answer(number=10)

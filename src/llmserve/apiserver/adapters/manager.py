@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.config.adapter_source import AdapterSource, parse_adapter_source
 from llmserve.core.adapters import AdapterTier, NamedAdapter
-from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
+from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.adapters import decode_named
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -42,19 +42,8 @@ class AdapterManager:
 
     async def load_for_request(self, source: AdapterSource) -> NamedAdapter:
         """Loads what a request names by its source. A source that cannot be used leaves no name behind."""
-        name = name_for(source)
-        try:
-            status = await self._router.load(name, str(source), self._limit_seconds(), implicit=True)
-            return decode_named(status.adapter)
-        except (InvalidRequest, NotFound):
-            await self._forget(name)
-            raise
-
-    async def _forget(self, name: str) -> None:
-        try:
-            await self._router.unload(name, self._limit_seconds())
-        except NotFound:
-            return  # the router refused it at once, or another request has done this
+        status = await self._router.load(name_for(source), str(source), self._limit_seconds(), implicit=True)
+        return decode_named(status.adapter)
 
     async def unload(self, name: str, *, wait: bool = False) -> router_pb2.AdapterStatus:
         """Returns when requests to this apiserver may not use it any more, unless it was loaded again since.

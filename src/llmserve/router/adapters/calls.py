@@ -1,6 +1,7 @@
 """Answers the calls by which operators load, unload, keep and list adapters."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from llmserve.config.adapter_source import is_below, parse_adapter_source
 from llmserve.core.adapters import AdapterState, AdapterTier
@@ -18,13 +19,19 @@ from llmserve.rpc.status import error_named
 
 class AdapterCalls:
     """Each call raises NotLeader on a standby, and when the term ends while it waits. The same call
-    to the next leader joins the work that was begun."""
+    to the next leader joins the work that was begun. told: returns when all apiservers have the names that
+    were sent to them before, so that requests by any of them follow a call that was answered."""
 
     def __init__(
-        self, book: AdapterBook, event_loop: EventLoop, leader_check: LeaderCheck, live: RouterLiveSettings
+        self,
+        book: AdapterBook,
+        event_loop: EventLoop,
+        leader_check: LeaderCheck,
+        live: RouterLiveSettings,
+        told: Callable[[], Awaitable[None]],
     ) -> None:
         self._book, self._event_loop = book, event_loop
-        self._leader_check, self._live = leader_check, live
+        self._leader_check, self._live, self._told = leader_check, live, told
 
     async def load(self, request: router_pb2.LoadAdapterRequest) -> router_pb2.LoadAdapterResponse:
         """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; those
@@ -36,13 +43,17 @@ class AdapterCalls:
             registration = self._book.load(request.model, wish)
         await self._event_loop.adapter_watch.until(lambda: not registration.pending)
         if registration.error:
+            with self._event_loop.deciding():
+                self._book.end_failed(registration)
             raise error_named(registration.error, registration.message)
+        await self._told()
         return router_pb2.LoadAdapterResponse(adapter=self._status(registration))
 
     async def unload(self, request: router_pb2.UnloadAdapterRequest) -> router_pb2.UnloadAdapterResponse:
         """Errors: NotFound."""
         with self._event_loop.deciding():
             registration = self._book.unload(request.model, request.name)
+        await self._told()
         if request.wait:
             await self._event_loop.adapter_watch.until(lambda: registration.state is AdapterState.GONE)
         return router_pb2.UnloadAdapterResponse(adapter=self._status(registration))

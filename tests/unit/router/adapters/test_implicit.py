@@ -139,3 +139,18 @@ def test_a_twin_is_as_used_as_the_other(world: World) -> None:
     world.book.refusal(MODEL, digest_of("same"))
     wait(world, 1)
     assert (first.state, second.state) == (READY, READY)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_load_that_failed_leaves_a_name_only_if_somebody_named_it(world: World, implicit: bool) -> None:
+    registration = world.load("a", implicit=implicit)
+    world.round(0.0, rounds=4)
+    assert registration.error == "InvalidRequest"
+    world.book.end_failed(registration)
+    world.book.end_failed(registration)  # another request that waited for it
+    world.round(rounds=2)
+    assert [one.wish.name for one in world.book] == ([] if implicit else ["a"])
+    assert (registration.error, registration.state) == (
+        "InvalidRequest",
+        AdapterState.GONE if implicit else AdapterState.FAILED,
+    )

@@ -522,14 +522,20 @@ class PlacementCandidate(_message.Message):
     def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Question(_message.Message):
-    __slots__ = ("number", "manifest", "record")
+    __slots__ = ("number", "manifest", "record", "echo")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
     number: int
     manifest: ManifestQuestion
     record: RecordQuestion
-    def __init__(self, number: _Optional[int] = ..., manifest: _Optional[_Union[ManifestQuestion, _Mapping]] = ..., record: _Optional[_Union[RecordQuestion, _Mapping]] = ...) -> None: ...
+    echo: Echo
+    def __init__(self, number: _Optional[int] = ..., manifest: _Optional[_Union[ManifestQuestion, _Mapping]] = ..., record: _Optional[_Union[RecordQuestion, _Mapping]] = ..., echo: _Optional[_Union[Echo, _Mapping]] = ...) -> None: ...
+
+class Echo(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ManifestQuestion(_message.Message):
     __slots__ = ("text", "file", "only_check")
