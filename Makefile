@@ -26,7 +26,7 @@ TWO_AT_ONCE := -n 2 --dist loadfile
 # $(call tests,WHAT,HOW). Real libraries and processes on a busy machine now and then fail one of some thousand
 # tests: those that failed run once more, alone, and both runs are shown. A unit test gets no second try.
 define tests
-$(BIN)/pytest -o cache_dir=.pytest_cache/$@ $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && \
+$(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && \
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
