@@ -34,6 +34,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("engine", "dtype"): ("apiserver", "worker"),
     ("engine", "max_model_len"): ("apiserver", "worker"),
     ("engine", "env"): ("apiserver", "worker"),
+    ("engine", "speculation"): ("apiserver", "worker"),
     ("engine", "max_logprobs"): ("apiserver", "worker"),
     ("engine", "tool_call_parser"): ("apiserver",),
     ("engine", "reasoning_parser"): ("apiserver", "worker"),

@@ -1,6 +1,7 @@
 """Combinations of right values that are refused. Pure; called by load.py.
 
-Only the rules of adapters read `models`, so that all others are checked even while the model is missing.
+Only the rules of adapters and of speculation read `models`, so that all others are checked even while the
+model is missing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
 from llmserve.config.schema.section import path_text
+from llmserve.config.speculation import speculation_rules
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
 
 _LAST_PORT = 65535
@@ -240,4 +242,5 @@ _RULES = (
     quotas,
     adapter_rules,
     adapter_memory,
+    speculation_rules,
 )

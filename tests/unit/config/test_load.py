@@ -229,18 +229,12 @@ def test_one_problem(text: str, expected: str) -> None:
     ("text", "line", "words"),
     [
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
-        ("engine:\n  speculative_tokens: 3\n", 6, "engine.speculative_tokens: not available yet"),
         ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
     ],
 )
 def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:
     (found,) = with_sections(text)
     assert found.startswith(f"m.yaml:{line}: {words}; it comes with ")
-
-
-def test_planned_models_are_refused() -> None:
-    (found,) = problems(f"{MINIMAL}  draft: {{source: hub:org/small}}\n")
-    assert found.startswith("m.yaml:5: models.draft: not available yet; it comes with ")
 
 
 def test_planned_knobs_may_be_set_to_what_they_are() -> None:

@@ -99,7 +99,7 @@ def test_a_secret_is_not_in_the_representation() -> None:
 
 def test_planned_knobs_are_refused_without_a_file_too() -> None:
     with pytest.raises(ValidationError, match="not available yet"):
-        EngineConfig(speculative_tokens=2)
+        EngineConfig(pipeline_parallel=2)
 
 
 @pytest.mark.parametrize(

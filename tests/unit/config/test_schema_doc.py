@@ -21,6 +21,7 @@ def test_the_committed_documentation_is_the_generated_one() -> None:
 # Sections whose keys are explained once, at the first of their kind.
 SAME_AS_ANOTHER = (
     "models.draft.",
+    "engine.speculation.draft.",
     *(f"deployment.k8s.resources.{role}." for role in ("router", "prefill", "decode", "kvmanager")),
 )
 
@@ -52,7 +53,7 @@ def test_the_schema_has_units_and_says_what_is_planned() -> None:
     engine = json_schema()["$defs"]["EngineConfig"]["properties"]
     assert engine["max_model_len"]["x-unit"] == "tokens"
     assert engine["max_model_len"]["x-status"] == "available"
-    assert engine["speculative_tokens"]["x-status"] == "planned"
+    assert engine["pipeline_parallel"]["x-status"] == "planned"
 
 
 def test_the_schema_describes_both_ways_to_write_a_manifest() -> None:

@@ -15,6 +15,7 @@ from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSp
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
 from llmserve.config.schema.section import ManifestSection
 from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
+from llmserve.config.schema.speculation import Speculation
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Scheduling",
     "Security",
     "SimSpec",
+    "Speculation",
     "State",
     "StorageClass",
     "StorageFormat",

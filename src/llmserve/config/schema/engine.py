@@ -15,6 +15,7 @@ from llmserve.config.schema.section import (
     Tokens,
     VllmOnly,
 )
+from llmserve.config.schema.speculation import Speculation
 
 Ranks = Annotated[int, KeyUnit("ranks")]
 
@@ -29,6 +30,10 @@ class SimSpec(ManifestSection):
     """A decode step takes this long, whatever its batch."""
     decode_seconds_per_sequence: Seconds = Field(default=0.0, ge=0)
     """Each sequence adds this much to a decode step."""
+    proposed_token_seconds: Seconds = Field(default=0.0, ge=0)
+    """Each token that is proposed and verified adds this much to a decode step."""
+    acceptance: float = Field(default=0.7, ge=0, le=1)
+    """A proposed token is right with this probability, if all before it in the same step were."""
     adapter_load_seconds: Seconds = Field(default=0.0, ge=0)
     """An adapter takes this long to load into a slot."""
     blocks: Annotated[int, KeyUnit("blocks")] = Field(default=1024, ge=2)
@@ -67,8 +72,10 @@ class EngineConfig(ManifestSection):
     allows those of the whole vocabulary."""
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], VllmOnly()] = "auto"
     """Weights and activations have this type. `auto` uses the model's own."""
-    speculative_tokens: Annotated[Tokens, Planned("speculative decoding")] = Field(default=0, ge=0)
-    """The draft model proposes this many tokens in each step. 0 proposes none."""
+    speculative_tokens: Tokens = Field(default=0, ge=0, le=32)
+    """`models.draft` proposes this many tokens in each step: the short form of `engine.speculation.tokens`.
+    0 leaves that as it is."""
+    speculation: Speculation = Speculation()
     chunked_prefill: bool = True
     """A long prompt is computed in pieces, between the decode steps of other requests."""
     max_batched_tokens: Tokens | None = Field(default=None, gt=0)

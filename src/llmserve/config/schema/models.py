@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmserve.config.adapter_source import parse_adapter_source
-from llmserve.config.schema.section import Live, ManifestSection, Planned, refusing
+from llmserve.config.schema.section import Live, ManifestSection, refusing
 
 _SHAPES = {
     "package": "a packaged model is package:PYTHON_PACKAGE/FILE.gguf",
@@ -94,7 +94,8 @@ class Models(ManifestSection):
 
     primary: ModelSpec
     """The model that answers."""
-    draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
-    """A small model that proposes tokens, which the primary model verifies."""
+    draft: ModelSpec | None = None
+    """A small model that proposes tokens, which the primary model verifies, together with
+    `engine.speculative_tokens`: the short form of `engine.speculation`."""
     adapters: Annotated[tuple[AdapterSpec, ...], Live(("router",))] = Field(default=(), strict=False)
     """LoRA adapters, each of which is served under its own model name."""
