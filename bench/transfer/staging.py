@@ -1,10 +1,11 @@
 """GB/s of `Staging` over a fake device, beside the same copies without it and beside plain memcpy.
 
-The copies are those of the fake device in the first two: a thread that copies one slot after the other.
+The copies are those of the fake device in the first two: a thread that copies one slot after the other, each
+by a system call, in which other threads run.
 Without staging all of them are started at once into as many slots as a transfer has, and the last one is
 waited for; nobody looks at the bytes. What staging adds are the slots' hand-out, a wait for each copy and the
 call of the network, which does nothing here. memcpy copies the same bytes in slots, in order, in the calling
-thread: what one core does at best, without the fake's loop over pieces.
+thread: what one core does at best, without the cost of pieces.
 
 All three take turns in every round, in another order each time, so that a slow moment of the machine hits
 all. `of these` is the ratio to the same copies, whose goal is 0.9: of the best rounds, and in brackets the
