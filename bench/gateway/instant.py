@@ -29,7 +29,7 @@ from bench.gateway.floor import MARK
 from llmserve.apiserver.engine.client import SUPPORTED_TASKS
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.http.app import serving_args, vllm_config
-from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import SimSpec
 from llmserve.engines.sim.sequence import TokenSource
@@ -138,9 +138,7 @@ async def serve(manifest_path: Path, model: Path) -> None:
     """As vLLM's build_and_serve, but without a line of log for each request. Ends with SIGTERM."""
     torch.set_num_threads(1)
     manifest = load_manifest(manifest_path)
-    args = serving_args(
-        ServedModel(manifest.models.primary.served_name, model), manifest.engine, manifest.api
-    )
+    args = serving_args(ModelDirectory(manifest.model.served_name, model), manifest.engine, manifest.api)
     client = InstantClient(vllm_config(args), manifest.engine.sim)
     app = build_app(args, SUPPORTED_TASKS, client.model_config)
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)

@@ -178,5 +178,5 @@ def _engine_config() -> Any:
     from llmserve.config.load import load_manifest
     from llmserve.models import resolve
 
-    model = resolve(load_manifest(Path("llmserve.yaml")).models.primary)
+    model = resolve(load_manifest(Path("llmserve.yaml")).model)
     return AsyncEngineArgs(model=str(model.path), max_model_len=2048).create_engine_config()

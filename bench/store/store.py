@@ -31,7 +31,7 @@ def run(parts: Sequence[str]) -> str:
 
 
 async def _run(parts: Sequence[str]) -> str:
-    primary = load_manifest(Path("llmserve.yaml")).models.primary
+    primary = load_manifest(Path("llmserve.yaml")).model
     model = Path(resolve(primary).path)
     tables: list[str] = []
     os.environ.update(credentials())

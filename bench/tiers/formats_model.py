@@ -77,7 +77,7 @@ class Model:
 
     @classmethod
     def of_manifest(cls) -> "Model":
-        return cls(resolve(load_manifest("llmserve.yaml").models.primary).path)
+        return cls(resolve(load_manifest("llmserve.yaml").model).path)
 
     def prompts(self) -> Iterator[torch.Tensor]:
         """Token ids [1, tokens] of questions about texts of this repository."""

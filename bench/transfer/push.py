@@ -44,7 +44,7 @@ def run(repeats: int) -> str:
 
 
 async def _run(repeats: int) -> str:
-    model = Path(resolve(load_manifest(Path("llmserve.yaml")).models.primary).path)
+    model = Path(resolve(load_manifest(Path("llmserve.yaml")).model).path)
     async with (
         _started(model, WorkerRole.PREFILL, 0) as prefill,
         _started(model, WorkerRole.DECODE, 1) as decode,

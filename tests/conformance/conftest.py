@@ -96,4 +96,4 @@ class VllmKit:
 
 @pytest.fixture(scope="session")
 def vllm_kit() -> VllmKit:
-    return VllmKit(Path(resolve(load_manifest(MANIFEST).models.primary).path))
+    return VllmKit(Path(resolve(load_manifest(MANIFEST).model).path))

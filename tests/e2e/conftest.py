@@ -57,7 +57,7 @@ def model_dir(manifest: dict[str, Any]) -> str:
     from llmserve.models import resolve
 
     loaded = load_manifest(ROOT / "llmserve.yaml")
-    return str(resolve(loaded.models.primary).path)
+    return str(resolve(loaded.model).path)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ModelDirectory:
     """directory: config, tokenizer, chat template; its weights are not read here."""
 
     name: str
@@ -29,7 +29,7 @@ class ApiserverOptions:
     name: str
     http: str
     routers: tuple[str, ...]
-    model: ServedModel
+    model: ModelDirectory
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
@@ -56,7 +56,7 @@ def flags() -> argparse.ArgumentParser:
 
 def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
     """Prepares the model unless its directory was given. Errors: ModelNotFound."""
-    model = manifest.models.primary
+    model = manifest.model
     if given.model_dir is None:
         report_progress(f"preparing the model {model.source}")
     directory = given.model_dir or Path(resolve(model).path)
@@ -64,7 +64,7 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         name=given.name,
         http=given.http,
         routers=given.router,
-        model=ServedModel(model.served_name, directory),
+        model=ModelDirectory(model.served_name, directory),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),
         share=given.port_share,

@@ -77,7 +77,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _as_json(manifest: Manifest, plan: LocalPlan, gpus: _GpuPlan) -> dict[str, object]:
     return {
         "name": manifest.metadata.name,
-        "model": manifest.models.primary.served_name,
+        "model": manifest.model.served_name,
         "base_urls": plan.base_urls,
         "notes": plan.notes,
         "processes": [asdict(process) for process in plan.processes],
@@ -90,7 +90,7 @@ def _show(
     manifest: Manifest, plan: LocalPlan, path: Path, notes: Sequence[str], warnings: Sequence[str]
 ) -> None:
     console = screen()
-    primary = manifest.models.primary
+    primary = manifest.model
     console.print(
         f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {primary.source}", soft_wrap=True
     )

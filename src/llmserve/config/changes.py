@@ -2,13 +2,14 @@
 of which processes. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmserve.config.adapter_source import AdapterSourceKind
+from llmserve.config.conflict import Path
 from llmserve.config.lora import adapter_kinds, lora_of
 from llmserve.config.plan_types import engine_names
-from llmserve.config.schema import AdapterSpec, Manifest
+from llmserve.config.schema import AdapterSpec, Manifest, ModelSpec, ServedModel
 from llmserve.config.schema.section import (
     ITEM,
     AtStart,
@@ -19,6 +20,7 @@ from llmserve.config.schema.section import (
     path_text,
     walk,
 )
+from llmserve.config.several_models import in_file
 
 _Path = tuple[str, ...]
 
@@ -28,6 +30,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("kind",): ("cluster",),
     ("metadata",): ("cluster",),
     ("models",): ("apiserver", "worker"),
+    ("models", "tenants"): ("apiserver",),
     ("lora",): ("router", "apiserver", "worker"),
     ("deployment",): ("cluster",),
     ("engine",): ("worker",),
@@ -92,20 +95,50 @@ class Changes:
 def compare(started: Manifest, last: Manifest, new: Manifest) -> Changes:
     """started: the manifest with which the processes were started. last: the one whose live keys are
     applied."""
-    restart = [
-        NeedsRestart(path_text(one.path), names)
-        for one in _differences(started, new)
-        if (names := _process_names(started, one.at_start))
-    ]
-    if not _workers_can_take(new.models.adapters, started):
-        restart.append(NeedsRestart("models.adapters", _process_names(started, ("worker",))))
-    return Changes(tuple(_change(one) for one in _differences(last, new) if one.live), tuple(restart))
+    live = {str(change.path): change for change in _live_changes(last, new)}
+    restart: dict[str, list[str]] = {}
+    for path, names in _restarts(started, new):
+        restart.setdefault(path, []).extend(names)
+    needed = (NeedsRestart(path, tuple(dict.fromkeys(names))) for path, names in restart.items() if names)
+    return Changes(tuple(live.values()), tuple(needed))
+
+
+def _live_changes(last: Manifest, new: Manifest) -> Iterator[LiveChange]:
+    for old, model in _pairs(last, new):
+        for one in _differences(last.alone(old), new.alone(model)):
+            if one.live:
+                yield _change(one, in_file(new, model, one.path))
+
+
+def _restarts(started: Manifest, new: Manifest) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yields the path of each key that is not live, and the processes that must start again for it."""
+    if len(started.served) + len(new.served) > 2 and _served_names(started) != _served_names(new):
+        yield "models", _process_names(started, "", ("cluster",))
+    for old, model in _pairs(started, new):
+        before, after = started.alone(old), new.alone(model)
+        for one in _differences(before, after):
+            path = path_text(in_file(new, model, one.path))
+            yield path, _process_names(started, old.served_name, one.at_start)
+        if not _workers_can_take(model.adapters, before):
+            path = path_text(in_file(new, model, ("models", "adapters")))
+            yield path, _process_names(started, old.served_name, ("worker",))
+
+
+def _served_names(manifest: Manifest) -> set[str]:
+    return {one.served_name for one in manifest.served}
+
+
+def _pairs(old: Manifest, new: Manifest) -> list[tuple[ServedModel, ServedModel]]:
+    """Returns the models of the same name, at least one pair: what is not of a model is compared with it."""
+    named = {one.served_name: one for one in old.served}
+    pairs = [(named[one.served_name], one) for one in new.served if one.served_name in named]
+    return pairs or [(old.served[0], new.served[0])]
 
 
 def _workers_can_take(adapters: Sequence[AdapterSpec], started: Manifest) -> bool:
     """Whether these adapters leave as it is what workers know of them from their start on."""
-    models = started.models.model_copy(update={"adapters": adapters})
-    return _known_at_start(started.model_copy(update={"models": models})) == _known_at_start(started)
+    model = started.model.model_copy(update={"adapters": adapters})
+    return _known_at_start(started.model_copy(update={"models": (model,)})) == _known_at_start(started)
 
 
 def _known_at_start(manifest: Manifest) -> tuple[bool, frozenset[AdapterSourceKind]]:
@@ -136,16 +169,25 @@ class _Difference:
 def _differences(
     old: ManifestSection, new: ManifestSection, path: _Path = (), above: Live | None = None
 ) -> Iterator[_Difference]:
-    """A list is one value, except for the keys of its items that are AtStart."""
+    """A list is one value, except for the keys of its items that are AtStart. Manifests are of one model
+    each."""
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
         live = marker(field, Live) or above
-        if isinstance(before, ManifestSection) and isinstance(after, ManifestSection):
+        if isinstance(old, Manifest) and isinstance(new, Manifest) and name == "models":
+            yield from _between_models(old.model, new.model)
+        elif isinstance(before, ManifestSection) and isinstance(after, ManifestSection):
             yield from _differences(before, after, (*path, name), live)
         elif _is_list_of_sections(before) or _is_list_of_sections(after):
             yield from _in_list((*path, name), live, before, after)
         elif before != after:
             yield _difference((*path, name), live, before, after)
+
+
+def _between_models(old: ServedModel, new: ServedModel) -> Iterator[_Difference]:
+    for one in _differences(old.without_sections(), new.without_sections(), ("models",)):
+        key = one.path[1]
+        yield replace(one, path=("models", "primary", key)) if key in ModelSpec.model_fields else one
 
 
 def _difference(path: _Path, live: Live | None, before: Any, after: Any) -> _Difference:
@@ -181,26 +223,27 @@ def _readers(path: _Path) -> tuple[Reader, ...]:
     return next(_READERS[path[:end]] for end in range(len(path), 0, -1) if path[:end] in _READERS)
 
 
-def _change(one: _Difference) -> LiveChange:
+def _change(one: _Difference, path: Path) -> LiveChange:
     is_short = not isinstance(one.before or one.after, tuple | ManifestSection) and one.path[0] != "security"
     texts = (_text(one.before), _text(one.after)) if is_short else ()
-    return LiveChange(path_text(one.path), *texts)
+    return LiveChange(path_text(path), *texts)
 
 
 def _text(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _process_names(manifest: Manifest, readers: Iterable[Reader]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for reader in readers for name in _names(manifest, reader)))
+def _process_names(manifest: Manifest, model: str, readers: Iterable[Reader]) -> tuple[str, ...]:
+    """model: only workers of this model read the key."""
+    return tuple(dict.fromkeys(name for reader in readers for name in _names(manifest, model, reader)))
 
 
-def _names(manifest: Manifest, reader: Reader) -> list[str]:
+def _names(manifest: Manifest, model: str, reader: Reader) -> list[str]:
     """Returns the names that the plan gives to the processes of a reader."""
     if reader == "cluster":
         return ["the whole cluster"]
     if reader == "worker":
-        return [name for _, name in engine_names(manifest)]
+        return [one.name for one in engine_names(manifest) if one.model == model]
     if manifest.deployment.local.single_process:
         return ["control-0"]
     return [f"{reader}-{index}" for index in range(getattr(manifest.deployment.replicas, reader))]

@@ -1,5 +1,5 @@
 """Decides whether engines run LoRA adapters, once for the engines and for all that serves them, and checks
-the adapters of a manifest. Pure."""
+the adapters of a manifest of one model (`Manifest.for_model`). Pure."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from llmserve.core.errors import InvalidRequest
 
 def lora_of(manifest: Manifest) -> Lora | None:
     """Returns section `lora`, or its defaults when only `models.adapters` is there; None: no adapters."""
-    return manifest.lora or (Lora() if manifest.models.adapters else None)
+    return manifest.lora or (Lora() if manifest.model.adapters else None)
 
 
 def adapter_kinds(manifest: Manifest) -> frozenset[AdapterSourceKind]:
     """Returns the kinds of places that workers may have to fetch adapters from."""
     roots = map(parse_adapter_root, manifest.lora.allowed_sources if manifest.lora else ())
-    declared = (parse_adapter_source(one.source) for one in manifest.models.adapters)
+    declared = (parse_adapter_source(one.source) for one in manifest.model.adapters)
     return frozenset(one.kind for one in (*roots, *declared))
 
 
@@ -28,15 +28,9 @@ def may_ask_hub(manifest: Manifest) -> bool:
 
 
 def adapter_rules(manifest: Manifest) -> Iterator[Conflict]:
-    """Checks the names of adapters together, and the revision of each. It is a part of `rules`."""
-    models = manifest.models
-    first: dict[str, Path] = {models.primary.served_name: ("models", "primary")}
-    for index, one in enumerate(models.adapters):
+    """Checks the name and the revision of each adapter. It is a part of `rules`."""
+    for index, one in enumerate(manifest.model.adapters):
         here: Path = ("models", "adapters", index)
-        taken = first.setdefault(one.name, here)
-        if taken is not here:
-            whose = "the model" if taken == ("models", "primary") else f"models.adapters[{taken[-1]}]"
-            yield Conflict(((*here, "name"), taken), f"'{one.name}' is the name of {whose}, too")
         if is_digest(one.name.lower()):
             yield Conflict(((*here, "name"),), "looks like the digest of an adapter; choose another name")
         try:

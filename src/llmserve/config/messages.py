@@ -1,7 +1,7 @@
 """Messages for wrong values of a manifest: pydantic's errors in the words of the manifest."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -46,6 +46,7 @@ def describe(error: ErrorDetails, *, secret: bool) -> str:
 
 _OTHERS = {
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
     "finite_number": "must be a finite number",
     "missing": "missing",
 }
@@ -96,10 +97,18 @@ def _plain(word: str) -> str:
 
 
 def unknown_key(root: type[ManifestSection], path: Sequence[str | int]) -> str:
-    """Suggests what the key may have been: a key of its section, or one of the same name elsewhere."""
+    """Suggests what the key may have been: a key of its section, or one of that name in another section."""
     key, section = str(path[-1]), section_at(root, path[:-1])
-    same_keys = [path_text(one.path) for one in walk(root) if _plain(one.path[-1]) == _plain(key)]
     hint = did_you_mean(key, list(section.model_fields)) if section is not None else ""
-    if same_keys and not hint:
-        hint = f"; '{key}' exists as {' and '.join(same_keys)}"
+    if not hint and (others := list(_paths_of(root, key))):
+        hint = f"; '{key}' exists as {' and '.join(others)}"
     return f"unknown key{hint}"
+
+
+def _paths_of(root: type[ManifestSection], key: str) -> Iterator[str]:
+    """Yields the keys of this name; of those that the entry of a model repeats, the one for all models."""
+    same = [one for one in walk(root) if _plain(one.path[-1]) == _plain(key)]
+    for one in same:
+        twins = (other for other in same if other.holder is one.holder)
+        if one is min(twins, key=lambda other: len(other.path)):
+            yield path_text(one.path)

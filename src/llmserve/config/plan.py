@@ -140,7 +140,7 @@ class _Planner:
                 args=("--role", role.value),
                 after=after,
             )
-            for (role, name), cores, gpus in zip(self._engines, self._cores.of, self._gpus.of, strict=True)
+            for (role, name, _), cores, gpus in zip(self._engines, self._cores.of, self._gpus.of, strict=True)
         ]
 
     def _engine_env(self, cores: tuple[int, ...], gpus: tuple[int, ...]) -> dict[str, str]:

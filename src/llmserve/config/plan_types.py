@@ -100,16 +100,30 @@ _PURPOSES = {
 }
 
 
-def engine_names(manifest: Manifest) -> Iterator[tuple[ProcessRole, str]]:
-    """Yields the role and the name of each engine's worker."""
+class EngineName(NamedTuple):
+    """name: that of its worker. model: the name of its model for clients."""
+
+    role: ProcessRole
+    name: str
+    model: str
+
+
+def engine_names(manifest: Manifest) -> Iterator[EngineName]:
+    """Yields each engine, those of one model after the other. manifest: with all models: those of several
+    have the model in the names of their workers."""
+    several = len(manifest.served) > 1
+    for model in manifest.served:
+        prefix = f"{model.slug}-" if several else ""
+        for role, count in _engine_counts(manifest.alone(model)).items():
+            for index in range(count):
+                yield EngineName(role, f"{prefix}{role}-{index}", model.served_name)
+
+
+def _engine_counts(manifest: Manifest) -> dict[ProcessRole, int]:
     replicas = manifest.deployment.replicas
     if not manifest.deployment.disaggregated:
-        counts = {ProcessRole.AGGREGATED: replicas.decode}
-    else:
-        counts = {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
-    for role, count in counts.items():
-        for index in range(count):
-            yield role, f"{role}-{index}"
+        return {ProcessRole.AGGREGATED: replicas.decode}
+    return {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
 from llmserve.config.schema.section import path_text
+from llmserve.config.several_models import conflict_in_file, distinct_names, keys_for_all
 from llmserve.config.speculation import speculation_rules
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
 
@@ -26,9 +27,13 @@ _RESERVED_VARIABLES = {
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:
-    """Yields the conflicts of all rules."""
-    for rule in _RULES:
-        yield from rule(manifest)
+    """Yields the conflicts of all rules, those of several models once for each of them."""
+    yield from distinct_names(manifest)
+    yield from keys_for_all(manifest)
+    for model in manifest.served:
+        alone = manifest.alone(model)
+        for rule in _RULES:
+            yield from (conflict_in_file(manifest, model, found) for found in rule(alone))
 
 
 def _roles(manifest: Manifest) -> Iterator[Conflict]:

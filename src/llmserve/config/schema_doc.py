@@ -24,6 +24,7 @@ from llmserve.config.messages import number
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.section import (
     ITEM,
+    ForAllModels,
     KeyUnit,
     ManifestKey,
     ManifestSection,
@@ -163,7 +164,7 @@ of 1024. Text may be quoted or not; quote text that looks like a number, such as
 def json_schema() -> dict[str, Any]:
     """Returns the JSON Schema (2020-12) of the manifest. Keys have `x-unit`, `x-status` and `x-live`."""
     schema = Manifest.model_json_schema()
-    for key in walk(Manifest):
+    for key in (one for one in walk(Manifest) if one.path[-1] != ITEM):
         _annotate(_properties_of(schema, key)[key.path[-1]], key)
     sections = {key: value for key, value in schema["properties"].items() if key not in _HEAD}
     schema["properties"]["spec"] = {
@@ -203,9 +204,24 @@ def markdown() -> str:
     scalars = [key for key in keys if len(key.path) == 1 and key.section is None]
     parts = [_INTRODUCTION, "## The file\n", *_tables(scalars)]
     for key in keys:
-        if key.section is not None:
+        if key.section is not None and not _is_described_above(key, keys):
             parts += _section(key, keys)
     return "\n".join(parts)
+
+
+def _is_described_above(key: ManifestKey, keys: list[ManifestKey]) -> bool:
+    """Whether the key is below one whose section is described at a key above."""
+    above = (one for one in keys if one.section is not None and _is_below(key, one))
+    return any(_twin(one, keys) is not one for one in above)
+
+
+def _is_below(key: ManifestKey, above: ManifestKey) -> bool:
+    return len(key.path) > len(above.path) and key.path[: len(above.path)] == above.path
+
+
+def _twin(key: ManifestKey, keys: list[ManifestKey]) -> ManifestKey:
+    """Returns the key that describes the section of this key: the one with the shortest path."""
+    return min((one for one in keys if one.section is key.section), key=lambda one: len(one.path))
 
 
 def _section(key: ManifestKey, keys: list[ManifestKey]) -> Iterator[str]:
@@ -213,11 +229,12 @@ def _section(key: ManifestKey, keys: list[ManifestKey]) -> Iterator[str]:
     depth = sum(1 for part in key.path if part != ITEM)
     yield f"{'#' * (depth + 1)} `{path_text(key.path)}`\n"
     yield f"{_meaning(key)}\n"
-    twin = next(one for one in keys if one.section is key.section)
+    twin = _twin(key, keys)
     if twin is not key:
         yield f"Keys as in `{path_text(twin.path)}`.\n"
         return
-    yield from _tables([one for one in keys if one.parent == key.path and one.section is None])
+    own = (one for one in keys if one.holder is key.section and _is_below(one, key))
+    yield from _tables([one for one in own if one.section is None])
 
 
 def _tables(keys: list[ManifestKey]) -> Iterator[str]:
@@ -256,6 +273,8 @@ def _meaning(key: ManifestKey) -> str:
     planned = marker(key.field, Planned)
     if marker(key.field, VllmOnly) is not None:
         text += " No effect on the simulated engine."
+    if marker(key.field, ForAllModels) is not None:
+        text += " It is the same for all models."
     if key.section is None and is_live(key.path):
         text += " **Live.**"
     if planned is None:

@@ -17,7 +17,7 @@ def speculation_of(manifest: Manifest) -> Speculation | None:
     """Returns how engines speculate, with the short form taken in: `method` is set, and `draft` is the model
     that proposes, if one does. None: they do not."""
     given, short = manifest.engine.speculation, manifest.engine.speculative_tokens
-    draft = given.draft or manifest.models.draft
+    draft = given.draft or manifest.model.draft
     method = given.method or ("draft" if draft else "none")
     if method == "none":
         return None
@@ -56,21 +56,21 @@ def speculation_rules(manifest: Manifest) -> Iterator[Conflict]:
 
 def _short_form(manifest: Manifest) -> Iterator[Conflict]:
     given, short = manifest.engine.speculation, manifest.engine.speculative_tokens
-    if given.draft is not None and manifest.models.draft is not None:
+    if given.draft is not None and manifest.model.draft is not None:
         yield Conflict.at(f"{_SECTION}.draft names a draft, too; keep one", "models.draft", _SECTION)
     if short and "tokens" in given.model_fields_set:
         yield Conflict.at(f"{_TOKENS} says it, too; keep one", _SHORT_TOKENS, _TOKENS)
     elif short and speculation_of(manifest) is None and given.method is None:
         message = f"has no effect without models.draft or {_METHOD}"
         yield Conflict.at(message, _SHORT_TOKENS, "models")
-    if manifest.models.draft is not None and not short and not given.model_fields_set:
+    if manifest.model.draft is not None and not short and not given.model_fields_set:
         message = f"would propose no token; set {_SHORT_TOKENS}, such as 3"
         yield Conflict.at(message, "models.draft", _SHORT_TOKENS)
 
 
 def _draft(manifest: Manifest) -> Iterator[Conflict]:
     given, key = manifest.engine.speculation, ".".join(draft_key(manifest))
-    draft = given.draft or manifest.models.draft
+    draft = given.draft or manifest.model.draft
     if draft is None:
         if given.method is not None and _has(given.method):
             yield Conflict.at(f"{given.method} needs {_SECTION}.draft or models.draft", _METHOD, "models")

@@ -201,7 +201,7 @@ def _manifest(host: Host, subject: Subject, loaded: manifest.Checked[Manifest] |
 
 
 def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]:
-    model = manifest.model(settings.models.primary)
+    model = manifest.model(settings.model)
     yield model.finding
     if subject.manifest is not None and not subject.is_running:
         yield manifest.start(_refused(subject.manifest, settings, has_model=model.thing is not None))

@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
 
 
 def fetch(manifest: Path, cache_dir: Path | None) -> None:
-    model = resolve(load_manifest(manifest).models.primary, cache_dir, _report)
+    model = resolve(load_manifest(manifest).model, cache_dir, _report)
     found = {"path": str(model.path), "name": model.name, "identity": model.identity, "source": model.source}
     print(MODEL_WORD, json.dumps(found), flush=True)
 

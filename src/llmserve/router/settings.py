@@ -78,7 +78,7 @@ class RouterSettings:
 
 
 def _adapters(manifest: Manifest) -> DeclaredAdapters:
-    return DeclaredAdapters(manifest.models.primary.served_name, tuple(map(_wish, manifest.models.adapters)))
+    return DeclaredAdapters(manifest.model.served_name, tuple(map(_wish, manifest.model.adapters)))
 
 
 def _wish(spec: AdapterSpec) -> AdapterWish:

@@ -94,7 +94,7 @@ class _Cluster:
             console.say,
             watch=job.manifest.deployment.local.reload_on_change,
         )
-        model = job.manifest.models.primary.served_name
+        model = job.manifest.model.served_name
         self._environment = inherited(os.environ, job.manifest)
         self._exporter: ClusterExporter | None = None
         name = job.manifest.metadata.name

@@ -96,7 +96,7 @@ def ready_banner(
 ) -> str:
     """Returns what `llmserve up` prints when the cluster is ready. metrics: HOST:PORT of the page of all
     metrics; empty when there is none."""
-    model, url = manifest.models.primary.served_name, base_urls[0]
+    model, url = manifest.model.served_name, base_urls[0]
     keyed = bool(manifest.security.api_keys)
     others = [f"  and at {other}/v1" for other in base_urls[1:]]
     lines = [

@@ -37,7 +37,7 @@ def of_model(manifest: Manifest) -> Iterator[Conflict]:
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
     try:
-        seen = survey(manifest.models.primary)
+        seen = survey(manifest.model)
         if seen.stage is PreparationStage.READY:
             yield from of_model_directory(manifest, Path(seen.place))
     except ModelNotFound as error:
@@ -61,7 +61,7 @@ def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[C
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)
     yield from lasting_refusals(manifest.storageClasses, environment)
-    yield from adapter_refusals(manifest.models.adapters)
+    yield from adapter_refusals(manifest.model.adapters)
     yield from of_model(manifest)
 
 

@@ -61,7 +61,7 @@ class ClusterShape:
         """Errors: InvalidRequest when nothing says how long a step takes."""
         limits = _limits(manifest, over)
         return cls(
-            model=manifest.models.primary.served_name,
+            model=manifest.model.served_name,
             workers=_workers(manifest, over),
             limits=limits,
             batch=limits.batch,
@@ -109,7 +109,7 @@ def _limits(manifest: Manifest, over: Overrides) -> SimLimits:
         epoch=1,
         role=WorkerRole.AGGREGATED,
         model_dir=None,
-        model_name=manifest.models.primary.served_name,
+        model_name=manifest.model.served_name,
         model_identity="simulated",
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,

@@ -41,7 +41,7 @@ class WorkerModel:
 
 def prepare_model(manifest: Manifest, model_dir: Path | None, progress: Progress) -> WorkerModel:
     """Errors: ModelNotFound, LLMServeError."""
-    model = manifest.models.primary
+    model = manifest.model
     if model_dir is not None:
         return WorkerModel(model_dir, model_identity(model_dir, digest_cache(), progress))
     if manifest.engine.kind == "sim":
@@ -65,7 +65,7 @@ def engine_spec(
         epoch=epoch,
         role=role,
         model_dir=model.path,
-        model_name=manifest.models.primary.served_name,
+        model_name=manifest.model.served_name,
         model_identity=model.identity,
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,

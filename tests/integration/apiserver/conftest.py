@@ -479,7 +479,7 @@ class FakeCluster:
         return worker
 
     async def start(self, manifest: dict[str, Any]) -> None:
-        from llmserve.apiserver.options import ApiserverOptions, ServedModel
+        from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
         from llmserve.apiserver.role import Apiserver
 
         await self.router.start()
@@ -491,7 +491,7 @@ class FakeCluster:
             name="apiserver-0",
             http="127.0.0.1:0",
             routers=(self.router.address,),
-            model=ServedModel(self._model, self._model_dir),
+            model=ModelDirectory(self._model, self._model_dir),
             max_body_bytes=100_000,
         )
         self.apiserver = Apiserver(options, Manifest.model_validate(manifest), self.registry)

@@ -116,10 +116,10 @@ async def vllm_s(
 
     from llmserve.apiserver.engine.client import SUPPORTED_TASKS
     from llmserve.apiserver.http.app import serving_args
-    from llmserve.apiserver.options import ServedModel
+    from llmserve.apiserver.options import ModelDirectory
 
     client, read = cluster.apiserver._client, Manifest.model_validate(manifest)
-    args = serving_args(ServedModel("tiny", tiny_model), read.engine, read.api)
+    args = serving_args(ModelDirectory("tiny", tiny_model), read.engine, read.api)
     app = build_app(args, SUPPORTED_TASKS, client.model_config)
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vllm") as made:

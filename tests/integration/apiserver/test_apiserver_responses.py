@@ -78,14 +78,14 @@ async def two(
 
 
 def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
-    from llmserve.apiserver.options import ApiserverOptions, ServedModel
+    from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
     from llmserve.apiserver.role import Apiserver
 
     options = ApiserverOptions(
         name="apiserver-1",
         http="127.0.0.1:0",
         routers=(cluster.router.address,),
-        model=ServedModel(MODEL, model),
+        model=ModelDirectory(MODEL, model),
     )
     return Apiserver(options, Manifest.model_validate(manifest), CollectorRegistry())
 

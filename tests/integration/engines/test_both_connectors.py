@@ -38,7 +38,7 @@ BLOCK_TOKENS, BLOCKS = 128, 4
 @pytest.fixture(scope="module")
 def spec() -> EngineSpec:
     manifest = parse_manifest(MANIFEST, "m.yaml")
-    model = resolve(manifest.models.primary)
+    model = resolve(manifest.model)
     return EngineSpec(
         worker_id=WorkerId("decode-0"),
         epoch=1,

@@ -15,7 +15,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from llmserve.apiserver.http.app import serving_args, vllm_config
-from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Api, EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -40,7 +40,7 @@ NOT_FOR_XGRAMMAR = {"type": "object", "properties": {"n": {"type": "integer", "m
 
 def apiserver_config(engine: EngineConfig, model: Path) -> StructuredOutputsConfig:
     found: StructuredOutputsConfig = vllm_config(
-        serving_args(ServedModel("tiny", model), engine, Api())
+        serving_args(ModelDirectory("tiny", model), engine, Api())
     ).structured_outputs_config
     return found
 
@@ -86,7 +86,7 @@ def test_the_apiserver_and_the_engines_have_the_same(settings: dict[str, str], m
 
 
 def test_a_schema_that_the_backend_does_not_know_is_refused_not_moved_to_another(model: Path) -> None:
-    config = vllm_config(serving_args(ServedModel("tiny", model), EngineConfig(max_model_len=256), Api()))
+    config = vllm_config(serving_args(ModelDirectory("tiny", model), EngineConfig(max_model_len=256), Api()))
     request = InputProcessor(config, renderer_from_config(config))
     params = SamplingParams(structured_outputs=StructuredOutputsParams(json=NOT_FOR_XGRAMMAR))
     with pytest.raises(VLLMValidationError, match="not supported by xgrammar"):

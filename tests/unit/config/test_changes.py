@@ -190,3 +190,85 @@ def test_items_of_a_live_list_are_live() -> None:
     assert is_live(("security", "api_keys", ITEM, "admin"))
     assert not is_live(("security", "api_keys", ITEM, "kv_quota_gb"))
     assert not is_live(("engine", "kind"))
+
+
+_LARGE: dict[str, Any] = {"source": "hub:a/large"}
+_SMALL: dict[str, Any] = {"source": "hub:a/small", "replicas": {"prefill": 1, "decode": 2}}
+_LARGE_WORKERS = "large-prefill-0, large-decode-0"
+_SMALL_WORKERS = "small-prefill-0, small-decode-0, small-decode-1"
+
+
+def _listed(*models: dict[str, Any], **sections: Any) -> Manifest:
+    return Manifest.model_validate({"kind": "LLMServe", "models": list(models)} | sections)
+
+
+@pytest.mark.parametrize(
+    ("small", "restart"),
+    [
+        (
+            {"engine": {"chunked_prefill": False}},
+            f"models[1].engine.chunked_prefill: needs a restart of {_SMALL_WORKERS}",
+        ),
+        (
+            {"engine": {"tool_call_parser": "hermes"}},
+            "models[1].engine.tool_call_parser: needs a restart of apiserver-0",
+        ),
+        ({"revision": "v2"}, f"models[1].revision: needs a restart of apiserver-0, {_SMALL_WORKERS}"),
+        ({"tenants": ["red"]}, "models[1].tenants: needs a restart of apiserver-0"),
+        ({"lora": {}}, f"models[1].lora: needs a restart of router-0, apiserver-0, {_SMALL_WORKERS}"),
+        ({"disaggregated": False}, "models[1].disaggregated: needs a restart of the whole cluster"),
+    ],
+)
+def test_a_key_of_one_model_needs_a_restart_of_its_workers(small: dict[str, Any], restart: str) -> None:
+    old, new = _listed(_LARGE, _SMALL), _listed(_LARGE, _SMALL | small)
+    assert restart in _restart(old, new)
+    assert all(one.startswith("models[1]") for one in _restart(old, new))
+    assert not _live(old, new)
+
+
+def test_a_key_of_a_section_concerns_the_models_without_one_of_their_own() -> None:
+    models = (_LARGE, _SMALL | {"engine": {"dtype": "float16"}})
+    old, new = _listed(*models), _listed(*models, engine={"dtype": "float32"})
+    assert _restart(old, new) == [f"engine.dtype: needs a restart of apiserver-0, {_LARGE_WORKERS}"]
+    old, new = _listed(_LARGE, _SMALL), _listed(_LARGE, _SMALL, engine={"dtype": "float32"})
+    everybody = f"apiserver-0, {_LARGE_WORKERS}, {_SMALL_WORKERS}"
+    assert _restart(old, new) == [f"engine.dtype: needs a restart of {everybody}"]
+
+
+def test_shares_and_adapters_of_a_model_are_live() -> None:
+    adapters = [{"name": "sql", "source": "dir:/sql"}]
+    old = _listed(_LARGE, _SMALL, lora={})
+    new = _listed(
+        _LARGE, _SMALL | {"share": 0.5, "adapters": adapters}, lora={}, scheduling={"srpt_bias": 2.0}
+    )
+    assert _live(old, new) == [
+        "scheduling.srpt_bias: 5.0 -> 2.0",
+        "models[1].adapters: changed",
+        "models[1].share: 1.0 -> 0.5",
+    ]
+    assert not _restart(old, new)
+    without = _listed(_LARGE, _SMALL)
+    assert _restart(without, _listed(_LARGE, _SMALL | {"adapters": adapters})) == [
+        f"models[1].adapters: needs a restart of {_SMALL_WORKERS}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "models", [(_LARGE,), (_LARGE, _SMALL, {"source": "hub:a/third"}), (_LARGE, {"source": "hub:a/b"})]
+)
+def test_a_model_comes_or_goes_with_a_restart_of_the_cluster(models: tuple[dict[str, Any], ...]) -> None:
+    old, new = _listed(_LARGE, _SMALL), _listed(*models, scheduling={"srpt_bias": 2.0})
+    assert _restart(old, new) == ["models: needs a restart of the whole cluster"]
+    assert _live(old, new) == ["scheduling.srpt_bias: 5.0 -> 2.0"]
+
+
+def test_the_order_and_the_form_of_models_change_nothing() -> None:
+    old, new = _listed(_LARGE, _SMALL), _listed(_SMALL, _LARGE)
+    assert not _live(old, new)
+    assert not _restart(old, new)
+    assert not _restart(_manifest(), _listed({"source": "hub:some/model"}))
+
+
+def test_another_name_of_the_only_model_needs_its_processes() -> None:
+    old, new = _manifest(), _manifest(models={"primary": {"source": "hub:some/model", "name": "other"}})
+    assert _restart(old, new) == ["models.primary.name: needs a restart of apiserver-0, prefill-0, decode-0"]

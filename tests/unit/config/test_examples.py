@@ -29,8 +29,8 @@ def test_the_default_is_the_packaged_model_on_two_cores() -> None:
     manifest = load_manifest(ROOT / "llmserve.yaml")
     plan = plan_local(manifest, (0, 1), itertools.count(5000).__next__)
     assert [process.cores for process in plan.processes if process.role.is_worker] == [(0,), (1,)]
-    assert manifest.models.primary.served_name == "SmolLM2-135M-Instruct"
-    package, _, file = manifest.models.primary.source.removeprefix("package:").partition("/")
+    assert manifest.model.served_name == "SmolLM2-135M-Instruct"
+    package, _, file = manifest.model.source.removeprefix("package:").partition("/")
     spec = find_spec(package)
     if spec is not None and spec.origin is not None:  # the `cpu` extra is installed
         assert (Path(spec.origin).parent / file).is_file()

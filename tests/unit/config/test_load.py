@@ -31,8 +31,8 @@ def with_sections(text: str) -> list[str]:
 
 def test_a_minimal_manifest_has_defaults() -> None:
     manifest = parse_manifest(MINIMAL, "m.yaml")
-    assert manifest.models.primary.source == "hub:org/name"
-    assert manifest.models.primary.served_name == "name"
+    assert manifest.model.source == "hub:org/name"
+    assert manifest.model.served_name == "name"
     assert manifest.deployment.replicas.decode == 1
     assert manifest.engine.max_decode_concurrency == 64
 

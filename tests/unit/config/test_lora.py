@@ -103,7 +103,7 @@ lora:
     right = text.replace("./sql", "/adapters/sql").replace("slots: 0", "slots: 1")
     with pytest.raises(ManifestError, match=r"m\.yaml:5: models\.adapters\[0\]\.name: 'model' is the name"):
         parse_manifest(right, "m.yaml")
-    assert parse_manifest(right.replace("name: model", "name: a"), "m.yaml").models.adapters[0].name == "a"
+    assert parse_manifest(right.replace("name: model", "name: a"), "m.yaml").model.adapters[0].name == "a"
 
 
 @pytest.mark.parametrize("source", ["./a", "hub:name", "package:a/b", "s3:bucket", "dir:here"])

@@ -22,6 +22,8 @@ def test_the_committed_documentation_is_the_generated_one() -> None:
 SAME_AS_ANOTHER = (
     "models.draft.",
     "engine.speculation.draft.",
+    *(f"models[].{key}." for key in ("draft", "engine", "kv_cache", "lora")),
+    "models[].adapters[].",
     *(f"deployment.k8s.resources.{role}." for role in ("router", "prefill", "decode", "kvmanager")),
 )
 

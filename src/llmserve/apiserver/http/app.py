@@ -42,7 +42,7 @@ from llmserve.apiserver.http.messages import MessagesHandler
 from llmserve.apiserver.http.routes import add_models
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
-from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.options import ModelDirectory
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import ResponseStore
 from llmserve.config.schema import Api, EngineConfig
@@ -83,7 +83,7 @@ _WHERE_VLLM_IS = (
 )
 
 
-def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespace:
+def serving_args(model: ModelDirectory, engine: EngineConfig, api: Api) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
     a distribution named vllm, which the CPU build is not.)"""
     options: Mapping[str, Any] = {

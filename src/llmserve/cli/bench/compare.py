@@ -65,7 +65,7 @@ def shapes_of(path: Path) -> Shapes:
         AGGREGATED: _changed(document, False, {"prefill": 0, "decode": engines}),
         DISAGGREGATED: _changed(document, True, {"prefill": prefill, "decode": engines - prefill}),
     }
-    return Shapes(manifest.models.primary.served_name, engines, documents)
+    return Shapes(manifest.model.served_name, engines, documents)
 
 
 def _changed(document: dict[str, Any], disaggregated: bool, replicas: Mapping[str, int]) -> dict[str, Any]:

@@ -4,19 +4,21 @@ Sections are passed to whoever needs them, never the whole tree. load.py reads a
 docs/configuration.md is generated from these classes.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.schema.lora import Lora
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
-from llmserve.config.schema.section import ManifestSection
+from llmserve.config.schema.section import ManifestSection, merged
+from llmserve.config.schema.served import ServedModel
 from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
 from llmserve.config.schema.speculation import Speculation
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
+from llmserve.core.errors import ManifestError
 
 __all__ = [
     "AdapterSpec",
@@ -38,6 +40,7 @@ __all__ = [
     "Replicas",
     "Scheduling",
     "Security",
+    "ServedModel",
     "SimSpec",
     "Speculation",
     "State",
@@ -50,6 +53,10 @@ __all__ = [
 ]
 
 
+def _form_of_models(written: Any) -> str:
+    return "several models" if isinstance(written, list | tuple) else "one model"
+
+
 class Manifest(ManifestSection):
     """A cluster: what is served, and by how many processes."""
 
@@ -58,7 +65,11 @@ class Manifest(ManifestSection):
     kind: Literal["LLMServe"]
     """What the file describes; always `LLMServe`."""
     metadata: Metadata = Metadata()
-    models: Models
+    models: Annotated[
+        Annotated[Models, Tag("one model")]
+        | Annotated[tuple[ServedModel, ...], Field(strict=False, min_length=1), Tag("several models")],
+        Discriminator(_form_of_models),
+    ]
     lora: Lora | None = None
     deployment: Deployment = Deployment()
     engine: EngineConfig = EngineConfig()
@@ -72,3 +83,46 @@ class Manifest(ManifestSection):
     security: Security = Security()
     state: State = State()
     observability: Observability = Observability()
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        """The models, in the order of the manifest."""
+        return (ServedModel.only(self.models),) if isinstance(self.models, Models) else self.models
+
+    @property
+    def model(self) -> ServedModel:
+        """The model of a manifest that has one, as those that `for_model` returns."""
+        (model,) = self.served
+        return model
+
+    def for_model(self, name: str) -> "Manifest":
+        """Returns the manifest as if this model were the only one, with its own keys merged into the sections
+        `deployment`, `engine`, `kv_cache` and `lora`. name: that for clients. Errors: ManifestError."""
+        named = {one.served_name: one for one in self.served}
+        if name not in named:
+            message = f"there is no model '{name}'; there is {', '.join(named)}"
+            raise ManifestError(f"models: {message}", key=("models",))
+        return self.alone(named[name])
+
+    def alone(self, model: ServedModel) -> "Manifest":
+        """As for_model, of an entry of `served`."""
+        if isinstance(self.models, Models):
+            return self
+        sections = {
+            "models": (model.without_sections(),),
+            "deployment": self._deployment_of(model),
+            "engine": merged(self.engine, model.engine),
+            "kv_cache": merged(self.kv_cache, model.kv_cache),
+            "lora": merged(self.lora, model.lora) if self.lora and model.lora else model.lora or self.lora,
+        }
+        return self.model_copy(update=sections)
+
+    def _deployment_of(self, model: ServedModel) -> Deployment:
+        deployment, own = self.deployment, model.replicas
+        disaggregated = deployment.disaggregated if model.disaggregated is None else model.disaggregated
+        is_split_otherwise = disaggregated != deployment.disaggregated
+        counts = {name: count for name, count in own if count is not None}
+        if is_split_otherwise and not disaggregated:
+            counts = {"prefill": 0} | counts
+        replicas = deployment.replicas.model_copy(update=counts)
+        return deployment.model_copy(update={"disaggregated": disaggregated, "replicas": replicas})

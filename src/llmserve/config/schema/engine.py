@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmserve.config.schema.section import (
+    ForAllModels,
     GiB,
     KeyUnit,
     Live,
@@ -127,11 +128,11 @@ class KvCacheConfig(ManifestSection):
     """KV has this type in device memory. `auto` uses that of the model."""
     memory_gb: Annotated[GiB, VllmOnly()] = Field(default=1.0, gt=0)
     """Each rank has this much device memory for KV blocks."""
-    hot_keep_secs: Seconds = Field(default=0.0, ge=0)
+    hot_keep_secs: Annotated[Seconds, ForAllModels()] = Field(default=0.0, ge=0)
     """A block is safe from eviction in DRAM and NVMe for this long after its last use."""
-    tenant_hotset_gb: GiB = Field(default=0.0, ge=0)
+    tenant_hotset_gb: Annotated[GiB, ForAllModels()] = Field(default=0.0, ge=0)
     """Each tenant keeps this much in DRAM, and in NVMe, whatever other tenants do."""
-    prefetch_on_prefix: Annotated[bool, Live(("router",))] = False
+    prefetch_on_prefix: Annotated[bool, ForAllModels(), Live(("router",))] = False
     """While a request waits for its turn, blocks of its prompt that the KV store has in NVMe or object
     storage are copied to DRAM, as far as there is free room."""
 

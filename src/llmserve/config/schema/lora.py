@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from llmserve.config.adapter_source import parse_adapter_root
-from llmserve.config.schema.section import GiB, KeyUnit, Live, ManifestSection, refusing
+from llmserve.config.schema.section import ForAllModels, GiB, KeyUnit, Live, ManifestSection, refusing
 
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "embed_out"})
 
@@ -23,14 +23,14 @@ class Lora(ManifestSection):
     """Adapters may change these linear modules of the model's layers, such as `q_proj`, and no others.
     Without it, they may change all of them. Embeddings, `lm_head` and the experts of a mixture cannot be
     changed."""
-    dram_gb: GiB = Field(default=1.0, ge=0)
+    dram_gb: Annotated[GiB, ForAllModels()] = Field(default=1.0, ge=0)
     """The workers of a host keep the files of adapters in this much shared memory."""
-    disk_gb: GiB = Field(default=20.0, gt=0)
+    disk_gb: Annotated[GiB, ForAllModels()] = Field(default=20.0, gt=0)
     """The workers of a host keep fetched adapters in this much of the cache directory, and on Kubernetes each
     worker in a volume of its pod. Those that were used longest ago are removed first, and never one that is
     loaded or pinned."""
-    allowed_sources: Annotated[tuple[str, ...], Live(("router",), at_start=("worker",))] = Field(
-        default=(), strict=False
+    allowed_sources: Annotated[tuple[str, ...], ForAllModels(), Live(("router",), at_start=("worker",))] = (
+        Field(default=(), strict=False)
     )
     """Adapters that are loaded while the cluster runs must come from below one of these, such as
     `dir:/adapters`, `hub:ORG` or `s3://BUCKET/PREFIX`. Without it, only `models.adapters` are served."""

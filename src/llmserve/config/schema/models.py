@@ -1,4 +1,4 @@
-"""Sections `metadata` and `models`."""
+"""Sections `metadata` and `models` with one model."""
 
 import difflib
 import re
@@ -66,7 +66,7 @@ def _unknown_scheme(scheme: str) -> str:
 
 
 class AdapterSpec(ManifestSection):
-    """A LoRA adapter of the primary model."""
+    """A LoRA adapter of a model."""
 
     name: str = Field(min_length=1)
     """Clients select the adapter with this model name."""
@@ -90,7 +90,8 @@ class AdapterSpec(ManifestSection):
 
 
 class Models(ManifestSection):
-    """The models that are served."""
+    """The model that is served, with what belongs to it. A list of models stands here instead to serve
+    several ([models.md](models.md))."""
 
     primary: ModelSpec
     """The model that answers."""

@@ -27,6 +27,7 @@ Reader = Literal["cluster", "router", "kvmanager", "apiserver", "worker"]
 processes."""
 
 _T = TypeVar("_T")
+_Section = TypeVar("_Section", bound="ManifestSection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class Planned:
 @dataclass(frozen=True, slots=True)
 class VllmOnly:
     """Marks a key that the simulated engine does not read. The plan says so when it is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForAllModels:
+    """Marks a key with one value for all models, which the entry of one model cannot change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,9 @@ def refusing(kind: LiteralString) -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class ManifestKey:
     """A key of the manifest. In `path`, "[]" stands for any item of a list. `holder` is the section that has
-    the key. `section` is the section that the key (or each item of its list) holds, if it holds one."""
+    the key. `section` is the section that the key (or each item of its list) holds, if it holds one. A key
+    that holds a section or a list of others, as `models` does, is followed by a second one for the list, with
+    a path that ends with "[]"."""
 
     path: tuple[str, ...]
     field: FieldInfo
@@ -127,21 +135,27 @@ class ManifestKey:
 def walk(root: type[ManifestSection], path: tuple[str, ...] = ()) -> Iterator[ManifestKey]:
     """Yields all keys below a section, parents first, in the order of the schema."""
     for name, field in root.model_fields.items():
-        section, repeated = _section_of(field.annotation)
-        yield ManifestKey((*path, name), field, root, section)
-        if section is not None:
-            yield from walk(section, (*path, name, ITEM) if repeated else (*path, name))
+        sections, here = tuple(_sections_of(field.annotation)), (*path, name)
+        if not sections:
+            yield ManifestKey(here, field, root, None)
+        for index, (section, repeated) in enumerate(sections):
+            below = (*here, ITEM) if repeated else here
+            yield ManifestKey(below if index else here, field, root, section)
+            yield from walk(section, below)
 
 
 def section_at(root: type[ManifestSection], path: Sequence[str | int]) -> type[ManifestSection] | None:
     """Returns the section at a path of a manifest, in which list items are numbered; None: there is none."""
     section: type[ManifestSection] | None = root
-    for part in path:
+    for index, part in enumerate(path):
         if isinstance(part, int):
             continue
         if section is None or part not in section.model_fields:
             return None
-        section, _ = _section_of(section.model_fields[part].annotation)
+        sections = tuple(_sections_of(section.model_fields[part].annotation))
+        is_item = isinstance(next(iter(path[index + 1 :]), None), int)
+        fitting = (one for one, repeated in sections if repeated == is_item or len(sections) == 1)
+        section = next(fitting, None)
     return section
 
 
@@ -151,13 +165,25 @@ def path_text(path: Sequence[str | int]) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _section_of(annotation: Any) -> tuple[type[ManifestSection] | None, bool]:
-    """Returns the section that a type holds, itself or optional or in a tuple, and whether it repeats."""
+def merged(below: _Section, over: _Section) -> _Section:
+    """Returns a section with the keys that another one sets. Sections in it are merged likewise; lists are
+    replaced."""
+    update = {name: _merged_value(below, over, name) for name in over.model_fields_set}
+    return below.model_copy(update=update)
+
+
+def _merged_value(below: ManifestSection, over: ManifestSection, name: str) -> Any:
+    under, value = getattr(below, name), getattr(over, name)
+    sections = isinstance(under, ManifestSection) and isinstance(value, ManifestSection)
+    return merged(under, value) if sections else value
+
+
+def _sections_of(annotation: Any) -> Iterator[tuple[type[ManifestSection], bool]]:
+    """Yields the sections that a type holds, itself or optional or in a tuple, and whether each repeats."""
     if isinstance(annotation, type) and issubclass(annotation, ManifestSection):
-        return annotation, False
-    repeated = getattr(annotation, "__origin__", None) is tuple
+        yield annotation, False
+        return
+    is_tuple = getattr(annotation, "__origin__", None) is tuple
     for argument in get_args(annotation):
-        section, _ = _section_of(argument)
-        if section is not None:
-            return section, repeated
-    return None, False
+        for section, repeated in _sections_of(argument):
+            yield section, repeated or is_tuple

@@ -246,7 +246,7 @@ def dram_folder() -> Path:
 
 def _origins(manifest: Manifest, lora: Lora) -> AdapterOrigins:
     """The store of KV blocks is often the same as that of adapters, so its address is the default."""
-    declared = (parse_adapter_source(one.source, one.revision) for one in manifest.models.adapters)
+    declared = (parse_adapter_source(one.source, one.revision) for one in manifest.model.adapters)
     stores = [one for one in manifest.storageClasses if (one.location or "").startswith("s3://")]
     endpoint = lora.endpoint or next((one.endpoint for one in stores if one.endpoint), None)
     region = lora.region or next((one.region for one in stores if one.region), None)
