@@ -20,7 +20,15 @@ from types import ModuleType
 BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "recovery", "survival", "soak"),
     "gateway": ("latency", "gateway", "metrics", "agreement", "streams"),
-    "placement": ("scheduler", "placement", "routing", "adapter-routing", "fairness", "simulate"),
+    "placement": (
+        "scheduler",
+        "placement",
+        "routing",
+        "adapter-routing",
+        "decode-slots",
+        "fairness",
+        "simulate",
+    ),
     "transfer": ("transfer", "staging", "push", "hybrid"),
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),

@@ -159,6 +159,16 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict.at(message, key, "engine.chunked_prefill", "engine.max_model_len")
 
 
+def _decode_slots(manifest: Manifest) -> Iterator[Conflict]:
+    kept, places = manifest.engine.min_decode_slots, manifest.engine.max_decode_concurrency
+    if kept >= places:
+        message = (
+            f"must leave a place for a prompt: at most {places - 1} "
+            f"of engine.max_decode_concurrency ({places}), got {kept}"
+        )
+        yield Conflict.at(message, "engine.min_decode_slots", "engine.max_decode_concurrency")
+
+
 def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
     engine, key = manifest.engine, "engine.prefill_long_prompt_tokens"
     tokens, longest = engine.prefill_long_prompt_tokens, engine.max_model_len
@@ -237,6 +247,7 @@ _RULES = (
     _cores,
     _block_size,
     _batch,
+    _decode_slots,
     _long_prompts,
     _engine_env,
     _heartbeat,

@@ -35,6 +35,7 @@ def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
         transports=tuple(info.transports),
         handover_endpoints=tuple(info.handover_endpoints),
         lora=decode_lora(info.lora),
+        min_decode_slots=info.min_decode_slots,
     )
 
 
@@ -53,6 +54,7 @@ def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
         transports=spec.transports,
         handover_endpoints=spec.handover_endpoints,
         lora=encode_lora(spec.lora),
+        min_decode_slots=spec.min_decode_slots,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, WorkerId
-from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
+from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.workers.worker import WorkerSlots
 
@@ -50,9 +50,8 @@ class PlacementHold:
         for slots in self.slots():
             slots.take(self.work.adapter, self._adapter_ready_at(slots))
         decode.kv_tokens += self.work.kv_tokens
-        if self.work.predicted:
-            parts = self.work.predicted.parts
-            self.computing.backlog.add(self, parts.load + parts.compute, self.work.placed_at)
+        if self.work.plan:
+            self.computing.backlog.add(self, self._prompt_seconds(), self.work.placed_at)
 
     def slots(self) -> list[WorkerSlots]:
         """The slots, each as often as this request holds it."""
@@ -66,16 +65,21 @@ class PlacementHold:
         parts = self.work.predicted.parts
         return self.work.placed_at + (parts.adapter if slots is self.computing else parts.decode_adapter)
 
+    def _prompt_seconds(self) -> float:
+        """The predicted seconds of its prompt on the worker that computes it; 0 without a prediction."""
+        parts = self.work.predicted.parts if self.work.predicted else CostParts()
+        return parts.load + parts.compute
+
     @property
     def computing(self) -> WorkerSlots:
         """The slots of the worker that computes the prompt, until the first token."""
         return self._prefill or self.decode
 
     def first_token(self, now: float) -> float:
-        """Called once. Returns the seconds in which the worker computed this prompt; 0 without a
-        prediction."""
+        """Called once. Returns the seconds in which the worker computed this prompt; 0 when an earlier router
+        placed it."""
         work = self.work
-        busy = self.computing.backlog.remove(self, now) if work.predicted else 0.0
+        busy = self.computing.backlog.remove(self, now) if work.plan else 0.0
         work.alone = work.alone and self.computing.placed_requests == 1
         work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
         if self._prefill:

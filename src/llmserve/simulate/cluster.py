@@ -100,6 +100,7 @@ class VirtualCluster:
             transports=("simulated",),
             handover_endpoints=("simulated",),
             lora=LoraShape(shape.adapters.slots),
+            min_decode_slots=shape.min_decode_slots,
         )
         self._apply(self._controller.register(spec))
         self.adapters_changed(self.engines[name])

@@ -40,7 +40,7 @@ class ClusterShape:
     """limits: as the workers register them. batch: limits of their steps. transfer_seconds_per_token: time to
     fetch the KV of one token. push_seconds_per_token: time by which a push makes the computing of one token
     longer. shares_kv: tenants reuse each other's KV. speeds: workers that are faster or
-    slower than `timing`, as a factor. adapters: of each worker."""
+    slower than `timing`, as a factor. adapters: of each worker. min_decode_slots: as the workers register."""
 
     model: str
     workers: tuple[tuple[WorkerId, WorkerRole], ...]
@@ -55,6 +55,7 @@ class ClusterShape:
     shares_kv: bool = False
     speeds: Mapping[WorkerId, float] = field(default_factory=dict)
     adapters: AdapterTiers = NO_TIERS
+    min_decode_slots: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
@@ -72,6 +73,7 @@ class ClusterShape:
             transfer_seconds_per_token=_transfer_seconds(over),
             shares_kv=manifest.security.kv_sharing == "cluster",
             adapters=_adapters(lora_of(manifest) or Lora(), over),
+            min_decode_slots=manifest.engine.min_decode_slots,
         )
 
     @property

@@ -167,6 +167,7 @@ class Worker:
             transports=info.transports,
             handover_endpoints=info.handover_endpoints,
             lora=encode_lora(info.lora),
+            min_decode_slots=spec.engine.min_decode_slots,
         )
 
     async def _on_hang(self, error: EngineDead) -> None:

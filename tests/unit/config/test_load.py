@@ -229,7 +229,6 @@ def test_one_problem(text: str, expected: str) -> None:
     ("text", "line", "words"),
     [
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
-        ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
     ],
 )
 def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:
@@ -240,7 +239,7 @@ def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:
 def test_planned_knobs_may_be_set_to_what_they_are() -> None:
     text = MINIMAL + dedent("""\
     deployment: {mode: local, replicas: {router: 1}}
-    engine: {pipeline_parallel: 1, speculative_tokens: 0, min_decode_slots: 0}
+    engine: {pipeline_parallel: 1, speculative_tokens: 0}
     kv_cache: {prefetch_on_prefix: false, hot_keep_secs: 0}
     transfer: {engine_order: []}
     budgets: {max_tokens_in_flight: null}
@@ -283,6 +282,12 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:7: engine.prefill_long_prompt_tokens: "
             "must be at most engine.max_model_len (256), got 512",
             id="long-prompts-longer-than-any",
+        ),
+        pytest.param(
+            "engine:\n  max_decode_concurrency: 4\n  min_decode_slots: 4\n",
+            "m.yaml:7: engine.min_decode_slots: must leave a place for a prompt: "
+            "at most 3 of engine.max_decode_concurrency (4), got 4",
+            id="no-place-for-a-prompt",
         ),
         pytest.param(
             "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",

@@ -21,6 +21,7 @@ SPEC = WorkerSpec(
     transports=("nixl", "tcp"),
     handover_endpoints=("host:2", "host:3"),
     lora=LoraShape(4, 16, ("q_proj",)),
+    min_decode_slots=2,
 )
 
 

@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId
-from llmserve.router.sessions import PlacementHold, Takeover
-from llmserve.router.workers.worker import WorkerSlots
+from llmserve.router.placement.planner import Plan
+from llmserve.router.sessions import PlacementHold, Takeover, Work
+from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
 A, B = ApiserverId("a"), ApiserverId("b")
 
@@ -36,3 +39,13 @@ def test_a_prompt_without_a_prediction_has_taken_no_known_time() -> None:
     prefill, decode = WorkerSlots(), WorkerSlots()
     assert PlacementHold(prefill, decode).first_token(5.0) == 0.0
     assert (prefill.placed_requests, decode.placed_requests) == (0, 1)
+
+
+def test_a_prompt_is_in_the_backlog_until_its_first_token_also_without_a_prediction(
+    make_spec: Callable[..., WorkerSpec],
+) -> None:
+    worker = ClusterMember(make_spec("decode-0"), WorkerSlots(), heard_at=0.0)
+    hold = PlacementHold(None, worker.slots, Work(Plan(None, worker), placed_at=2.0))
+    assert (len(worker.slots.backlog), worker.slots.backlog.seconds(2.0)) == (1, 0.0)
+    hold.first_token(5.0)
+    assert len(worker.slots.backlog) == 0

@@ -179,3 +179,16 @@ def test_a_cluster_without_workers_is_an_error(make_shape: MakeShape) -> None:
         make_shape(over=Overrides(prefill_workers=0))
     with pytest.raises(InvalidRequest, match="decode workers do both"):
         make_shape(over=Overrides(prefill_workers=2), deployment=ALONE)
+
+
+@pytest.mark.parametrize(("kept", "longest_gap"), [(0, 0.41), (3, 0.11)])
+def test_prompts_leave_places_for_decoding(
+    make_shape: MakeShape, simulate: Simulate, kept: int, longest_gap: float
+) -> None:
+    """Four prompts of 100 tokens come while a request decodes: in one step of 0.4 s, or one by one."""
+    engine = {"max_decode_concurrency": 8, "min_decode_slots": 4 + kept}
+    shape = make_shape(deployment=ALONE, engine=engine, scheduling={"engine_queue_seconds": 100})
+    requests = [TracedRequest(0.0, 100, 100), *[TracedRequest(0.5, 100, 2)] * 4]
+    report = simulate(shape, requests)
+    assert report.gaps.most == pytest.approx(longest_gap)
+    assert report.served == 5

@@ -81,8 +81,9 @@ class EngineConfig(ManifestSection):
     """A long prompt is computed in pieces, between the decode steps of other requests."""
     max_batched_tokens: Tokens | None = Field(default=None, gt=0)
     """One engine step computes at most this many tokens. Without it, the engine's default applies."""
-    min_decode_slots: Annotated[Requests, Planned("placement by phase")] = Field(default=0, ge=0)
-    """This many places of the batch are kept for requests that decode."""
+    min_decode_slots: Requests = Field(default=0, ge=0)
+    """This many places of the batch are kept for requests that decode. An engine that decodes computes at
+    most `max_decode_concurrency` less these prompts at the same time; further prompts wait in the router."""
     max_decode_concurrency: Requests = Field(default=64, ge=1)
     """One engine runs at most this many requests at the same time. Each choice (`n`) counts as one, and all
     choices of a request run on one engine."""

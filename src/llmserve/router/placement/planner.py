@@ -210,6 +210,10 @@ class Planner:
         return well or here.keys()
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
+        choices = self._by_role(request, serving)
+        return choices._replace(whole=[member for member in choices.whole if member.has_prompt_place])
+
+    def _by_role(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
         that is only full is kept: its work would come to the other role."""
         prefill, decode, aggregated = (self._kept(role, request, serving) for role in _ROLES)

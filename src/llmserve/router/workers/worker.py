@@ -135,7 +135,8 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker says of itself when it registers. Each of its starts has a larger epoch."""
+    """What a worker says of itself when it registers. Each of its starts has a larger epoch.
+    min_decode_slots: those of max_concurrency that are kept for requests that decode."""
 
     worker_id: WorkerId
     role: WorkerRole
@@ -149,6 +150,7 @@ class WorkerSpec:
     transports: tuple[str, ...]
     handover_endpoints: tuple[str, ...] = ()
     lora: LoraShape = NO_ADAPTERS
+    min_decode_slots: int = 0
 
     def differences(self, other: "WorkerSpec") -> list[str]:
         """What keeps the two from serving a request together, for people; empty: nothing does."""
@@ -244,6 +246,12 @@ class ClusterMember:
         """Whether requests of the version are placed here, or it is in a device slot by the last report."""
         report = self.adapters.get(adapter)
         return adapter in self.slots.adapters or (report is not None and report.tier is AdapterTier.DEVICE)
+
+    @property
+    def has_prompt_place(self) -> bool:
+        """Whether it may compute one more prompt that it decodes itself: prompts take none of the places of
+        its batch that are kept for requests that decode."""
+        return len(self.slots.backlog) < self.spec.max_concurrency - self.spec.min_decode_slots
 
     @property
     def to_leave(self) -> bool:

@@ -1,6 +1,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -266,6 +267,30 @@ def test_a_role_that_is_only_full_is_waited_for(
     membership.register(make_spec("decode-0", slots=1))
     _fill(membership, "decode-0", 1)
     assert auto.plan(REQUEST) is NoPlan.FULL
+
+
+@pytest.mark.parametrize("role", ["decode", "aggregated"])
+def test_prompts_leave_the_places_that_are_kept_for_decoding(
+    membership: ClusterMembership, auto: Planner, make_spec: MakeSpec, clock: VirtualClock, role: str
+) -> None:
+    """Of four places two are kept: a third prompt waits, until one of the others decodes."""
+    membership.register(replace(make_spec(f"{role}-0", slots=4), min_decode_slots=2))
+    (member,) = membership
+    for name, has_place in (("a", True), ("b", True), ("c", False)):
+        assert isinstance(auto.plan(REQUEST), Plan) is has_place
+        member.slots.backlog.add(name, 1.0, clock.now())
+    member.slots.backlog.remove("a", clock.now())
+    member.slots.backlog.remove("b", clock.now())
+    assert _names(auto.plan(REQUEST)) == ("", f"{role}-0")
+
+
+def test_a_request_that_only_decodes_takes_a_place_that_is_kept(
+    membership: ClusterMembership, planner: Planner, make_spec: MakeSpec, clock: VirtualClock
+) -> None:
+    membership.register(make_spec("prefill-0"))
+    membership.register(replace(make_spec("decode-0", slots=2), min_decode_slots=1))
+    next(m for m in membership if m.spec.worker_id == "decode-0").slots.backlog.add("a", 1.0, clock.now())
+    assert _names(planner.plan(REQUEST)) == ("prefill-0", "decode-0")
 
 
 def test_prefill_workers_serve_alone_also_where_they_had_nothing_to_do(

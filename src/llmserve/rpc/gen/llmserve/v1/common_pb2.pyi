@@ -54,7 +54,7 @@ class KvShape(_message.Message):
     def __init__(self, model_revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., layout: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., block_bytes: _Optional[int] = ..., computation: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "model", "kv_shape", "max_model_len_tokens", "total_blocks", "max_concurrency", "transports", "handover_endpoints", "lora")
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "kv_shape", "max_model_len_tokens", "total_blocks", "max_concurrency", "transports", "handover_endpoints", "lora", "min_decode_slots")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class WorkerInfo(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
+    MIN_DECODE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: WorkerRole
     address: str
@@ -79,7 +80,8 @@ class WorkerInfo(_message.Message):
     transports: _containers.RepeatedScalarFieldContainer[str]
     handover_endpoints: _containers.RepeatedScalarFieldContainer[str]
     lora: LoraShape
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., kv_shape: _Optional[_Union[KvShape, _Mapping]] = ..., max_model_len_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_concurrency: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., handover_endpoints: _Optional[_Iterable[str]] = ..., lora: _Optional[_Union[LoraShape, _Mapping]] = ...) -> None: ...
+    min_decode_slots: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., kv_shape: _Optional[_Union[KvShape, _Mapping]] = ..., max_model_len_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_concurrency: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., handover_endpoints: _Optional[_Iterable[str]] = ..., lora: _Optional[_Union[LoraShape, _Mapping]] = ..., min_decode_slots: _Optional[int] = ...) -> None: ...
 
 class LoraShape(_message.Message):
     __slots__ = ("slots", "max_rank", "target_modules")
@@ -92,7 +94,7 @@ class LoraShape(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., max_rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport", "pairs", "stalled")
+    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport", "pairs", "stalled", "speculation")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +105,7 @@ class WorkerLoad(_message.Message):
     LAST_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     STALLED_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     used_blocks: int
@@ -113,7 +116,32 @@ class WorkerLoad(_message.Message):
     last_transport: str
     pairs: _containers.RepeatedCompositeFieldContainer[TransportPair]
     stalled: bool
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ..., stalled: _Optional[bool] = ...) -> None: ...
+    speculation: Speculation
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ..., stalled: _Optional[bool] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+
+class Speculation(_message.Message):
+    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "gains")
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GAINS_FIELD_NUMBER: _ClassVar[int]
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    gains: _containers.RepeatedCompositeFieldContainer[BatchGain]
+    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., gains: _Optional[_Iterable[_Union[BatchGain, _Mapping]]] = ...) -> None: ...
+
+class BatchGain(_message.Message):
+    __slots__ = ("batch", "drafts", "gain", "steps")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    drafts: bool
+    gain: float
+    steps: int
+    def __init__(self, batch: _Optional[int] = ..., drafts: _Optional[bool] = ..., gain: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class TransportPair(_message.Message):
     __slots__ = ("peer", "transport", "chosen", "breaker", "reason", "small_seconds", "bytes_per_second", "transfers", "bytes", "seconds", "failures")
