@@ -13,7 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
-TICK_SECONDS = 1.0
+_SHORTEST_TICK_SECONDS = 1.0
+# Of the bound: what is silent is noticed in time, and questions cost an idle cluster little.
+_TICK_SHARE = 1 / 8
 # Of the silence that counts, per tick: more has passed only if the watchdog itself did not run.
 _LONGEST_TICKS = 2.0
 # Of a bound: what is silent for longer gets no new work.
@@ -33,16 +35,19 @@ class HangLimits:
     idle_seconds: float
     busy_seconds: float
 
+    @property
+    def tick_seconds(self) -> float:
+        """How often to ask."""
+        return max(_SHORTEST_TICK_SECONDS, _TICK_SHARE * self.idle_seconds)
+
 
 class SilenceMeter:
     """Turns the watchdog's ticks into the health of what it watches. Pure. counts: silence counts from the
     first tick on; False: from the first answer on, for something that may not be reachable at all."""
 
-    def __init__(
-        self, limits: HangLimits, tick_seconds: float = TICK_SECONDS, *, counts: bool = True
-    ) -> None:
+    def __init__(self, limits: HangLimits, tick_seconds: float | None = None, *, counts: bool = True) -> None:
         self._limits, self._counts = limits, counts
-        self._longest_seconds = tick_seconds * _LONGEST_TICKS
+        self._longest_seconds = (tick_seconds or limits.tick_seconds) * _LONGEST_TICKS
         self._last_tick: float | None = None
         self.silent_seconds = 0.0
         self.idle_seconds = 0.0  # of the silence, those at its end in which nothing was done
@@ -88,10 +93,10 @@ class Watchdog:
         limits: HangLimits,
         *,
         counts: bool = True,
-        tick_seconds: float = TICK_SECONDS,
+        tick_seconds: float | None = None,
     ) -> None:
         self._ask, self._works = ask, works
-        self._tick_seconds = tick_seconds
+        self._tick_seconds = tick_seconds or limits.tick_seconds
         self._meter = SilenceMeter(limits, tick_seconds, counts=counts)
 
     @property

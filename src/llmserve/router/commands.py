@@ -175,7 +175,7 @@ class OperatorCommands:
 
     # -- apiservers
 
-    async def told(self) -> None:
+    async def until_heard(self) -> None:
         """Returns when all apiservers have what was sent to them before. It does not wait long for one
         that is silent."""
         silent = (await self._ask(router_pb2.Question(echo=router_pb2.Echo()))).silent

@@ -161,9 +161,9 @@ class _Cluster:
 
     async def _keep_logs_short(self) -> None:
         most_bytes = self._job.manifest.observability.log_file_mib << 20
+        paths = [self._paths.log(name) for name in self._board.rows]
         while True:
-            for name in self._board.rows:
-                await asyncio.to_thread(logs.shorten, self._paths.log(name), most_bytes)
+            await asyncio.to_thread(_shorten_all, paths, most_bytes)
             await asyncio.sleep(_SHORTEN_SECONDS)
 
     async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
@@ -227,6 +227,11 @@ class _Cluster:
         with suppress(OSError):
             (self._paths.run_dir / STATE_NAME).unlink()
         await self._guard.aclose()
+
+
+def _shorten_all(paths: Sequence[Path], most_bytes: int) -> None:
+    for path in paths:
+        logs.shorten(path, most_bytes)
 
 
 def _routers(processes: Sequence[ProcessSpec]) -> Sequence[str]:

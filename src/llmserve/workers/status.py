@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from llmserve.core.errors import EngineDead
-from llmserve.core.hang import TICK_SECONDS, HangLimits, Health, Watchdog
+from llmserve.core.hang import HangLimits, Health, Watchdog
 from llmserve.core.process import WorkMeter
 from llmserve.core.request import EngineLoad
 from llmserve.engines.base import Engine
@@ -24,7 +24,7 @@ class EngineHealth:
         limits: HangLimits,
         on_hang: Callable[[EngineDead], Awaitable[None]],
         *,
-        tick_seconds: float = TICK_SECONDS,
+        tick_seconds: float | None = None,
     ) -> None:
         self._engine, self._on_hang = engine, on_hang
         works = WorkMeter(engine.processes)

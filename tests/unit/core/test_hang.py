@@ -86,6 +86,18 @@ def _answers(*answers: bool) -> Iterator[bool]:
         yield False
 
 
+@pytest.mark.parametrize(("idle_seconds", "tick_seconds"), [(3.0, 1.0), (8.0, 1.0), (16.0, 2.0)])
+def test_questions_are_rarer_where_silence_may_last_longer(idle_seconds: float, tick_seconds: float) -> None:
+    assert HangLimits(idle_seconds, 60.0).tick_seconds == tick_seconds
+
+
+def test_a_meter_counts_at_most_two_ticks_at_once() -> None:
+    meter = SilenceMeter(HangLimits(16.0, 60.0))
+    meter.tick(0.0, answered=False, works=False)
+    meter.tick(100.0, answered=False, works=False)
+    assert meter.silent_seconds == 4.0
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["silence", "errors"])
 async def test_the_watchdog_asks_until_no_answer_comes(fails: bool) -> None:
     answers, asked = _answers(True, True), 0

@@ -19,8 +19,8 @@ from llmserve.rpc.status import error_named
 
 class AdapterCalls:
     """Each call raises NotLeader on a standby, and when the term ends while it waits. The same call
-    to the next leader joins the work that was begun. told: returns when all apiservers have the names that
-    were sent to them before, so that requests by any of them follow a call that was answered."""
+    to the next leader joins the work that was begun. until_heard: returns when all apiservers have the names
+    that were sent to them before, so that requests by any of them follow a call that was answered."""
 
     def __init__(
         self,
@@ -28,10 +28,10 @@ class AdapterCalls:
         event_loop: EventLoop,
         leader_check: LeaderCheck,
         live: RouterLiveSettings,
-        told: Callable[[], Awaitable[None]],
+        until_heard: Callable[[], Awaitable[None]],
     ) -> None:
         self._book, self._event_loop = book, event_loop
-        self._leader_check, self._live, self._told = leader_check, live, told
+        self._leader_check, self._live, self._until_heard = leader_check, live, until_heard
 
     async def load(self, request: router_pb2.LoadAdapterRequest) -> router_pb2.LoadAdapterResponse:
         """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; those
@@ -46,14 +46,14 @@ class AdapterCalls:
             with self._event_loop.deciding():
                 self._book.end_failed(registration)
             raise error_named(registration.error, registration.message)
-        await self._told()
+        await self._until_heard()
         return router_pb2.LoadAdapterResponse(adapter=self._status(registration))
 
     async def unload(self, request: router_pb2.UnloadAdapterRequest) -> router_pb2.UnloadAdapterResponse:
         """Errors: NotFound."""
         with self._event_loop.deciding():
             registration = self._book.unload(request.model, request.name)
-        await self._told()
+        await self._until_heard()
         if request.wait:
             await self._event_loop.adapter_watch.until(lambda: registration.state is AdapterState.GONE)
         return router_pb2.UnloadAdapterResponse(adapter=self._status(registration))

@@ -72,7 +72,7 @@ class TermServices:
         )
         sign_of_life_seconds = settings.terms.sign_of_life_seconds
         self.sessions = SessionCalls(controller, loop, check, self.commands, sign_of_life_seconds)
-        self.adapters = AdapterCalls(controller.adapters, loop, check, live, self.commands.told)
+        self.adapters = AdapterCalls(controller.adapters, loop, check, live, self.commands.until_heard)
 
     async def run(self) -> None:
         """Does what is due until the term ends."""
