@@ -72,7 +72,7 @@ class Apiserver:
         )
         self._finder = RecordFinder(self._records, options.name, options.routers)
         metrics = ApiserverMetrics(registry)
-        self._workers, self._adapters = WorkerLinks(metrics), AdapterNames()
+        self._workers, self._adapters = WorkerLinks(metrics, options.routers.credentials), AdapterNames()
         self._router = RouterLink(
             options.routers,
             ApiserverId(options.name),

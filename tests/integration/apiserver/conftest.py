@@ -39,6 +39,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     KvShape,
     WorkerInfo,
 )
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.server import RpcServer, traceparent_of
 
 MODEL = "tiny"
@@ -490,7 +491,7 @@ class FakeCluster:
         options = ApiserverOptions(
             name="apiserver-0",
             http="127.0.0.1:0",
-            routers=(self.router.address,),
+            routers=RouterAddresses((self.router.address,)),
             model=ModelDirectory(self._model, self._model_dir),
             max_body_bytes=100_000,
         )

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.cli.cluster import kvmanagers_of, routers_of
 from llmserve.cli.kv.managers import summed
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -40,13 +41,13 @@ class Answers:
     leading: str = ""
 
 
-async def ask(roles: list[dict[str, Any]]) -> Answers:
+async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
     addresses = routers_of(roles)
     routers, kvmanagers, healths = await asyncio.gather(
-        _ask_each(addresses, _router_status, problems),
-        _ask_each(kvmanagers_of(roles), _kv_status, problems),
+        _ask_each(addresses, credentials, _router_status, problems),
+        _ask_each(kvmanagers_of(roles), credentials, _kv_status, problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
@@ -74,6 +75,7 @@ async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResp
 
 async def _ask_each(
     addresses: Mapping[str, str],
+    credentials: Credentials,
     question: Callable[[grpc.aio.Channel], Awaitable[_T]],
     problems: list[str],
 ) -> dict[str, _T]:
@@ -81,7 +83,7 @@ async def _ask_each(
     answers: dict[str, _T] = {}
 
     async def one(name: str, address: str) -> None:
-        async with open_channel(address) as channel:
+        async with open_channel(address, credentials) as channel:
             try:
                 answers[name] = await question(channel)
             except grpc.aio.AioRpcError as error:
