@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from llmserve.apiserver.adapters.choice import AdapterChoice
 from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
+from llmserve.apiserver.batches.build import build_batches, streamed_paths
+from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.engine.client import ClusterEngineClient
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
@@ -99,6 +102,7 @@ class Apiserver:
             retries=retries,
             tracer=self._tracer,
         )
+        self._batches = build_batches(manifest.batches, options.run_dir, metrics, self._front_door)
         self._store = build_store(manifest, os.environ, SystemClock())
         self._responses: ResponsesHandler | None = None
         self._client: ClusterEngineClient | None = None
@@ -129,7 +133,11 @@ class Apiserver:
             raise StartFailed(failure)
         spans = HttpSpans(self._tracer, self._options.model.name)
         api = self._manifest.api
-        paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
+        paths = Paths.of(
+            api.root_path,
+            DOCS_PATHS if api.public_docs else frozenset(),
+            streamed_paths(self._manifest.batches),
+        )
         choice = AdapterChoice(app, self._adapters, self._adapter_manager, self._options.model.name)
         self._gate = Gate(choice, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
@@ -139,7 +147,14 @@ class Apiserver:
             self._client.adapt_stream_interval()
         if self._options.compiles_ahead:
             await self._client.start_compiler()
-        return await self._http.start()
+        port = await self._http.start()
+        if self._batches is not None:
+            self._batches.start()
+        return port
+
+    def _front_door(self) -> ASGIApp:
+        assert self._gate is not None, "not started"
+        return self._gate
 
     def _refusals(self) -> Iterator[Conflict]:
         parsers = parsers_here()
@@ -151,6 +166,7 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters)
+        add_batches(app, self._batches)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""
@@ -188,6 +204,8 @@ class Apiserver:
             await self._tracer.aclose()
 
     async def _stop(self, drain_seconds: float) -> None:
+        if self._batches is not None:
+            await self._batches.aclose()
         if self._gate is not None:
             self._gate.draining.begun = True
         if self._http is not None:

@@ -180,6 +180,7 @@ class ClusterEngineClient(EngineFreeClient):
             scope.span,
             self._version(scope, adapter) if adapter else RequestVersion(),
             scope.waited_seconds,
+            scope.background,
         )
 
     def _version(self, scope: RequestScope, adapter: NamedAdapter) -> RequestVersion:

@@ -16,11 +16,12 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 @dataclass(frozen=True, slots=True)
 class Caller:
     """admin: may use `/admin`, and see every request's record. adapters: names of those that it may use;
-    None: all."""
+    None: all. background: its requests are those of a batch."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
     adapters: frozenset[str] | None = None
+    background: bool = False
 
 
 class ApiKeys:
