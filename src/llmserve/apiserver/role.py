@@ -20,6 +20,7 @@ from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
 from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_routes
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain
 from llmserve.apiserver.http.server import HttpServer
@@ -151,6 +152,9 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters)
+        if _serves_original_routes(self._manifest):
+            baseline = BaselineTurn(lambda: self._live.limits.request)
+            add_original_routes(app, self._manifest.engine, baseline)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""
@@ -202,6 +206,11 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _serves_original_routes(manifest: Manifest) -> bool:
+    wanted = manifest.api.original_routes
+    return manifest.deployment.mode == "local" if wanted is None else wanted
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:

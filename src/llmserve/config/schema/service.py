@@ -63,6 +63,10 @@ class Api(ManifestSection):
     chat_template_kwargs: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - pydantic copies it
     """These arguments are passed to the chat template, such as `{enable_thinking: false}`. A request's own
     `chat_template_kwargs` take precedence."""
+    original_routes: bool | None = None
+    """The apiservers also serve the routes of the original projects, such as `/generate`
+    (docs/compatibility.md lists them). Without it, they do on one machine (`deployment.mode: local`) and not
+    on Kubernetes."""
     response_store: ResponseStoreConfig = ResponseStoreConfig()
 
 
