@@ -14,6 +14,7 @@ from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
 from llmserve.apiserver.engine.client import ClusterEngineClient
+from llmserve.apiserver.engine.thinking import ThinkingBudgets
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
 from llmserve.apiserver.http.errors import is_expected
@@ -136,6 +137,10 @@ class Apiserver:
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
+        template = (
+            app.state.openai_serving_chat.chat_template or self._client.renderer.tokenizer.chat_template
+        )
+        self._client.set_thinking_budgets(ThinkingBudgets.of(api.thinking_budgets, config, template))
         if api.stream_interval is None:
             self._client.adapt_stream_interval()
         if self._options.compiles_ahead:

@@ -112,6 +112,7 @@ class Gate:
         if scope["path"] not in self._paths.public:
             caller = self.keys.caller_of(headers, is_local=_is_local(scope))
             request.tenant, request.admin, request.adapters = caller.tenant, caller.admin, caller.adapters
+            request.max_priority = caller.max_priority
         first = await read_body(headers, receive, self._max_body_bytes)
         check_body(headers, first.get("body", b""))
         return first
