@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from llmserve.core.errors import Overloaded, WorkerLost
+from llmserve.core.errors import DeadlineExceeded, Overloaded, QueueFull, WorkerLost
 from llmserve.core.outcome import Outcome
 
 KEY = {"authorization": "Bearer red-key"}
 # The tiny model goes on with the bytes of this text from the length of the prompt on.
 TEXT = "the quick brown fox jumps over the lazy dog. " * 5
-TORCHWEAVE = {"prompt": "Explain quantum computing", "max_new_tokens": 64}
+TORCHWEAVE: dict[str, Any] = {"prompt": "Explain quantum computing", "max_new_tokens": 64}
 HELLO = "Hello, I am"
 
 
@@ -84,26 +84,26 @@ async def test_waiting_for_the_baseline_counts_for_the_deadline(
     monkeypatch.setattr(original_routes, "_MOST_WAITING", 1)
     turn = original_routes.BaselineTurn(lambda: 0.01)
     async with turn.taken():
-        with pytest.raises(original_routes.DeadlineExceeded, match="no turn within"):
+        with pytest.raises(DeadlineExceeded, match="no turn within"):
             async with turn.taken():
                 pass
     turn = original_routes.BaselineTurn(lambda: 5.0)
     async with turn.taken():
         waiting = asyncio.create_task(turn.taken().__aenter__())
         await asyncio.sleep(0)
-        with pytest.raises(original_routes.QueueFull, match="one at a time"):
+        with pytest.raises(QueueFull, match="one at a time"):
             await turn.taken().__aenter__()
     await waiting
 
 
 async def test_torchweave_s_generate_of_its_readme(cluster: Any, http: httpx.AsyncClient) -> None:
-    body = {"prompt": "Hello, how are you?", "max_length": 50, "temperature": 0.7}
+    body: dict[str, Any] = {"prompt": "Hello, how are you?", "max_length": 50, "temperature": 0.7}
     answer = await http.post("/generate", json=body)
     assert answer.json() == {"text": [body["prompt"] + answer_to(body["prompt"], 50)]}
 
 
 async def test_the_generate_of_vllm_s_demo_server(cluster: Any, http: httpx.AsyncClient) -> None:
-    body = {"prompt": "San Francisco is a", "n": 2, "temperature": 0.5, "max_tokens": 7}
+    body: dict[str, Any] = {"prompt": "San Francisco is a", "n": 2, "temperature": 0.5, "max_tokens": 7}
     whole = (await http.post("/generate", json=body)).json()
     assert whole == {"text": 2 * [body["prompt"] + answer_to(body["prompt"], 7)]}
     streamed = await http.post("/generate", json={**body, "stream": True})

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 6}
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 6}
 COMPLETION = {"model": "tiny", "prompt": "abc", "max_tokens": 6}
 RESPONSE = {"model": "tiny", "input": "abc", "max_output_tokens": 6}
 ROUTES = [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION), ("/v1/responses", RESPONSE)]
@@ -71,8 +71,9 @@ async def test_the_tier_is_in_every_event_of_a_stream(
 
 async def test_openai_s_client_reads_it(cluster: Any) -> None:
     async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="some-key", max_retries=0) as client:
-        answer = await client.chat.completions.create(**CHAT, service_tier="priority")
-        stream = await client.chat.completions.create(**CHAT, service_tier="flex", stream=True)
+        create: Any = client.chat.completions.create
+        answer = await create(**CHAT, service_tier="priority")
+        stream = await create(**CHAT, service_tier="flex", stream=True)
         assert answer.service_tier == "priority"
         assert {chunk.service_tier async for chunk in stream} == {"flex"}
 
