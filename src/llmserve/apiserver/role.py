@@ -17,12 +17,14 @@ from llmserve.apiserver.adapters.routes import add_adapters
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.engine.client import ClusterEngineClient
+from llmserve.apiserver.engine.thinking import ThinkingBudgets
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
 from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_routes
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain
 from llmserve.apiserver.http.server import HttpServer
@@ -143,6 +145,11 @@ class Apiserver:
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
+        template = (
+            app.state.openai_serving_chat.chat_template or self._client.renderer.tokenizer.chat_template
+        )
+        budgets = {str(effort): tokens for effort, tokens in api.thinking_budgets.items()}
+        self._client.set_thinking_budgets(ThinkingBudgets.of(budgets, config, template))
         if api.stream_interval is None:
             self._client.adapt_stream_interval()
         if self._options.compiles_ahead:
@@ -167,6 +174,9 @@ class Apiserver:
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters)
         add_batches(app, self._batches)
+        if _serves_original_routes(self._manifest):
+            baseline = BaselineTurn(lambda: self._live.limits.request)
+            add_original_routes(app, self._manifest.engine, baseline)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""
@@ -220,6 +230,11 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _serves_original_routes(manifest: Manifest) -> bool:
+    wanted = manifest.api.original_routes
+    return manifest.deployment.mode == "local" if wanted is None else wanted
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:
