@@ -15,6 +15,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from llmserve.apiserver.http.original_routes import GENERATING_PATHS
+
 Path = tuple[str | int, ...]
 
 _USER = [{"role": "user", "content": "hello"}]
@@ -81,6 +83,15 @@ VALID: Mapping[str, Sequence[dict[str, Any]]] = {
     "/generative_scoring": ({"model": "tiny", "query": "a", "items": ["a"], "label_token_ids": [5, 6]},),
     "/tokenize": ({"model": "tiny", "prompt": "hello"}, {"model": "tiny", "messages": _USER}),
     "/detokenize": ({"model": "tiny", "tokens": [3, 4]},),
+    "/generate": (
+        {"prompts": ["a", "b"], "max_tokens": 2},
+        {"prompt": "a", "max_tokens": 2, "n": 2, "stream": True},
+        {"model_id": "tiny", "prompt": [3, 4], "max_length": 2},
+    ),
+    **{
+        path: ({"prompt": "hello", "max_new_tokens": 2, "temperature": 0.5},)
+        for path in sorted(GENERATING_PATHS - {"/generate"})
+    },
     # In the order of the routes: each unload after its load, and the name that stands in a path at last.
     "/v1/load_lora_adapter": ({"lora_name": "a", "lora_path": _ADAPTER, "load_inplace": True},),
     "/v1/unload_lora_adapter": ({"lora_name": "a"},),

@@ -13,6 +13,7 @@ from llmserve.router.settings import RouterSettings
 _BASE: dict[str, Any] = {"kind": "LLMServe", "models": {"primary": {"source": "hub:a/b"}}}
 # Two values for each that is not a number.
 _VALUES: dict[str, tuple[Any, Any]] = {
+    "batches.weight": (0.5, 0.25),
     "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
     "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
     "models.adapters": ([], [{"name": "sql", "source": "hub:org/sql"}]),

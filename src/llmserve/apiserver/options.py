@@ -26,7 +26,8 @@ class ModelDirectory:
 class ApiserverOptions:
     """http: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
     at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
-    compiles_ahead: the process that compiles grammars is started now, not by the first grammar."""
+    compiles_ahead: the process that compiles grammars is started now, not by the first grammar. run_dir: the
+    directory for files of the cluster; None: there is none, as in a pod."""
 
     name: str
     http: str
@@ -37,6 +38,7 @@ class ApiserverOptions:
     manifest: Path | None = None
     share: PortShare | None = None
     compiles_ahead: bool = False
+    run_dir: str | None = None
 
 
 def flags() -> argparse.ArgumentParser:
@@ -71,4 +73,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         manifest=Path(given.manifest),
         share=given.port_share,
         compiles_ahead=manifest.engine.kind == "vllm",
+        run_dir=given.run_dir,
     )

@@ -8,18 +8,23 @@ from collections.abc import Iterator
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from llmserve.apiserver.adapters.choice import AdapterChoice
 from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
+from llmserve.apiserver.batches.build import build_batches, streamed_paths
+from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.engine.client import ClusterEngineClient
+from llmserve.apiserver.engine.thinking import ThinkingBudgets
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
 from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_routes
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain
 from llmserve.apiserver.http.server import HttpServer
@@ -99,6 +104,7 @@ class Apiserver:
             retries=retries,
             tracer=self._tracer,
         )
+        self._batches = build_batches(manifest.batches, options.run_dir, metrics, self._front_door)
         self._store = build_store(manifest, os.environ, SystemClock())
         self._responses: ResponsesHandler | None = None
         self._client: ClusterEngineClient | None = None
@@ -129,17 +135,33 @@ class Apiserver:
             raise StartFailed(failure)
         spans = HttpSpans(self._tracer, self._options.model.name)
         api = self._manifest.api
-        paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
+        paths = Paths.of(
+            api.root_path,
+            DOCS_PATHS if api.public_docs else frozenset(),
+            streamed_paths(self._manifest.batches),
+        )
         choice = AdapterChoice(app, self._adapters, self._adapter_manager, self._options.model.name)
         self._gate = Gate(choice, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
+        template = (
+            app.state.openai_serving_chat.chat_template or self._client.renderer.tokenizer.chat_template
+        )
+        budgets = {str(effort): tokens for effort, tokens in api.thinking_budgets.items()}
+        self._client.set_thinking_budgets(ThinkingBudgets.of(budgets, config, template))
         if api.stream_interval is None:
             self._client.adapt_stream_interval()
         if self._options.compiles_ahead:
             await self._client.start_compiler()
-        return await self._http.start()
+        port = await self._http.start()
+        if self._batches is not None:
+            self._batches.start()
+        return port
+
+    def _front_door(self) -> ASGIApp:
+        assert self._gate is not None, "not started"
+        return self._gate
 
     def _refusals(self) -> Iterator[Conflict]:
         parsers = parsers_here()
@@ -151,6 +173,10 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters)
+        add_batches(app, self._batches)
+        if _serves_original_routes(self._manifest):
+            baseline = BaselineTurn(lambda: self._live.limits.request)
+            add_original_routes(app, self._manifest.engine, baseline)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""
@@ -188,6 +214,8 @@ class Apiserver:
             await self._tracer.aclose()
 
     async def _stop(self, drain_seconds: float) -> None:
+        if self._batches is not None:
+            await self._batches.aclose()
         if self._gate is not None:
             self._gate.draining.begun = True
         if self._http is not None:
@@ -202,6 +230,11 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _serves_original_routes(manifest: Manifest) -> bool:
+    wanted = manifest.api.original_routes
+    return manifest.deployment.mode == "local" if wanted is None else wanted
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:

@@ -56,6 +56,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("scheduling", "retry_share"): ("apiserver",),
     ("scheduling", "retry_burst"): ("apiserver",),
     ("api",): ("apiserver",),
+    ("batches",): ("apiserver",),
     ("security",): ("apiserver",),
     ("state",): ("router", "apiserver"),
     ("observability",): ("cluster",),

@@ -14,8 +14,10 @@ from llmserve.config.schema.section import path_text
 from llmserve.config.several_models import conflict_in_file, distinct_names, keys_for_all
 from llmserve.config.speculation import speculation_rules
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
+from llmserve.core.ids import BACKGROUND_SUFFIX
 
 _LAST_PORT = 65535
+_BUCKET_URLS = ("s3://", "gs://", "az://")
 _RESERVED_VARIABLES = {
     "VLLM_API_KEY": "would lock all clients out: their keys are security.api_keys",
     "CUDA_VISIBLE_DEVICES": "is set for each engine: the GPUs are divided between them",
@@ -121,6 +123,20 @@ def _response_store(manifest: Manifest) -> Iterator[Conflict]:
     if key:
         message = f"{count} apiservers share what they keep in Redis: set state.backend: redis"
         yield Conflict.at(message, "api.response_store.enabled", key, "state.backend")
+
+
+def _batches(manifest: Manifest) -> Iterator[Conflict]:
+    batches, deployment, key = manifest.batches, manifest.deployment, "batches.location"
+    location = batches.location or ""
+    if location and "://" not in location and not location.startswith("/"):
+        yield Conflict.at("a directory is named by its absolute path", key)
+    if "://" in location and not location.startswith(_BUCKET_URLS):
+        yield Conflict.at(f"is neither a directory nor a URL of {', '.join(_BUCKET_URLS)}", key)
+    for name in ("endpoint", "region"):
+        if getattr(batches, name) is not None and not location.startswith("s3://"):
+            yield Conflict.at("is of s3:// locations", f"batches.{name}", key)
+    if deployment.mode == "k8s" and batches.enabled and location.startswith("/"):
+        yield Conflict.at("pods keep no files: name a bucket", key, "deployment.mode")
 
 
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
@@ -229,6 +245,10 @@ def _secrets(api_key: ApiKey) -> list[tuple[str, str]]:
 
 
 def _tenants(manifest: Manifest) -> Iterator[Conflict]:
+    for index, api_key in enumerate(manifest.security.api_keys):
+        if api_key.tenant.endswith(BACKGROUND_SUFFIX):
+            message = f"a name that ends with '{BACKGROUND_SUFFIX}' is that of a tenant's batches"
+            yield Conflict((("security", "api_keys", index, "tenant"),), message)
     for path, items in (
         (("budgets", "tenants"), manifest.budgets.tenants),
         (("scheduling", "weights"), manifest.scheduling.weights),
@@ -244,6 +264,7 @@ _RULES = (
     _transports,
     _shared_state,
     _response_store,
+    _batches,
     _cores,
     _block_size,
     _batch,

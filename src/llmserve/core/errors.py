@@ -95,6 +95,12 @@ class QueueTimeout(Overloaded):
     http_status = 503
 
 
+class StorageFull(Overloaded):
+    """A disk, a bucket or a tenant's part of it has no room for what is to be kept."""
+
+    http_status = 507
+
+
 # -- something is away
 
 

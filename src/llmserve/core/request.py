@@ -9,6 +9,9 @@ from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
 
+# A priority beyond this counts as this, whatever clients send.
+MOST_PRIORITY = 10
+
 
 @dataclass(frozen=True, slots=True)
 class KvPeer:

@@ -87,4 +87,15 @@ class ApiserverMetrics:
         self.router_reconnects_total = counter(
             "apiserver_router_reconnects_total", "Sessions with the router that broke"
         )
+        self.batch_lines_total = counter(
+            "apiserver_batch_lines_total",
+            "Lines of batches with a result, by result: completed, failed (answered with an error), refused "
+            "(no request, and never sent), expired",
+            ("result",),
+        )
+        self.running_batches = gauge("apiserver_running_batches", "Batches that this apiserver runs")
+        self.batch_storage_failures_total = counter(
+            "apiserver_batch_storage_failures_total",
+            "Writes of batches' results and states that failed and are tried again",
+        )
         self.worker_links = gauge("apiserver_worker_links", "Open worker sessions")

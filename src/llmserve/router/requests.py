@@ -2,7 +2,7 @@
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, owner_of
 from llmserve.core.outcome import Outcome
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.events import (
@@ -89,7 +89,7 @@ class Requests:
         if entry is None or entry.hold or not self._prefixes.prefetches:
             return []
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
-        return [*self._prefixes.prefetch(entry, admit.tenant, wait_seconds)]
+        return [*self._prefixes.prefetch(entry, owner_of(admit.tenant), wait_seconds)]
 
     def adopt(self, session: RouterSession, held: HeldRequest, hold: PlacementHold, *, charged: bool) -> None:
         """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""

@@ -57,7 +57,7 @@ class RouterSettings:
     def of(cls, manifest: Manifest) -> "RouterSettings":
         scheduling = manifest.scheduling
         return cls(
-            policy=_policy(scheduling, manifest.budgets),
+            policy=_policy(scheduling, manifest.budgets, manifest.batches.weight),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
             prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
@@ -87,7 +87,7 @@ def _wish(spec: AdapterSpec) -> AdapterWish:
     return AdapterWish(spec.name, source, tier, spec.pin)
 
 
-def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
+def _policy(scheduling: Scheduling, budgets: Budgets, background_weight: float) -> Policy:
     return Policy(
         max_queued_requests=scheduling.max_queued_requests,
         queue_timeout_seconds=scheduling.queue_timeout_seconds,
@@ -99,6 +99,7 @@ def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
         weights={TenantId(one.tenant): one.weight for one in scheduling.weights},
         limits=_limits(budgets),
         adapters=AdapterTurns(scheduling.adapter_packing, scheduling.aging_seconds),
+        background_weight=background_weight,
     )
 
 

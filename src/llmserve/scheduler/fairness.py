@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import RequestId, TenantId, owner_of
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.snapshot import FairnessSnapshot
 
@@ -24,13 +24,18 @@ _SLACK = 64
 class TenantShares:
     """weights: weights of tenants; others have 1. kv_token_price: tokens of work that holding the KV of one
     token is worth: max_tokens_in_flight / (tokens whose KV fits the HBM budget); 0 when either has no
-    limit. So the cost is the dominant share of the two budgets, in tokens."""
+    limit. So the cost is the dominant share of the two budgets, in tokens. background: part of a tenant's
+    weight that its background flow has, unless `weights` names the flow itself."""
 
     weights: Mapping[TenantId, float] = field(default_factory=dict)
     kv_token_price: float = 0.0
+    background: float = 1.0
 
     def weight(self, tenant: TenantId) -> float:
-        return self.weights.get(tenant, 1.0)
+        if tenant in self.weights:
+            return self.weights[tenant]
+        owner = owner_of(tenant)
+        return self.weights.get(owner, 1.0) * (1.0 if owner == tenant else self.background)
 
     def cost(self, request: QueuedRequest, output_tokens: int) -> float:
         """Cost in tokens, at least 1."""

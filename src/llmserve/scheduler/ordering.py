@@ -6,10 +6,8 @@ from typing import Protocol
 
 from llmserve.config.schema import Scheduling
 from llmserve.core.ids import TenantId
+from llmserve.core.request import MOST_PRIORITY
 from llmserve.scheduler.request import QueuedRequest
-
-# A priority beyond this counts as this, so that the bound holds whatever clients send.
-_MOST_PRIORITY = 10
 
 
 class Ordering(Protocol):
@@ -38,12 +36,12 @@ class ShortestFirst:
 
     @property
     def overtaken_within_seconds(self) -> float:
-        return self.aging_seconds + 2 * _MOST_PRIORITY * self.priority_seconds
+        return self.aging_seconds + 2 * MOST_PRIORITY * self.priority_seconds
 
     def key(self, request: QueuedRequest) -> float:
         work = request.work_tokens(request.expected_output_tokens)
         size = min(self.seconds_per_1000_tokens * work / 1000, self.aging_seconds)
-        priority = max(-_MOST_PRIORITY, min(request.priority, _MOST_PRIORITY)) * self.priority_seconds
+        priority = max(-MOST_PRIORITY, min(request.priority, MOST_PRIORITY)) * self.priority_seconds
         return min(request.arrived_at + size + priority, request.deadline)
 
 

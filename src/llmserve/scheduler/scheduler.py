@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmserve.config.schema import Scheduling
+from llmserve.config.schema import Batches, Scheduling
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
@@ -19,7 +19,8 @@ _DEFAULTS = Scheduling()
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """weights: weights of tenants; others have 1."""
+    """weights: weights of tenants; others have 1. background_weight: part of its tenant's weight that a
+    background flow has."""
 
     max_queued_requests: int = _DEFAULTS.max_queued_requests
     queue_timeout_seconds: float = _DEFAULTS.queue_timeout_seconds
@@ -27,6 +28,7 @@ class Policy:
     weights: Mapping[TenantId, float] = field(default_factory=dict)
     limits: ClusterLimits = field(default_factory=ClusterLimits)
     adapters: AdapterTurns = field(default_factory=AdapterTurns)
+    background_weight: float = Batches().weight
 
 
 class Scheduler:
@@ -104,4 +106,6 @@ class Scheduler:
         return self.queue.limits_changed()
 
     def _set_shares(self) -> None:
-        self._fairness.shares = TenantShares(self.policy.weights, self._resources.kv_token_price)
+        self._fairness.shares = TenantShares(
+            self.policy.weights, self._resources.kv_token_price, self.policy.background_weight
+        )

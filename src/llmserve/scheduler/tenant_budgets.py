@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import RequestId, TenantId, owner_of
 from llmserve.scheduler.budgets import NO_WAIT, Spend, Wait, choices_refusal
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
@@ -22,13 +22,14 @@ class TenantLimit:
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """each: limits of every tenant that is not named."""
+    """each: limits of every tenant that is not named. A background flow that is not named has the limits of
+    its tenant, and what it uses is counted apart."""
 
     each: TenantLimit = field(default_factory=TenantLimit)
     named: Mapping[TenantId, TenantLimit] = field(default_factory=dict)
 
     def of(self, tenant: TenantId) -> TenantLimit:
-        return self.named.get(tenant, self.each)
+        return self.named.get(tenant) or self.named.get(owner_of(tenant), self.each)
 
 
 class TenantRequestBudget:

@@ -4,19 +4,25 @@ The short form of `python -m bench survival`: one cluster for all.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+import openai
 import pytest
+from openai.types import Batch
 
 from bench.cluster import Cluster
 from bench.processes.survival import CASES, Case, Run, survive
 from bench.processes.survival_client import expected_tokens
 
 REPLICAS = {"prefill": 2, "decode": 2, "apiserver": 2}
+APISERVERS = ("apiserver-0", "apiserver-1")
 REQUESTS = 64
 pytestmark = pytest.mark.timeout(240)
 
@@ -80,3 +86,50 @@ def _status(cluster: Cluster) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     status: dict[str, Any] = json.loads(done.stdout)
     return status
+
+
+BATCH_LINES = 150
+
+
+def _batch_line(number: int) -> str:
+    body = {
+        "model": "SmolLM2-135M-Instruct",
+        "prompt": f"line {number}",
+        "max_tokens": 60,
+        "ignore_eos": True,
+    }
+    return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body})
+
+
+def _batch_until(client: openai.OpenAI, batch_id: str, holds: Callable[[Batch], bool]) -> Batch:
+    deadline = time.monotonic() + 60
+    while not holds(batch := client.batches.retrieve(batch_id)):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.1)
+    return batch
+
+
+def test_a_batch_goes_on_when_its_apiserver_is_killed(cluster: Cluster) -> None:
+    """No line that was finished runs again, and none is lost."""
+    client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=5)
+    lines = "\n".join(map(_batch_line, range(BATCH_LINES))).encode()
+    file = client.files.create(file=("lines.jsonl", lines), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    before = _batch_until(client, batch.id, lambda one: _completed(one) >= 20)
+    owners = {name: cluster.metrics(name)["apiserver_running_batches"] for name in APISERVERS}
+    (owner,) = [name for name, count in owners.items() if count == 1]
+    (other,) = [name for name in APISERVERS if name != owner]
+    os.kill(cluster.pid(owner), signal.SIGKILL)
+    after = _batch_until(client, batch.id, lambda one: one.status not in ("in_progress", "finalizing"))
+    assert after.status == "completed"
+    assert after.request_counts is not None
+    assert after.request_counts.to_dict() == {"total": BATCH_LINES, "completed": BATCH_LINES, "failed": 0}
+    assert after.output_file_id is not None
+    rows = [json.loads(row) for row in client.files.content(after.output_file_id).text.splitlines()]
+    assert sorted(int(row["custom_id"]) for row in rows) == list(range(BATCH_LINES))
+    ran_there = cluster.metrics(other)['apiserver_batch_lines_total{result="completed"}']
+    assert 0 < ran_there <= BATCH_LINES - _completed(before)
+
+
+def _completed(batch: Batch) -> int:
+    return batch.request_counts.completed if batch.request_counts else 0

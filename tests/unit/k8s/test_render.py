@@ -393,9 +393,18 @@ S3_BLOCKS = """storageClasses:
 """
 
 
+S3_BATCHES = "batches: {location: 's3://batches'}"
+
+
 @pytest.mark.parametrize(
     ("text", "roles"),
-    [(S3_ADAPTERS, {"prefill", "decode"}), (S3_BLOCKS, {"kvmanager"}), ("lora: {}", set())],
+    [
+        (S3_ADAPTERS, {"prefill", "decode"}),
+        (S3_BLOCKS, {"kvmanager"}),
+        (S3_BATCHES, {"apiserver"}),
+        (S3_BATCHES.replace("{", "{enabled: false, "), set()),
+        ("lora: {}", set()),
+    ],
 )
 def test_who_reads_buckets_may_have_keys_in_the_secret(
     parse: Parse, rendered: Render, text: str, roles: set[str]

@@ -45,12 +45,13 @@ def test_the_knobs_become_the_policy() -> None:
         "per_tenant": {"max_requests_in_flight": 2},
         "tenants": [{"tenant": "gold", "max_requests_per_second": 1.5, "max_tokens_per_second": 100.0}],
     }
-    assert _settings(scheduling=scheduling, budgets=budgets).policy == Policy(
+    assert _settings(scheduling=scheduling, budgets=budgets, batches={"weight": 0.25}).policy == Policy(
         max_queued_requests=7,
         queue_timeout_seconds=8.0,
         ordering=ShortestFirst(2.0, 3.0, 4.0),
         weights={TenantId("gold"): 4.0},
         adapters=AdapterTurns(packing_seconds=5.0, aging_seconds=3.0),
+        background_weight=0.25,
         limits=ClusterLimits(
             max_requests_in_flight=5,
             max_tokens_in_flight=1000,

@@ -5,7 +5,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, QueueFull, QueueTimeout
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import RequestId, TenantId, background_of
 from llmserve.scheduler.request import Dispatched, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
@@ -251,6 +251,21 @@ def test_a_tenant_over_its_rate_wakes_when_it_may(clock: VirtualClock) -> None:
     clock.advance(2.0)
     assert _dispatch(scheduler) == ["c"]
     assert scheduler.queue.next_turn() is None
+
+
+def test_a_tenant_s_batches_take_turns_by_their_weight_and_budget(clock: VirtualClock) -> None:
+    """Nine requests of the tenant itself go for each line of its batch of the weight 1/9."""
+    scheduler = _scheduler(clock, slots=1)
+    scheduler.set_policy(Policy(background_weight=1 / 9))
+    lines, requests = [f"line-{n}" for n in range(3)], [f"now-{n}" for n in range(18)]
+    _offer(scheduler, *(_request(name, background_of(TenantId("a"))) for name in lines))
+    _offer(scheduler, *(_request(name, "a") for name in requests))
+    order = []
+    while dispatched := _dispatch(scheduler):
+        order += dispatched
+        scheduler.queue.release(RequestId(dispatched[0]), 10)
+    assert sorted(order) == sorted(lines + requests)
+    assert [sum(name in lines for name in order[: 10 * n]) for n in (1, 2)] == [1, 2]
 
 
 def test_new_limits_wake_a_suspended_tenant(clock: VirtualClock) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import RequestId, TenantId, background_of
 from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget, choices_refusal
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
@@ -409,3 +409,11 @@ def test_a_limit_of_requests_alone_refuses_no_choices() -> None:
     budget = RequestBudget(1)
     budget.set_limit(9)
     assert budget.refusal(_request("a", choices=2)) == ""
+
+
+def test_a_background_flow_has_the_limits_of_its_tenant_or_its_own() -> None:
+    red, each, own, tighter = TenantId("red"), TenantLimit(1), TenantLimit(2), TenantLimit(3)
+    assert TenantLimits(each).of(background_of(red)) is each
+    assert TenantLimits(each, {red: own}).of(background_of(red)) is own
+    limits = TenantLimits(each, {red: own, background_of(red): tighter})
+    assert (limits.of(background_of(red)), limits.of(red)) == (tighter, own)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import RequestId, TenantId, background_of
 from llmserve.scheduler.fairness import FairShare, TenantShares
 from llmserve.scheduler.request import QueuedRequest
 
@@ -33,6 +33,13 @@ def test_nothing_is_known_at_the_start() -> None:
     assert fairness.next() is None
     assert TenantShares().cost(_request("r"), 10) == 100.0
     assert (TenantShares().weight(A), TenantShares({A: 3.0}).weight(A)) == (1.0, 3.0)
+
+
+def test_a_background_flow_has_a_part_of_its_tenants_weight() -> None:
+    shares = TenantShares({A: 3.0, background_of(TenantId("c")): 5.0}, background=0.5)
+    assert (shares.weight(A), shares.weight(background_of(A))) == (3.0, 1.5)
+    assert (shares.weight(B), shares.weight(background_of(B))) == (1.0, 0.5)
+    assert shares.weight(background_of(TenantId("c"))) == 5.0  # named itself
 
 
 def test_the_cost_is_the_larger_of_work_and_held_kv() -> None:

@@ -15,6 +15,7 @@ from llmserve.apiserver.adapters.manager import AdapterManager, name_for, read_s
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.http.body import replay
+from llmserve.apiserver.http.original_routes import GENERATING_PATHS
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.config.messages import did_you_mean
 from llmserve.core.adapters import NamedAdapter
@@ -34,6 +35,7 @@ CHOOSING_PATHS = frozenset(
         "/detokenize",
         "/generative_scoring",
         _INVOCATIONS,
+        *GENERATING_PATHS,
     }
 )
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|6[18cCfF]|7[024])")

@@ -27,7 +27,13 @@ from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
 from llmserve.apiserver.engine.stream_interval import adapt_interval
-from llmserve.apiserver.engine.validation import check_sendable, check_supported, fitting_renderer
+from llmserve.apiserver.engine.thinking import ThinkingBudgets
+from llmserve.apiserver.engine.validation import (
+    check_priority,
+    check_sendable,
+    check_supported,
+    fitting_renderer,
+)
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.http.errors import as_serving_error
@@ -59,6 +65,7 @@ class ClusterEngineClient(EngineFreeClient):
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False, stream_interval=interval)
         self._context, self._readiness, self._adapters = context, readiness, adapters
         self._grammars = GrammarCheck(vllm_config)
+        self._thinking = ThinkingBudgets()
         self._owner = TaskOwner("requests")
         self._runs: dict[str, _RunningSequence] = {}
 
@@ -76,6 +83,10 @@ class ClusterEngineClient(EngineFreeClient):
     def set_limits(self, limits: StageLimits) -> None:
         """Sets the deadlines of requests that begin from now on."""
         self._context = replace(self._context, limits=limits)
+
+    def set_thinking_budgets(self, budgets: ThinkingBudgets) -> None:
+        """Sets how long requests with an effort may think."""
+        self._thinking = budgets
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return SUPPORTED_TASKS
@@ -109,6 +120,7 @@ class ClusterEngineClient(EngineFreeClient):
         try:
             check_request_id(request_id)
             scope.explain.known_as(request_id)
+            self._thinking.limit(sampling_params, reasoning_parser_kwargs)
             await self._grammars.check(sampling_params, scope.tenant)
             request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
             request.lora_request = lora_request  # not earlier: this process has no settings of LoRA
@@ -154,6 +166,7 @@ class ClusterEngineClient(EngineFreeClient):
         if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
             raise VLLMValidationError("only text prompts are available")
         check_sendable(request.sampling_params, request.priority)
+        check_priority(request.priority, current_scope().max_priority)
         self.input_processor.assign_request_id(request)
         return request
 
@@ -180,6 +193,7 @@ class ClusterEngineClient(EngineFreeClient):
             scope.span,
             self._version(scope, adapter) if adapter else RequestVersion(),
             scope.waited_seconds,
+            scope.background,
         )
 
     def _version(self, scope: RequestScope, adapter: NamedAdapter) -> RequestVersion:

@@ -10,7 +10,7 @@ from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 
 from llmserve.apiserver.engine.pieces import PieceTokenizer
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import Forbidden, InvalidRequest
 
 _INT32_LIMIT = 2**31
 
@@ -85,6 +85,12 @@ def check_sendable(params: SamplingParams, priority: int) -> None:
         fields = (name for name in params.__struct_fields__ if _cannot_encode(getattr(params, name)))
         name = next(fields, "")
         raise InvalidRequest(f"{name} cannot be sent to an engine: {problem}", field=name)
+
+
+def check_priority(priority: int, most: int | None) -> None:
+    """most: how many steps a request may be moved ahead; None: any number. Errors: Forbidden."""
+    if most is not None and priority < -most:
+        raise Forbidden(f"priority: this key may set it to {-most} or more, got {priority}")
 
 
 def _cannot_encode(value: Any) -> str:

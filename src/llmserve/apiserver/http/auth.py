@@ -16,11 +16,14 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 @dataclass(frozen=True, slots=True)
 class Caller:
     """admin: may use `/admin`, and see every request's record. adapters: names of those that it may use;
-    None: all."""
+    None: all. background: its requests are those of a batch. max_priority: how many steps its requests may
+    be moved ahead; None: any number."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
     adapters: frozenset[str] | None = None
+    background: bool = False
+    max_priority: int | None = None
 
 
 class ApiKeys:
@@ -56,7 +59,8 @@ def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.enviro
 
 
 def _caller(key: ApiKey) -> Caller:
-    return Caller(TenantId(key.tenant), key.admin, None if key.adapters is None else frozenset(key.adapters))
+    adapters = None if key.adapters is None else frozenset(key.adapters)
+    return Caller(TenantId(key.tenant), key.admin, adapters, max_priority=key.max_priority)
 
 
 def _secret(key: ApiKey, environment: Mapping[str, str]) -> str:

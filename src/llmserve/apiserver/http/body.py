@@ -33,14 +33,41 @@ _Place = tuple[Any, object] | None
 async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Message:
     """Returns the whole body as one message; the client's disconnect instead when it is gone.
     Errors: RequestTooLarge, as soon as it is known; DeadlineExceeded for a client that is too slow."""
-    declared = _header(headers, b"content-length")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+    _check_declared(headers, limit_bytes)
     try:
         async with asyncio.timeout(_READ_SECONDS):
             return await _whole_body(receive, limit_bytes)
     except TimeoutError:
         raise DeadlineExceeded(f"the body did not arrive within {_READ_SECONDS:g} s") from None
+
+
+def bounded(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Receive:
+    """Returns a receive that raises RequestTooLarge at a body beyond the limit, and DeadlineExceeded at a
+    client that is too slow with a piece of it. Errors: RequestTooLarge, if the headers say so."""
+    _check_declared(headers, limit_bytes)
+    left_bytes, more = limit_bytes, True
+
+    async def received() -> Message:
+        nonlocal left_bytes, more
+        if not more:
+            return await receive()
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise DeadlineExceeded(f"no piece of the body arrived within {_READ_SECONDS:g} s") from None
+        left_bytes, more = left_bytes - len(message.get("body", b"")), message.get("more_body", False)
+        if left_bytes < 0:
+            raise _too_large(limit_bytes)
+        return message
+
+    return received
+
+
+def _check_declared(headers: Iterable[tuple[bytes, bytes]], limit_bytes: int) -> None:
+    declared = _header(headers, b"content-length")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
 
 
 async def _whole_body(receive: Receive, limit_bytes: int) -> Message:

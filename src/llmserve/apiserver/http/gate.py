@@ -2,18 +2,22 @@
 
     authenticate -> read the body within its limits -> check it -> RequestScope -> vLLM's app -> HeldResponse
 
+A call from within this process names its caller in the ASGI scope, under CALLER, and needs no key.
+
 While the server stops, nothing new begins, every answer ends its connection, and none is torn off silently.
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.apiserver.http.auth import ApiKeys
-from llmserve.apiserver.http.body import check_body, discard_body, read_body, replay
+from llmserve.apiserver.http.body import bounded, check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable
 from llmserve.apiserver.http.response import STOPPING, Draining, HeldResponse
@@ -23,6 +27,7 @@ from llmserve.apiserver.http.spans import end as end_span
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.logs import RequestNames, name_request
 
+CALLER = "llmserve.caller"
 _OPEN_PATHS = frozenset({"/health", "/live", "/load", "/metrics", "/ping"})
 _OPEN_WHILE_DRAINING = frozenset({"/live", "/metrics"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
@@ -32,14 +37,19 @@ _ORIGIN = b"origin"
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """root: the path under which a proxy serves all others, or empty. public: paths that need no key."""
+    """root: the path under which a proxy serves all others, or empty. public: paths that need no key.
+    streamed: the most bytes that a body may have, of each path whose route reads the body itself, piece by
+    piece."""
 
     root: str = ""
     public: frozenset[str] = _OPEN_PATHS
+    streamed: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, root: str | None, also_public: frozenset[str]) -> "Paths":
-        return cls(root or "", _OPEN_PATHS | also_public)
+    def of(
+        cls, root: str | None, also_public: frozenset[str], streamed: Mapping[str, int] = MappingProxyType({})
+    ) -> "Paths":
+        return cls(root or "", _OPEN_PATHS | also_public, streamed)
 
     def route(self, path: str) -> str:
         """Returns the path without the root, which a proxy may have removed already."""
@@ -91,7 +101,7 @@ class Gate:
         self, scope: Scope, receive: Receive, request: RequestScope, response: HeldResponse
     ) -> None:
         try:
-            first = await self._let_in(scope, receive, request)
+            receive = await self._let_in(scope, receive, request)
         except LLMServeError as error:
             await response.refuse(error)
             return
@@ -100,21 +110,25 @@ class Gate:
         enter_scope(request)
         name_request(RequestNames(request.request_id, request.span.trace_id))
         try:
-            await self._app(scope, replay(first, receive), response.send)
+            await self._app(scope, receive, response.send)
         except Exception as error:
             await response.fail(error)
         finally:
             request.explain.part_ended()
 
-    async def _let_in(self, scope: Scope, receive: Receive, request: RequestScope) -> Message:
-        """Returns the body. Errors: NotAuthenticated, RequestTooLarge, InvalidRequest, DeadlineExceeded."""
+    async def _let_in(self, scope: Scope, receive: Receive, request: RequestScope) -> Receive:
+        """Returns what gives the body. Errors: NotAuthenticated, RequestTooLarge, InvalidRequest,
+        DeadlineExceeded."""
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
-            caller = self.keys.caller_of(headers, is_local=_is_local(scope))
+            caller = scope.get(CALLER) or self.keys.caller_of(headers, is_local=_is_local(scope))
             request.tenant, request.admin, request.adapters = caller.tenant, caller.admin, caller.adapters
+            request.background, request.max_priority = caller.background, caller.max_priority
+        if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
+            return bounded(headers, receive, limit_bytes)
         first = await read_body(headers, receive, self._max_body_bytes)
         check_body(headers, first.get("body", b""))
-        return first
+        return replay(first, receive)
 
     def _remember(self, scope: Scope, request: RequestScope) -> None:
         """Opens a record of the request, and a span that ends with it."""

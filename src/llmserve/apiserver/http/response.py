@@ -163,8 +163,10 @@ def _origin(error: Exception) -> Exception:
 
 
 def _may_be_replaced(start: Message) -> bool:
-    """An answer that is no error in spite of the early error has found its own way around it."""
-    return bool(start["status"] >= _FIRST_ERROR) or _is_stream(start)
+    """A whole answer that is no error in spite of the early error has found its own way around it. A stream
+    has no length."""
+    is_stream = all(name != b"content-length" for name, _ in start["headers"])
+    return bool(start["status"] >= _FIRST_ERROR) or is_stream
 
 
 def _is_stream(start: Message) -> bool:

@@ -30,7 +30,8 @@ class RequestScope:
     fields are fine, and a run was begun. text_events: those of its stream; None: all of its events are
     vLLM's. adapters: names of those that the key may use; None: all. adapter: the version that `lora_path`
     has chosen. version: that on which all its sequences run. waited_seconds: how much of the request's time
-    its adapter has taken."""
+    has passed already. background: it is a line of a batch. max_priority: how many steps the key may move a
+    request ahead; None: any number."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -47,6 +48,8 @@ class RequestScope:
     adapter: NamedAdapter | None = None
     version: RequestVersion | None = None
     waited_seconds: float = 0.0
+    background: bool = False
+    max_priority: int | None = None
 
     def may_use(self, adapter: str) -> bool:
         """Returns whether the key may use the adapter of this name."""

@@ -8,6 +8,7 @@ the first events, and every one that has something else in it (a finish, usage, 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from fastapi import Request
 from pydantic_core import to_json
 from starlette.types import Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -18,6 +19,7 @@ from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 from vllm.outputs import RequestOutput
 
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.service_tier import grant_tier, with_tier
 
 
 class TextEvents:
@@ -66,6 +68,12 @@ def _frame(event: str, mark: str, text: str) -> tuple[bytes, bytes] | None:
 
 
 class ChatHandler(OpenAIServingChat):
+    async def create_chat_completion(
+        self, request: ChatCompletionRequest, raw_request: Request | None = None
+    ) -> Any:
+        tier = grant_tier(request)
+        return with_tier(await super().create_chat_completion(request, raw_request), tier)
+
     def chat_completion_stream_generator(
         self,
         request: ChatCompletionRequest,
@@ -87,6 +95,10 @@ class ChatHandler(OpenAIServingChat):
 
 
 class CompletionHandler(OpenAIServingCompletion):
+    async def create_completion(self, request: CompletionRequest, raw_request: Request | None = None) -> Any:
+        tier = grant_tier(request)
+        return with_tier(await super().create_completion(request, raw_request), tier)
+
     def completion_stream_generator(
         self,
         request: CompletionRequest,

@@ -18,7 +18,7 @@ from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, StageLimits
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
-from llmserve.core.ids import AdapterDigest, RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId, background_of
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
@@ -90,7 +90,7 @@ class RunContext:
 class RequestInfo:
     """Who asks for what. client_salt: the cache_salt field of the client's request. record: what is
     remembered. span: that of the HTTP request. adapter: the version that it runs on. waited_seconds: what has
-    passed of its deadline already."""
+    passed of its deadline already. background: it is a line of a batch."""
 
     request_id: RequestId
     tenant: TenantId
@@ -99,6 +99,12 @@ class RequestInfo:
     span: Span = NO_SPAN
     adapter: RequestVersion = field(default_factory=RequestVersion)
     waited_seconds: float = 0.0
+    background: bool = False
+
+    @property
+    def flow(self) -> TenantId:
+        """The tenant as the scheduler knows it."""
+        return background_of(self.tenant) if self.background else self.tenant
 
 
 class WorkerFailed(Exception):

@@ -77,7 +77,7 @@ class RequestPlacement:
         prompt = [*legs.prompt, *resumed] if resumed else legs.prompt
         return router_pb2.Admit(
             request_id=info.request_id,
-            tenant=info.tenant,
+            tenant=info.flow,
             model=context.model,
             prompt_tokens=len(prompt),
             max_output_tokens=legs.remaining_tokens(resumed) * len(self._records),

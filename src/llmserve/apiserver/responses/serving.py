@@ -11,6 +11,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.service_tier import grant_tier
 from llmserve.apiserver.responses.scope import ResponseScope, ScopedDict, decode, encode
 from llmserve.apiserver.responses.store import ResponseKey, ResponseStage, ResponseStore
 from llmserve.apiserver.responses.streams import RecentEvents, ResponseEvents, StreamedResponses
@@ -40,6 +41,7 @@ class ResponsesHandler(StreamedResponses):
     # -- what clients ask for
 
     async def create_responses(self, request: ResponsesRequest, raw_request: Request | None = None) -> Any:
+        request.service_tier = grant_tier(request)
         if request.previous_response_id is not None:
             await self._fetch(request.previous_response_id)
         began = _scope().began = asyncio.get_running_loop().create_future()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from llmserve.config.schema.batches import Batches
 from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.schema.lora import Lora
@@ -24,6 +25,7 @@ __all__ = [
     "AdapterSpec",
     "Api",
     "ApiKey",
+    "Batches",
     "Budgets",
     "Deployment",
     "EncryptionKey",
@@ -80,6 +82,7 @@ class Manifest(ManifestSection):
     budgets: Budgets = Budgets()
     scheduling: Scheduling = Scheduling()
     api: Api = Api()
+    batches: Batches = Batches()
     security: Security = Security()
     state: State = State()
     observability: Observability = Observability()

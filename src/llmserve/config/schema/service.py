@@ -63,6 +63,18 @@ class Api(ManifestSection):
     chat_template_kwargs: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - pydantic copies it
     """These arguments are passed to the chat template, such as `{enable_thinking: false}`. A request's own
     `chat_template_kwargs` take precedence."""
+    thinking_budgets: dict[Literal["minimal", "low", "medium", "high", "xhigh", "max"], Tokens] = {  # noqa: RUF012 - pydantic copies it
+        "minimal": 128,
+        "low": 1024,
+        "medium": 4096,
+    }
+    """A request with this `reasoning_effort`, and without a `thinking_token_budget`, thinks for at most this
+    many tokens. With other efforts, the model thinks for as long as it does. It needs
+    `engine.reasoning_parser`, and does not apply to models whose chat template takes the effort itself."""
+    original_routes: bool | None = None
+    """The apiservers also serve the routes of the original projects, such as `/generate`
+    (docs/compatibility.md lists them). Without it, they do on one machine (`deployment.mode: local`) and not
+    on Kubernetes."""
     response_store: ResponseStoreConfig = ResponseStoreConfig()
 
 
@@ -81,6 +93,9 @@ class ApiKey(ManifestSection):
     adapters: tuple[str, ...] | None = Field(default=None, strict=False)
     """The key may use only the adapters of these names, and the model itself. Others are unknown to it.
     Without it, the key may use all."""
+    max_priority: int | None = Field(default=None, ge=0)
+    """Requests of the key may be moved ahead by at most this many steps of `priority`, by `service_tier` too.
+    0 leaves them where they are. Without it, there is no limit."""
     kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
     """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
     there is. Set it at one of the tenant's keys."""

@@ -169,12 +169,15 @@ def _hub_token(context: PodContext) -> list[Object]:
 
 
 def _bucket_keys(context: PodContext) -> list[Object]:
-    """The keys of buckets, for those that read them: workers adapters, kvmanagers blocks."""
-    if context.role.is_worker:
-        reads = AdapterSourceKind.S3 in adapter_kinds(context.manifest)
-    else:
-        stores = context.manifest.storageClasses if context.role is ProcessRole.KVMANAGER else ()
-        reads = any((one.location or "").startswith("s3://") for one in stores)
+    """The keys of buckets, for those that use them: workers for adapters, kvmanagers for blocks, apiservers
+    for batches."""
+    manifest, locations = context.manifest, list[str | None]()
+    if context.role is ProcessRole.KVMANAGER:
+        locations = [one.location for one in manifest.storageClasses]
+    elif context.role is ProcessRole.APISERVER and manifest.batches.enabled:
+        locations = [manifest.batches.location]
+    has_adapters = context.role.is_worker and AdapterSourceKind.S3 in adapter_kinds(manifest)
+    reads = has_adapters or any((one or "").startswith("s3://") for one in locations)
     return _optional(context, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if reads else []
 
 

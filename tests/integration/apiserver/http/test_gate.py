@@ -1,5 +1,6 @@
 """What a client sees when the application behind the gate raises, wherever it was by then."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from llmserve.apiserver.batches.call import GateCaller, LineAnswer
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.auth import ApiKeys
-from llmserve.apiserver.http.gate import Gate
+from llmserve.apiserver.http.auth import ApiKeys, Caller
+from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.spans import HttpSpans
+from llmserve.core.ids import TenantId
 from llmserve.tracing.base import NO_TRACER
 
 Send = Callable[[Message], Awaitable[None]]
@@ -92,3 +95,88 @@ async def test_what_the_application_has_answered_itself_stands() -> None:
 async def test_half_an_answer_that_is_no_stream_is_broken_off() -> None:
     with pytest.raises(OSError, match="gone"):
         await answered(OSError("gone"), start(b"application/json"), piece(b"{", more=True))
+
+
+async def test_a_call_from_within_names_its_caller() -> None:
+    """A line of a batch: its key is not needed, and everything else is as for a request over HTTP."""
+    seen: list[Any] = []
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        seen.append(current_scope())
+        await receive()
+        began.set()
+        await receive()  # until the client goes
+
+    began = asyncio.Event()
+    keys = ApiKeys({"red-key": Caller(TenantId("red"))})
+    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+    red = Caller(TenantId("red"), adapters=frozenset({"sql"}), background=True)
+    call = GateCaller(lambda: gate).post
+    task = asyncio.create_task(call(red, "/v1/completions", "line_1", b'{"a": 1}'))
+    await began.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    (scope,) = seen
+    assert (scope.tenant, scope.background, scope.adapters) == ("red", True, frozenset({"sql"}))
+    assert scope.request_id == "line_1"
+    assert not scope.admin
+
+
+@pytest.mark.parametrize(("body", "status"), [(b'{"a": 1}', 201), (b'{"a": NaN}', 400), (b"x" * 1001, 413)])
+async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        got = (await receive())["body"]
+        await send(start(b"application/json", 201))
+        await send(piece(got[:4], more=True))
+        await send(piece(got[4:], more=False))
+
+    gate = Gate(app, ApiKeys({"k": Caller()}), 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+    answer = await GateCaller(lambda: gate).post(Caller(), "/v1/completions", "line_1", body)
+    assert answer.status == status
+    assert answer.body == body if status == 201 else b"error" in answer.body
+    assert answer.headers[b"x-request-id"] == b"line_1"
+
+
+def test_how_long_an_answer_says_to_wait() -> None:
+    def seconds(value: bytes) -> float | None:
+        return LineAnswer(429, headers={b"retry-after": value}).retry_after_seconds
+
+    assert (seconds(b"7"), seconds(b"soon"), LineAnswer(429).retry_after_seconds) == (7.0, None, None)
+
+
+async def _upload(pieces: list[bytes], declared: bytes = b"") -> tuple[int, list[bytes]]:
+    """What the route of an upload got of a body, up to 10 bytes, and the status of the answer."""
+    got: list[bytes] = []
+    answers: list[Message] = []
+    waiting = [{"type": "http.request", "body": one, "more_body": True} for one in pieces]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            got.append(message["body"])
+            more = message["more_body"]
+        await send(start(b"application/json"))
+        await send(piece(b"", more=False))
+
+    async def receive() -> Message:
+        return waiting.pop(0)
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    paths = Paths.of(None, frozenset(), {"/v1/files": 10})
+    gate = Gate(app, ApiKeys({}), 3, RequestRecords(0), HttpSpans(NO_TRACER, "m"), paths)
+    headers = [(b"content-length", declared)] if declared else []
+    scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers, "client": None}
+    await gate(scope, receive, send)
+    return answers[0]["status"], got
+
+
+async def test_an_upload_is_not_read_before_its_route_and_has_a_limit_of_its_own() -> None:
+    assert await _upload([b"12345", b"67890"]) == (200, [b"12345", b"67890", b""])
+    assert await _upload([b"12345", b"678901"]) == (413, [b"12345"])
+    assert await _upload([b"1"], declared=b"11") == (413, [])
+    assert await _upload([b"1"], declared=b"10") == (200, [b"1", b""])

@@ -1,0 +1,170 @@
+"""The lines of a batch: read from its input file, and written to its output and error files. Pure."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterable
+from dataclasses import dataclass
+from typing import Any
+
+# What a batch may be of, where it is served.
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+# The longest line that is looked at; what a request's body may have is less.
+MOST_LINE_BYTES = 64 << 20
+_FIRST_ERROR_STATUS = 400
+_TOO_LONG = b"\x00"  # stands for a line that was not kept; it is no JSON
+_LONGEST_ID = 512
+# What the answer to a line would not be.
+_REFUSED = {
+    "stream": "a batch has no streams: leave it out",
+    "background": "a batch runs in the background already: leave it out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One request. number: that of its line, from 1. body: JSON."""
+
+    number: int
+    custom_id: str
+    model: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LineProblem:
+    """A line that is no request. custom_id: None when it has none."""
+
+    number: int
+    code: str
+    message: str
+    custom_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """What became of a line. text: its line in the output or error file, with the line's end. answer: the
+    body of a success; None for a failure."""
+
+    number: int
+    text: bytes
+    answer: dict[str, Any] | None
+
+
+async def numbered_lines(pieces: AsyncIterable[bytes]) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yields the lines of a file that are not blank, each with its number from 1."""
+    number, rest, too_long = 0, bytearray(), False
+    async for piece in pieces:
+        first, *others = piece.split(b"\n")
+        rest += first
+        for start in others:
+            number += 1
+            if too_long or rest.strip():
+                yield number, _TOO_LONG if too_long else bytes(rest)
+            rest, too_long = bytearray(start), False
+        if len(rest) > MOST_LINE_BYTES:
+            rest, too_long = bytearray(), True
+    if too_long or rest.strip():
+        yield number + 1, _TOO_LONG if too_long else bytes(rest)
+
+
+class LineReader:
+    """Reads the lines of one file in order, and remembers their ids: each may occur once."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._first: dict[str, int] = {}
+
+    def read(self, number: int, text: bytes) -> BatchLine | LineProblem:
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return LineProblem(number, "invalid_json_line", f"line {number} is no JSON: {error}")
+        if not isinstance(fields, dict):
+            return LineProblem(number, "invalid_request", f"line {number} is no JSON object")
+        custom_id = fields.get("custom_id")
+        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _LONGEST_ID:
+            message = f"line {number}: custom_id must be a text of 1 to {_LONGEST_ID} characters"
+            return LineProblem(number, "missing_required_parameter", message)
+        if (problem := self._problem(number, custom_id, fields)) is not None:
+            return problem
+        body = fields["body"]
+        return BatchLine(number, custom_id, str(body.get("model", "")), json.dumps(body).encode())
+
+    def _problem(self, number: int, custom_id: str, fields: dict[str, Any]) -> LineProblem | None:
+        first = self._first.setdefault(custom_id, number)
+        if first != number:
+            message = f"line {number}: custom_id {custom_id!r} is that of line {first}, too"
+            return LineProblem(number, "duplicate_custom_id", message, custom_id)
+        for wrong in self._wrong(fields):
+            return LineProblem(number, "invalid_request", f"line {number}: {wrong}", custom_id)
+        return None
+
+    def _wrong(self, fields: dict[str, Any]) -> list[str]:
+        wrong = []
+        if fields.get("method") != "POST":
+            wrong.append(f"method must be POST, got {fields.get('method')!r}")
+        if fields.get("url") != self._endpoint:
+            wrong.append(f"url must be the batch's endpoint, {self._endpoint}, got {fields.get('url')!r}")
+        body = fields.get("body")
+        if not isinstance(body, dict):
+            wrong.append("body must be a JSON object")
+        else:
+            wrong += [f"body.{name}: {why}" for name, why in _REFUSED.items() if body.get(name)]
+        return wrong
+
+
+# -- results
+
+_PREFIX = "batch_req_"
+
+
+def request_name(batch_id: str, number: int) -> str:
+    """Returns the id of a line's request, by which `explain` finds it."""
+    return f"{_PREFIX}{batch_id.removeprefix('batch_')}_{number}"
+
+
+def answered(batch_id: str, line: BatchLine, status: int, body: bytes) -> LineResult:
+    """The result of a line that was answered, with whatever status."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = body.decode("utf-8", "replace")
+    name = request_name(batch_id, line.number)
+    response = {"status_code": status, "request_id": name, "body": content}
+    is_success = status < _FIRST_ERROR_STATUS and isinstance(content, dict)
+    return _result(batch_id, line.number, line.custom_id, response, None, content if is_success else None)
+
+
+def not_answered(batch_id: str, problem: LineProblem) -> LineResult:
+    """The result of a line that was never sent, or gave no answer."""
+    error = {"code": problem.code, "message": problem.message, "line": problem.number}
+    return _result(batch_id, problem.number, problem.custom_id, None, error, None)
+
+
+def expired(batch_id: str, line: BatchLine) -> LineResult:
+    message = "This request could not be executed before the completion window expired."
+    return not_answered(batch_id, LineProblem(line.number, "batch_expired", message, line.custom_id))
+
+
+def _result(
+    batch_id: str,
+    number: int,
+    custom_id: str | None,
+    response: dict[str, Any] | None,
+    error: dict[str, Any] | None,
+    answer: dict[str, Any] | None,
+) -> LineResult:
+    name = request_name(batch_id, number)
+    entry = {"id": name, "custom_id": custom_id, "response": response, "error": error}
+    return LineResult(number, json.dumps(entry).encode() + b"\n", answer)
+
+
+def parse_result(text: bytes) -> LineResult | None:
+    """Reads what was written. Returns None for what is not whole."""
+    try:
+        entry = json.loads(text)
+        number = int(entry["id"].rpartition("_")[2])
+        response = entry["response"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    is_success = response is not None and response["status_code"] < _FIRST_ERROR_STATUS
+    return LineResult(number, text.rstrip(b"\n") + b"\n", response["body"] if is_success else None)
