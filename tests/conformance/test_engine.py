@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 import pytest_asyncio
 
-from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Speculation, TransferConfig
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
@@ -63,9 +63,14 @@ class EngineKit(Protocol):
 
 
 class SimKit:
+    """speculation: how its engines propose tokens; None: they do not."""
+
     settle_seconds = 2.0
     prompt_vocab = 30_000
     other_block_size = 24
+
+    def __init__(self, speculation: Speculation | None = None) -> None:
+        self._speculation = speculation
 
     def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
         spec = self._spec(role, name, "127.0.0.1", block_size_tokens or 16)
@@ -95,16 +100,24 @@ class SimKit:
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(engine_order=()),
             handover_host=host,
+            speculation=self._speculation,
+            draft_identity="draft" if self._speculation else "",
         )
 
 
 @pytest.fixture(
     scope="module",
-    params=["sim", pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(600)])],
+    params=[
+        "sim",
+        "sim that speculates",
+        pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(600)]),
+    ],
 )
 def kit(request: pytest.FixtureRequest) -> EngineKit:
     if request.param == "sim":
         return SimKit()
+    if request.param == "sim that speculates":
+        return SimKit(Speculation(method="draft", tokens=3))
     made: EngineKit = request.getfixturevalue("vllm_kit")
     return made
 

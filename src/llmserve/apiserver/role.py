@@ -41,6 +41,7 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.load import read_again
 from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
+from llmserve.config.speculation import speculation_of
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import InvalidRequest, StartFailed, Unavailable
 from llmserve.core.ids import ApiserverId
@@ -121,7 +122,12 @@ class Apiserver:
         needs_pairs = self._manifest.scheduling.disaggregate == "always"
         readiness = Readiness(self._router, needs_pairs=needs_pairs)
         try:
-            args = serving_args(self._options.model, self._manifest.engine, self._manifest.api)
+            args = serving_args(
+                self._options.model,
+                self._manifest.engine,
+                self._manifest.api,
+                speculates=speculation_of(self._manifest) is not None,
+            )
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness, self._adapters)

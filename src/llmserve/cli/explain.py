@@ -80,6 +80,11 @@ def _sequence(one: _Record) -> Iterator[str]:
     )
     if one["first_token_seconds"] is not None:
         yield f"    first token after {_time(one['first_token_seconds'])}, from {one['first_token_from']}"
+    if speculation := one["speculation"]:
+        yield (
+            f"    speculation: {speculation['accepted_tokens']} of {speculation['proposed_tokens']} proposed "
+            f"tokens accepted ({speculation['acceptance']:.0%}), {speculation['tokens_per_step']:.2f} a step"
+        )
     for number, attempt in enumerate(one["attempts"], 1):
         yield from _attempt(number, attempt)
     for handover in one["handovers"]:

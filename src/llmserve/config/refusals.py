@@ -92,9 +92,13 @@ def unknown_parsers(engine: EngineConfig, known: Parsers) -> Iterator[Conflict]:
 
 
 def model_refusals(
-    engine: EngineConfig, kv_cache: KvCacheConfig, model: Mapping[str, Any]
+    engine: EngineConfig,
+    kv_cache: KvCacheConfig,
+    model: Mapping[str, Any],
+    draft: Mapping[str, Any] | None = None,
 ) -> Iterator[Conflict]:
-    """Yields what the model does not allow. model: its config.json."""
+    """Yields what the model does not allow. model: its config.json. draft: that of its draft model, whose KV
+    takes memory beside its own."""
     yield from too_long(engine, model)
     if engine.kind == "sim":
         return
@@ -104,7 +108,7 @@ def model_refusals(
     except ManifestError as error:
         yield Conflict.of(error)
         return
-    yield from _too_little_memory(engine, kv_cache, model, block)
+    yield from _too_little_memory(engine, kv_cache, model, block, draft)
 
 
 def too_long(engine: EngineConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
@@ -118,19 +122,29 @@ def too_long(engine: EngineConfig, model: Mapping[str, Any]) -> Iterator[Conflic
 
 
 def _too_little_memory(
-    engine: EngineConfig, kv_cache: KvCacheConfig, model: Mapping[str, Any], block: int
+    engine: EngineConfig,
+    kv_cache: KvCacheConfig,
+    model: Mapping[str, Any],
+    block: int,
+    draft: Mapping[str, Any] | None,
 ) -> Iterator[Conflict]:
     """vLLM needs room for one request of the greatest length."""
-    layers, tokens = uniform_layers(model), engine.max_model_len or longest_tokens(model)
-    if layers is None or tokens is None:
+    models = [model] if draft is None else [model, draft]
+    layers, tokens = [uniform_layers(one) for one in models], engine.max_model_len or longest_tokens(model)
+    if None in layers or tokens is None:
         return
-    token_bytes = layers * layer_bytes_per_token(kv_cache, engine, model)
+    token_bytes = sum(
+        (count or 0) * layer_bytes_per_token(kv_cache, engine, one)
+        for count, one in zip(layers, models, strict=True)
+    )
     needed = -(-tokens // block) * block * token_bytes
     has = int(kv_cache.memory_gb * _GIB)
     if needed > has:
         fits = has // (block * token_bytes) * block
+        whose = " with that of the draft" if draft else ""
         message = (
-            f"one request of {tokens} tokens takes {_gib(needed)} GiB of KV, got {kv_cache.memory_gb:g}; "
+            f"one request of {tokens} tokens takes {_gib(needed)} GiB of KV{whose}, got "
+            f"{kv_cache.memory_gb:g}; "
             f"set it to {_gib(needed)} or more, or {_MAX_MODEL_LEN} to {fits} or less"
         )
         yield Conflict.at(message, "kv_cache.memory_gb", _MAX_MODEL_LEN)
@@ -144,7 +158,7 @@ def _gib(size_bytes: int) -> str:
 # -- the length and the KV of a model, from its config.json without vLLM
 
 
-def _text_config(model: Mapping[str, Any]) -> Mapping[str, Any]:
+def language_part(model: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the config of the language part of a model that also sees or hears."""
     inner = model.get("text_config")
     return inner if isinstance(inner, Mapping) else model
@@ -152,7 +166,7 @@ def _text_config(model: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def longest_tokens(model: Mapping[str, Any]) -> int | None:
     """Returns the most tokens of prompt and answer together, as vLLM computes them; None: not known."""
-    config = _text_config(model)
+    config = language_part(model)
     if own := config.get("model_max_length"):
         lengths = [own]
     else:
@@ -177,7 +191,7 @@ def _rope_factor(config: Mapping[str, Any]) -> float:
 def unknown_layers(model: Mapping[str, Any]) -> Iterator[Conflict]:
     """Refuses layers whose KV can be neither handed over nor stored. Layers that see the whole prompt and
     layers that see a part of it may be mixed."""
-    config = _text_config(model)
+    config = language_part(model)
     kinds = set(config.get("layer_types") or ()) - _KNOWN_LAYERS
     if not kinds and any(key.startswith(_STATE_KEYS) for key in config):
         kinds = {"state space"}
@@ -194,12 +208,16 @@ def kinds_of_layers(kinds: Collection[str]) -> str:
 def uniform_layers(model: Mapping[str, Any]) -> int | None:
     """Returns how many layers keep all of a request's KV; None: some layers do not, or it is not known."""
     layers = model.get("num_hidden_layers")
-    kinds = set(model.get("layer_types") or (_FULL,))
-    windowed = model.get("sliding_window") and model.get("use_sliding_window", True)
     unusual = "kv_lora_rank" in model or "num_kv_shared_layers" in model or model.get("is_encoder_decoder")
     if not isinstance(layers, int) or "num_attention_heads" not in model:
         return None
-    return None if windowed or unusual or kinds != {_FULL} else layers
+    return None if has_windows(model) or unusual else layers
+
+
+def has_windows(model: Mapping[str, Any]) -> bool:
+    """Returns whether some layers see only a part of the prompt."""
+    kinds = set(model.get("layer_types") or (_FULL,))
+    return kinds != {_FULL} or bool(model.get("sliding_window") and model.get("use_sliding_window", True))
 
 
 def block_size_tokens(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapping[str, Any]) -> int | None:

@@ -1,10 +1,13 @@
 """Decides how the engines of a manifest speculate, once for all that need to know, and checks what a manifest
 says about it. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.schema import Manifest, ModelSpec, Speculation
+from llmserve.config.refusals import has_windows, language_part, longest_tokens
+from llmserve.config.schema import EngineConfig, Manifest, ModelSpec, Speculation
 
 _SECTION = "engine.speculation"
 _METHOD = f"{_SECTION}.method"
@@ -27,15 +30,23 @@ def speculation_of(manifest: Manifest) -> Speculation | None:
 
 
 def draft_of(manifest: Manifest) -> ModelSpec | None:
-    """Returns the model that proposes tokens, which is fetched and loaded like the primary one; None: none
-    does."""
+    """Returns the model that proposes tokens; None: none does."""
     speculation = speculation_of(manifest)
     return speculation.draft if speculation else None
 
 
-def draft_key(manifest: Manifest) -> tuple[str, ...]:
-    """Returns where the manifest names the model that proposes."""
-    return ("engine", "speculation", "draft") if manifest.engine.speculation.draft else ("models", "draft")
+def loaded_draft(manifest: Manifest) -> ModelSpec | None:
+    """Returns the draft that engines load. Simulated ones load none."""
+    return draft_of(manifest) if manifest.engine.kind == "vllm" else None
+
+
+def draft_source(engine: EngineConfig) -> tuple[str, ...]:
+    """Returns where the manifest names the source of the model that proposes."""
+    return (*_draft_key(engine), "source")
+
+
+def _draft_key(engine: EngineConfig) -> tuple[str, ...]:
+    return ("engine", "speculation", "draft") if engine.speculation.draft else ("models", "draft")
 
 
 def _has(method: str) -> bool:
@@ -69,7 +80,7 @@ def _short_form(manifest: Manifest) -> Iterator[Conflict]:
 
 
 def _draft(manifest: Manifest) -> Iterator[Conflict]:
-    given, key = manifest.engine.speculation, ".".join(draft_key(manifest))
+    given, key = manifest.engine.speculation, ".".join(_draft_key(manifest.engine))
     draft = given.draft or manifest.model.draft
     if draft is None:
         if given.method is not None and _has(given.method):
@@ -108,3 +119,78 @@ def _batch(manifest: Manifest, speculation: Speculation) -> Iterator[Conflict]:
             f"{speculation.tokens} proposed tokens each, got {engine.max_batched_tokens}"
         )
         yield Conflict.at(message, key, "engine.max_decode_concurrency", _SECTION, _SHORT_TOKENS)
+
+
+# -- what the models themselves do not allow
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What is read of a prepared model. config, sampling: its config.json and generation_config.json.
+    vocabulary: the id of each token; empty: not known. folder: its directory."""
+
+    config: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    vocabulary: Mapping[str, int]
+    folder: str
+
+
+# The layers of a model that predict further tokens, in config.json.
+_MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+# vLLM knows without it how many layers these kinds have.
+_MTP_WITHOUT_A_KEY = ("longcat", "mimo", "step3p")
+# vLLM chooses its method by a part of the path, whatever it is told (SpeculativeConfig.__post_init__).
+_TELLING_PATHS = ("eagle-", "eagle3", "dflash", "dspark")
+
+
+def speculation_refusals(
+    engine: EngineConfig, speculation: Speculation, model: ModelFiles, draft: ModelFiles | None
+) -> Iterator[Conflict]:
+    """Yields why a model cannot speculate in this way. draft: the model that proposes, if one does."""
+    if speculation.method == "mtp" and not _predicts_further(model.config):
+        yield Conflict.at("the model has no layers that predict further tokens", _METHOD, "models.primary")
+    if model.sampling.get("min_p"):
+        message = "the model's generation_config.json sets min_p, which engines that speculate do not obey"
+        yield Conflict.at(message, _METHOD, "models.primary")
+    if draft is not None:
+        reasons = [*_unfit(engine, model, draft)]
+        if speculation.method == "draft":
+            reasons += [*_unfit_draft(engine, model, draft)]
+        for reason in reasons:
+            yield Conflict((draft_source(engine),), reason)
+
+
+def _predicts_further(model: Mapping[str, Any]) -> bool:
+    config = language_part(model)
+    known = [config[name] for name in _MTP_LAYERS if name in config]
+    return any(known) if known else str(config.get("model_type", "")).startswith(_MTP_WITHOUT_A_KEY)
+
+
+def _unfit(engine: EngineConfig, model: ModelFiles, draft: ModelFiles) -> Iterator[str]:
+    """What holds for draft models and for heads."""
+    if any(has_windows(language_part(one.config)) for one in (model, draft)):
+        yield "is available only where all layers of the model and of the draft see the whole prompt"
+    heads = language_part(draft.config).get("num_attention_heads")
+    if isinstance(heads, int) and heads % engine.tensor_parallel:
+        yield f"has {heads} attention heads, which {engine.tensor_parallel} ranks cannot share"
+
+
+def _unfit_draft(engine: EngineConfig, model: ModelFiles, draft: ModelFiles) -> Iterator[str]:
+    longest = engine.max_model_len or longest_tokens(model.config)
+    most = longest_tokens(draft.config)
+    if most is not None and longest is not None and most < longest:
+        yield f"was made for at most {most} tokens; set engine.max_model_len to that or less"
+    sizes = [language_part(one.config).get("vocab_size") for one in (model, draft)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        yield f"has another vocabulary than the model: {sizes[1]} tokens instead of {sizes[0]}"
+    elif other := _other_tokens(model.vocabulary, draft.vocabulary):
+        yield f"has another vocabulary than the model: {other} of its tokens are others there"
+    if any(part in draft.folder.lower() for part in _TELLING_PATHS):
+        yield f"vLLM would take {draft.folder} for the head of a model, by its name; rename it"
+
+
+def _other_tokens(model: Mapping[str, int], draft: Mapping[str, int]) -> int:
+    """Counts the tokens of the draft that the model has not, or elsewhere. 0 also when one is not known."""
+    if not model or not draft:
+        return 0
+    return sum(model.get(token) != number for token, number in draft.items())

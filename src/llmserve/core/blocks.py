@@ -27,7 +27,8 @@ _ROOT_SEED = "vllm-none-hash"
 class Namespace:
     """Everything that must be equal before two requests may share KV. model_revision (models/identity.py)
     and adapter_digest: digests of contents, never names. computation: those of the engine's settings that
-    change the numbers. tenant_salt: empty when the manifest lets tenants share."""
+    change the numbers. tenant_salt: empty when the manifest lets tenants share. draft_revision: as
+    model_revision, of the draft model, whose KV lies in the same blocks."""
 
     model_revision: str
     kv_dtype: str
@@ -38,6 +39,7 @@ class Namespace:
     pipeline_parallel: int = 1
     adapter_digest: str = ""
     tenant_salt: str = ""
+    draft_revision: str = ""
 
     def salt(self, request_salt: str = "") -> str:
         """Returns the cache salt for an engine: hex, 32 characters. request_salt: the client's own."""
@@ -46,7 +48,10 @@ class Namespace:
 
 @lru_cache(maxsize=4096)  # most requests of a tenant have the same one, and ask for it four times
 def _salt(namespace: Namespace, request_salt: str) -> str:
-    fields = json.dumps([asdict(namespace), request_salt], sort_keys=True)
+    named = asdict(namespace)
+    if not namespace.draft_revision:  # blocks that were stored before there were drafts are still found
+        del named["draft_revision"]
+    fields = json.dumps([named, request_salt], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 

@@ -127,10 +127,21 @@ class HandoverReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What became of the tokens that were proposed for a request (speculative decoding). steps: those in
+    which proposals were verified. Each gives one token more than it accepts."""
+
+    steps: int
+    proposed_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one engine step added to one request. finish_reason: None while the request goes on. handover:
     with the first output of a request that fetched KV. adapter_load: with the first output of a request that
-    has an adapter; the worker adds it."""
+    has an adapter; the worker adds it. acceptance: with the last output of a request for which tokens were
+    proposed."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()
@@ -143,6 +154,7 @@ class EngineOutput:
     error: str = ""
     handover: HandoverReport | None = None
     adapter_load: AdapterLoad | None = None
+    acceptance: Acceptance | None = None
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
+from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -17,7 +17,9 @@ class EngineSpec:
     simulated engine needs none. handover_host: the address that peers reach this host by.
     kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
     of each KV manager that keeps blocks, always in the same order; none: no block is kept. kv_store_quantize:
-    the format of the DRAM class. lora: the adapters that it must be able to run."""
+    the format of the DRAM class. lora: the adapters that it must be able to run. speculation: as
+    `speculation_of` returns it, on prefill as well, which computes what decode needs of a prompt. draft_dir,
+    draft_identity: of the draft model, as model_dir and model_identity; None and empty: there is none."""
 
     worker_id: WorkerId
     epoch: int
@@ -33,6 +35,15 @@ class EngineSpec:
     kv_store: tuple[str, ...] = ()
     kv_store_quantize: str = "none"
     lora: LoraShape = NO_ADAPTERS
+    speculation: Speculation | None = None
+    draft_dir: Path | None = None
+    draft_identity: str = ""
+
+    @property
+    def kv_identity(self) -> str:
+        """Names the contents of all models whose KV lies in a block."""
+        draft = f", draft {self.draft_identity}" if self.draft_identity else ""
+        return f"{self.model_identity}{draft}"
 
 
 def computation_words(dtype: str, max_model_len_tokens: int) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from llmserve.config.load import load_manifest
+from llmserve.config.speculation import loaded_draft
 from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
 from llmserve.models.converted import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
@@ -20,7 +21,7 @@ MODEL_WORD = "LLMSERVE_MODEL"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llmserve.models", description="Prepares models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("fetch", help="prepare the model of a manifest")
+    fetch = commands.add_parser("fetch", help="prepare the model of a manifest, and its draft")
     fetch.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
     fetch.add_argument(
         "--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models"
@@ -33,7 +34,10 @@ def arguments() -> argparse.Namespace:
 
 
 def fetch(manifest: Path, cache_dir: Path | None) -> None:
-    model = resolve(load_manifest(manifest).model, cache_dir, _report)
+    loaded = load_manifest(manifest)
+    if draft := loaded_draft(loaded):
+        resolve(draft, cache_dir, _report)  # each worker finds it there by itself
+    model = resolve(loaded.model, cache_dir, _report)
     found = {"path": str(model.path), "name": model.name, "identity": model.identity, "source": model.source}
     print(MODEL_WORD, json.dumps(found), flush=True)
 

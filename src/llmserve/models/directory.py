@@ -37,9 +37,9 @@ def check_directory(path: Path, source: str) -> None:
         )
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """Returns config.json. Errors: ModelNotFound."""
-    file = path / "config.json"
+def read_config(path: Path, name: str = "config.json") -> Mapping[str, Any]:
+    """Returns a JSON file of the model's settings. Errors: ModelNotFound."""
+    file = path / name
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -47,6 +47,21 @@ def read_config(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise ModelNotFound(f"{file} is not a model's configuration")
     return config
+
+
+def read_vocabulary(path: Path) -> Mapping[str, int]:
+    """Returns the id of each token of tokenizer.json, without those that were added beside its vocabulary.
+    Empty: there is no such file, or its tokens have no ids in it. Errors: ModelNotFound."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return {}
+    try:
+        tokens = json.loads(file.read_text())["model"].get("vocab", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFound(f"{file} cannot be read: {error!r}") from None
+    if isinstance(tokens, list):  # Unigram: each with its score
+        return {str(token): number for number, (token, *_) in enumerate(tokens)}
+    return dict(tokens)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
+    Acceptance,
     EngineLoad,
     EngineOutput,
     EngineRequest,
@@ -139,6 +140,8 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
         delta.handover.CopyFrom(_encode_handover(output.handover))
     if (load := output.adapter_load) is not None:
         delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
+    if output.acceptance is not None:
+        delta.acceptance.CopyFrom(_encode_acceptance(output.acceptance))
     return delta
 
 
@@ -157,6 +160,7 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
         error=delta.error,
         handover=_decode_handover(delta.handover) if has("handover") else None,
         adapter_load=_decode_adapter_load(delta.adapter_load) if has("adapter_load") else None,
+        acceptance=_decode_acceptance(delta.acceptance) if has("acceptance") else None,
     )
 
 
@@ -164,6 +168,17 @@ def _decode_adapter_load(message: worker_pb2.AdapterLoad) -> AdapterLoad:
     if message.tier not in set(AdapterTier):
         raise InvalidRequest(f"unknown tier {message.tier!r} of an adapter")
     return AdapterLoad(AdapterTier(message.tier), message.seconds)
+
+
+_ACCEPTANCE_FIELDS = tuple(Acceptance.__dataclass_fields__)
+
+
+def _encode_acceptance(acceptance: Acceptance) -> worker_pb2.Acceptance:
+    return worker_pb2.Acceptance(**{name: getattr(acceptance, name) for name in _ACCEPTANCE_FIELDS})
+
+
+def _decode_acceptance(message: worker_pb2.Acceptance) -> Acceptance:
+    return Acceptance(**{name: getattr(message, name) for name in _ACCEPTANCE_FIELDS})
 
 
 def _encode_logprobs(logprobs: Logprobs) -> worker_pb2.Logprobs:

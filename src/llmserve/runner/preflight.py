@@ -4,7 +4,7 @@ The roles' own functions decide; this module gathers the facts for them.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
@@ -12,13 +12,14 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.plan_types import engine_names
-from llmserve.config.refusals import model_refusals, unknown_parsers, unset_api_keys
-from llmserve.config.schema import Manifest
+from llmserve.config.refusals import unknown_parsers, unset_api_keys
+from llmserve.config.schema import Manifest, ModelSpec
+from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.adapters.refusals import adapter_refusals
-from llmserve.models.directory import read_config
+from llmserve.models.refusals import directory_refusals
 from llmserve.models.resolve import PreparationStage, survey
 from llmserve.router.leader.build import state_refusals
 from llmserve.runner.gpus import PinLimits, pinned_refusals
@@ -36,17 +37,42 @@ def of_model(manifest: Manifest) -> Iterator[Conflict]:
     parsers = parsers_here()
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
+    folder = yield from _prepared(manifest.model, SOURCE)
+    draft = yield from _prepared_draft(manifest)
+    if folder is not None:
+        yield from _refused(manifest, folder, draft)
+
+
+def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
+    """folder: of the prepared model. Its draft is looked at when it is prepared as well."""
+    draft = yield from _prepared_draft(manifest)
+    yield from _refused(manifest, folder, draft)
+
+
+def _refused(manifest: Manifest, folder: Path, draft: Path | None) -> Iterator[Conflict]:
     try:
-        seen = survey(manifest.model)
-        if seen.stage is PreparationStage.READY:
-            yield from of_model_directory(manifest, Path(seen.place))
+        yield from directory_refusals(
+            manifest.engine, manifest.kv_cache, folder, speculation_of(manifest), draft
+        )
     except ModelNotFound as error:
         yield Conflict((SOURCE,), error.message)
 
 
-def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
-    """The model must be prepared. Errors: ModelNotFound."""
-    yield from model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
+def _prepared_draft(manifest: Manifest) -> Generator[Conflict, None, Path | None]:
+    """As _prepared. None also without a draft that engines would load."""
+    draft = loaded_draft(manifest)
+    return None if draft is None else (yield from _prepared(draft, draft_source(manifest.engine)))
+
+
+def _prepared(model: ModelSpec, key: tuple[str, ...]) -> Generator[Conflict, None, Path | None]:
+    """Yields why a model cannot be had. Returns its directory; None: it is still to be prepared. key: of its
+    source."""
+    try:
+        seen = survey(model)
+    except ModelNotFound as error:
+        yield Conflict((key,), error.message)
+        return None
+    return Path(seen.place) if seen.stage is PreparationStage.READY else None
 
 
 def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
@@ -70,7 +96,8 @@ def check_reload(manifest: Manifest, path: Path) -> None:
     not checked: the environment, which only the processes know, and whether the model is still there,
     because a key that is to be revoked must not wait for that. Errors: ManifestError."""
     found = [*_gpus(manifest, available_gpus()), *of_model(manifest)]
-    if refused := [one for one in found if one.paths[0] != SOURCE]:
+    sources = (SOURCE, draft_source(manifest.engine))
+    if refused := [one for one in found if one.paths[0] not in sources]:
         raise locate(path, refused)
 
 

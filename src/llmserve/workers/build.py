@@ -1,13 +1,14 @@
 """The engine that a manifest asks for."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.lora import lora_of
-from llmserve.config.schema import Lora, Manifest
+from llmserve.config.schema import Lora, Manifest, ModelSpec
+from llmserve.config.speculation import draft_of, speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.ids import WorkerId
@@ -27,24 +28,35 @@ from llmserve.rpc.role import reached_at
 
 @dataclass(frozen=True, slots=True)
 class WorkerModel:
-    """path None: a simulated engine without a model. identity: see models/directory.py."""
+    """path None: a simulated engine without a model. identity: see models/directory.py. draft: the model
+    that proposes tokens to it, if one does."""
 
     path: Path | None
     identity: str
+    draft: "WorkerModel | None" = None
 
     def check_unchanged(self) -> None:
         """Called once the engine has loaded the files: are they still what they were named by? Reads those
         that were touched since. Errors: StartFailed, LLMServeError."""
         if self.path is not None and model_identity(self.path, digest_cache()) != self.identity:
             raise StartFailed(f"the model in {self.path} was changed while it was loaded; start again")
+        if self.draft is not None:
+            self.draft.check_unchanged()
 
 
 def prepare_model(manifest: Manifest, model_dir: Path | None, progress: Progress) -> WorkerModel:
-    """Errors: ModelNotFound, LLMServeError."""
-    model = manifest.model
+    """model_dir: of the primary model, when that is prepared already. Errors: ModelNotFound,
+    LLMServeError."""
     if model_dir is not None:
-        return WorkerModel(model_dir, model_identity(model_dir, digest_cache(), progress))
-    if manifest.engine.kind == "sim":
+        primary = WorkerModel(model_dir, model_identity(model_dir, digest_cache(), progress))
+    else:
+        primary = _prepared(manifest.model, manifest.engine.kind, progress)
+    draft = draft_of(manifest)
+    return replace(primary, draft=_prepared(draft, manifest.engine.kind, progress) if draft else None)
+
+
+def _prepared(model: ModelSpec, kind: str, progress: Progress) -> WorkerModel:
+    if kind == "sim":
         return WorkerModel(None, hashlib.sha256(model.served_name.encode()).hexdigest())
     prepared = resolve(model, progress=progress)
     return WorkerModel(prepared.path, prepared.identity)
@@ -75,6 +87,9 @@ def engine_spec(
         kv_store=kvmanagers if manifest.storageClasses else (),
         kv_store_quantize=_dram_quantize(manifest),
         lora=_lora_shape(lora_of(manifest), model.path),
+        speculation=speculation_of(manifest),
+        draft_dir=model.draft.path if model.draft else None,
+        draft_identity=model.draft.identity if model.draft else "",
     )
 
 

@@ -93,6 +93,7 @@ def merge(first: EngineOutput, second: EngineOutput) -> EngineOutput:
         error=second.error,
         handover=first.handover or second.handover,
         adapter_load=first.adapter_load or second.adapter_load,
+        acceptance=second.acceptance,
     )
 
 

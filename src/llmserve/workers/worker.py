@@ -163,6 +163,7 @@ class Worker:
                 tensor_parallel=spec.engine.tensor_parallel,
                 pipeline_parallel=spec.engine.pipeline_parallel,
                 block_bytes=info.block_bytes,
+                draft_revision=spec.draft_identity,
             ),
             max_model_len_tokens=info.max_model_len_tokens,
             total_blocks=info.total_blocks,

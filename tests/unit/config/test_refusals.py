@@ -26,9 +26,14 @@ SMOLLM2: dict[str, Any] = {
 PARSERS = Parsers(tool=("hermes", "llama3_json"), reasoning=("qwen3",))
 
 
-def refused(engine: dict[str, Any], kv_cache: dict[str, Any], model: dict[str, Any]) -> list[Conflict]:
+def refused(
+    engine: dict[str, Any],
+    kv_cache: dict[str, Any],
+    model: dict[str, Any],
+    draft: dict[str, Any] | None = None,
+) -> list[Conflict]:
     sections = EngineConfig.model_validate(engine), KvCacheConfig.model_validate(kv_cache)
-    return list(model_refusals(*sections, model))
+    return list(model_refusals(*sections, model, draft))
 
 
 def test_a_length_beyond_what_the_model_was_made_for() -> None:
@@ -53,6 +58,19 @@ def test_kv_memory_that_is_too_small_for_one_request() -> None:
     assert refused({}, {"memory_gb": 0.176}, SMOLLM2) == [], "what it advises suffices"
     assert refused({"max_model_len": 4656}, {"memory_gb": 0.1}, SMOLLM2) == []
     assert refused({"max_model_len": 4672}, {"memory_gb": 0.1}, SMOLLM2)
+
+
+def test_the_kv_of_a_draft_needs_room_beside_that_of_the_model() -> None:
+    """Its 15 layers take half of what the model's 30 take."""
+    draft = SMOLLM2 | {"num_hidden_layers": 15}
+    (found,) = refused({}, {"memory_gb": 0.2}, SMOLLM2, draft)
+    assert found.message == (
+        "one request of 8192 tokens takes 0.264 GiB of KV with that of the draft, got 0.2; "
+        "set it to 0.264 or more, or engine.max_model_len to 6208 or less"
+    )
+    assert refused({}, {"memory_gb": 0.264}, SMOLLM2, draft) == []
+    unknown = {name: value for name, value in draft.items() if name != "num_attention_heads"}
+    assert refused({}, {"memory_gb": 0.1}, SMOLLM2, unknown) == [], "vLLM looks closer"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,21 @@
 """How a manifest asks for speculative decoding, and what it is refused for."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from llmserve.config.load import parse_manifest
-from llmserve.config.schema import ModelSpec, Speculation
-from llmserve.config.speculation import draft_key, draft_of, speculation_of
+from llmserve.config.schema import EngineConfig, ModelSpec, Speculation
+from llmserve.config.schema.section import path_text
+from llmserve.config.speculation import (
+    ModelFiles,
+    draft_of,
+    draft_source,
+    loaded_draft,
+    speculation_of,
+    speculation_refusals,
+)
 from llmserve.core.errors import ManifestError
 
 MODEL = "kind: LLMServe\nmodels:\n  primary: {source: hub:org/name}\n"
@@ -154,11 +165,135 @@ def test_enough_room_in_a_step_is_accepted() -> None:
 def test_the_draft_is_named_where_it_stands() -> None:
     long = "engine: {speculation: {draft: {source: hub:org/small}}}"
     short = parse_manifest(f"{MODEL}{SHORT}engine: {{speculative_tokens: 3}}", "m.yaml")
-    assert (draft_key(short), draft_of(short)) == (("models", "draft"), DRAFT)
+    assert (draft_source(short.engine), draft_of(short)) == (("models", "draft", "source"), DRAFT)
     given = parse_manifest(MODEL + long, "m.yaml")
-    assert (draft_key(given), draft_of(given)) == (("engine", "speculation", "draft"), DRAFT)
+    assert draft_of(given) == DRAFT
+    assert draft_source(given.engine) == ("engine", "speculation", "draft", "source")
+
+
+def test_simulated_engines_load_no_draft() -> None:
+    manifest = parse_manifest(f"{MODEL}{SHORT}engine: {{speculative_tokens: 3, kind: sim}}", "m.yaml")
+    assert (draft_of(manifest), loaded_draft(manifest)) == (DRAFT, None)
 
 
 def test_without_a_draft_nothing_is_fetched() -> None:
     assert draft_of(parse_manifest(MODEL, "m.yaml")) is None
     assert draft_of(parse_manifest(f"{MODEL}engine: {{speculation: {{method: ngram}}}}", "m.yaml")) is None
+
+
+# -- what the models do not allow
+
+SMOLLM2 = {"num_attention_heads": 9, "vocab_size": 4, "max_position_embeddings": 2048}
+TOKENS = {"a": 0, "b": 1, "c": 2, "d": 3}
+
+
+def files(
+    config: Mapping[str, Any] | None = None,
+    tokens: Mapping[str, int] = TOKENS,
+    folder: str = "/models/small",
+    **sampling: Any,
+) -> ModelFiles:
+    return ModelFiles(SMOLLM2 | dict(config or {}), sampling, tokens, folder)
+
+
+def unfit(
+    model: ModelFiles, draft: ModelFiles | None, method: Any = "draft", **engine: Any
+) -> list[tuple[str, str]]:
+    found = speculation_refusals(EngineConfig(**engine), Speculation(method=method), model, draft)
+    return [(path_text(one.paths[0]), one.message) for one in found]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        pytest.param(files(), id="alike"),
+        pytest.param(files(tokens={}), id="tokens-that-are-not-known"),
+        pytest.param(files(tokens={"a": 0, "b": 1}), id="tokens-that-are-left-out"),
+        pytest.param(files({"max_position_embeddings": 8192}), id="longer"),
+        pytest.param(files({"sliding_window": 64, "use_sliding_window": False}), id="a-window-not-used"),
+        pytest.param(files({"vocab_size": None}), id="a-size-that-is-not-known"),
+    ],
+)
+def test_a_draft_that_fits(draft: ModelFiles) -> None:
+    assert unfit(files(), draft) == []
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        pytest.param(
+            files({"vocab_size": 5}),
+            "has another vocabulary than the model: 5 tokens instead of 4",
+            id="size",
+        ),
+        pytest.param(
+            files(tokens={"a": 0, "b": 2, "e": 3}),
+            "has another vocabulary than the model: 2 of its tokens are others there",
+            id="tokens",
+        ),
+        pytest.param(
+            files({"max_position_embeddings": 1024}),
+            "was made for at most 1024 tokens; set engine.max_model_len to that or less",
+            id="shorter",
+        ),
+        pytest.param(
+            files({"sliding_window": 64}),
+            "is available only where all layers of the model and of the draft see the whole prompt",
+            id="a-window",
+        ),
+        pytest.param(
+            files({"num_attention_heads": 4}),
+            "has 4 attention heads, which 3 ranks cannot share",
+            id="heads",
+        ),
+        pytest.param(
+            files(folder="/models/Beagle-1B"),
+            "vLLM would take /models/Beagle-1B for the head of a model, by its name; rename it",
+            id="a-path-that-misleads-vllm",
+        ),
+    ],
+)
+def test_a_draft_that_does_not_fit(draft: ModelFiles, message: str) -> None:
+    assert unfit(files(), draft, tensor_parallel=3) == [("models.draft.source", message)]
+
+
+def test_a_draft_may_be_shorter_than_the_model_but_not_than_the_requests() -> None:
+    short = files({"max_position_embeddings": 1024})
+    assert unfit(files(), short, max_model_len=1024) == []
+    assert len(unfit(files(), short, max_model_len=1025)) == 1
+
+
+def test_a_model_with_windows_has_no_draft() -> None:
+    assert len(unfit(files({"layer_types": ["full_attention", "sliding_attention"]}), files())) == 1
+
+
+def test_a_head_is_no_draft_with_a_vocabulary_of_its_own() -> None:
+    head = files({"vocab_size": 2, "max_position_embeddings": 16}, {"z": 0}, "/models/eagle3-head")
+    assert unfit(files(), head, "eagle") == []
+
+
+def test_a_finding_is_reported_where_the_draft_stands() -> None:
+    found = unfit(files(), files({"vocab_size": 5}), speculation=Speculation(draft=DRAFT))
+    assert [path for path, _ in found] == ["engine.speculation.draft.source"]
+
+
+@pytest.mark.parametrize(
+    ("config", "fits"),
+    [
+        ({}, False),
+        ({"num_nextn_predict_layers": 0}, False),
+        ({"num_nextn_predict_layers": 1}, True),
+        ({"text_config": {"mtp_num_hidden_layers": 1}}, True),
+        ({"model_type": "mimo"}, True),
+        ({"model_type": "llama"}, False),
+    ],
+)
+def test_only_some_models_have_layers_that_predict_further(config: dict[str, Any], fits: bool) -> None:
+    refusal = ("engine.speculation.method", "the model has no layers that predict further tokens")
+    assert unfit(files(config), None, "mtp") == ([] if fits else [refusal])
+
+
+def test_sampling_that_engines_would_ignore() -> None:
+    message = "the model's generation_config.json sets min_p, which engines that speculate do not obey"
+    assert unfit(files(min_p=0.1), None, "ngram") == [("engine.speculation.method", message)]
+    assert unfit(files(min_p=0.0, top_p=0.9), None, "ngram") == []

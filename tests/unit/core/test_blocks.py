@@ -94,10 +94,16 @@ BASE = Namespace("rev", "bfloat16", "LBHNC", 16)
         Namespace("rev", "bfloat16", "LBHNC", 16, pipeline_parallel=2),
         Namespace("rev", "bfloat16", "LBHNC", 16, adapter_digest="a"),
         Namespace("rev", "bfloat16", "LBHNC", 16, tenant_salt="t"),
+        Namespace("rev", "bfloat16", "LBHNC", 16, draft_revision="d"),
     ],
 )
 def test_every_part_of_the_namespace_counts(other: Namespace) -> None:
     assert other.salt() != BASE.salt()
+
+
+def test_what_was_stored_before_there_were_drafts_is_still_found() -> None:
+    """The salt of a namespace without one, as it was then."""
+    assert BASE.salt() == "2850c90b53ecd0784e4a4d209386613a"
 
 
 def test_the_clients_own_salt_is_mixed_in_not_put_in_its_place() -> None:

@@ -1,6 +1,7 @@
 """python -m llmserve.models: what it prints."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,27 @@ def test_the_last_line_is_the_model(
     assert json.loads(found)["path"] == str(model_dir)
     assert json.loads(found)["name"] == "mine"
     assert progress == ["LLMSERVE_PROGRESS computing the digest of the model"]
+
+
+@pytest.mark.parametrize(("kind", "fetched"), [("vllm", 2), ("sim", 1)])
+def test_a_draft_is_prepared_as_well_where_it_is_loaded(
+    manifest: Path,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    fetched: int,
+) -> None:
+    draft = model_dir.parent / "draft"
+    shutil.copytree(model_dir, draft)
+    speculation = f"{{draft: {{source: 'dir:{draft}'}}}}"
+    manifest.write_text(f"{manifest.read_text()}engine: {{kind: {kind}, speculation: {speculation}}}\n")
+    assert called(monkeypatch, "fetch", "--manifest", manifest, "--cache-dir", manifest.parent / "cache") == 0
+    *progress, last = capsys.readouterr().out.splitlines()
+    assert len(progress) == fetched
+    assert str(model_dir) in last
+    shutil.rmtree(draft)
+    assert called(monkeypatch, "fetch", "--manifest", manifest) == (1 if kind == "vllm" else 0)
 
 
 def test_an_error_is_one_line(

@@ -9,6 +9,7 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
+    Acceptance,
     EngineLoad,
     EngineOutput,
     EngineRequest,
@@ -68,6 +69,7 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         prefill_stats=PrefillStats(9, 4, 3, 2),
         error="why",
         adapter_load=AdapterLoad(AdapterTier.DISK, 0.5),
+        acceptance=Acceptance(steps=2, proposed_tokens=6, accepted_tokens=5),
     )
     assert codec.decode_output(codec.encode_output(output)) == output
 

@@ -131,6 +131,85 @@ def test_a_model_that_is_not_there(write: Write, source: str, words: str) -> Non
     assert words in found
 
 
+@pytest.fixture
+def draft(model: Path) -> Path:
+    """A directory like the model's, with a vocabulary of three tokens in both."""
+    for folder in (model, model.parent / "small"):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(_SMALL | {"vocab_size": 3}))
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1, "c": 2}}}))
+        (folder / "model.safetensors").write_text("{}")
+    return model.parent / "small"
+
+
+_DRAFTED = "engine:\n  device: cpu\n  speculation:\n    draft: {source: 'dir:%s'}\n"
+_AT_THE_DRAFT = "6: engine.speculation.draft.source: "
+
+
+def test_a_draft_that_fits_is_accepted(write: Write, draft: Path) -> None:
+    path = write(_DRAFTED % draft)
+    assert check_here(_read(path), path).processes
+
+
+def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
+    """It is missed even while the model itself is still to be converted."""
+    (found,) = _refused(write(_DRAFTED % "/no/such/draft"))
+    assert found == f"{_AT_THE_DRAFT}model 'dir:/no/such/draft': /no/such/draft is not a directory"
+    gguf = model / "m.gguf"
+    gguf.write_bytes(b"GGUF")
+    (found,) = _refused(write(_DRAFTED % "/no/such/draft", source=f"gguf:{gguf}"))
+    assert found.startswith(_AT_THE_DRAFT)
+    (found,) = _refused(write("engine: {speculation: {draft: {source: 'dir:/d', revision: v1}}}\n"))
+    assert found.endswith("only a hub model has a revision; remove that")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "config.json",
+            _SMALL | {"vocab_size": 4},
+            "has another vocabulary than the model: 4 tokens instead",
+        ),
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "c": 1, "b": 2}}}, "has another vocabulary than"),
+        (
+            "tokenizer.json",
+            {"model": {"vocab": [["a", -1.0], ["x", -2.0]]}},
+            "has another vocabulary than the",
+        ),
+        ("config.json", _SMALL | {"max_position_embeddings": 256}, "was made for at most 256 tokens"),
+    ],
+)
+def test_a_draft_that_does_not_fit(write: Write, draft: Path, file: str, content: object, said: str) -> None:
+    (draft / file).write_text(json.dumps(content))
+    (found,) = _refused(write(_DRAFTED % draft))
+    assert found.startswith(f"{_AT_THE_DRAFT}{said}")
+
+
+def test_a_draft_whose_kv_does_not_fit(write: Write, draft: Path) -> None:
+    """The model alone needs 0.000244 GiB, and so does the draft."""
+    (found,) = _refused(write(_DRAFTED % draft + "kv_cache: {memory_gb: 0.0003}\n"))
+    assert found.startswith(
+        "7: kv_cache.memory_gb: one request of 512 tokens takes 0.001 GiB of KV with that"
+    )
+    path = write("engine: {device: cpu}\nkv_cache: {memory_gb: 0.0003}\n")
+    assert check_here(_read(path), path).processes
+
+
+def test_a_model_that_cannot_speculate(write: Write, draft: Path) -> None:
+    text = "engine: {device: cpu, speculation: {method: mtp}}\ndeployment: {disaggregated: false}\n"
+    (found,) = _refused(write(text))
+    assert found == "3: engine.speculation.method: the model has no layers that predict further tokens"
+    (draft.parent / "model" / "generation_config.json").write_text('{"min_p": 0.1}')
+    (found,) = _refused(write("engine: {device: cpu, speculation: {method: ngram}}\n"))
+    assert "min_p" in found
+
+
+def test_a_reload_does_not_miss_a_draft_that_is_gone(write: Write) -> None:
+    path = write(_DRAFTED % "/no/such/draft")
+    preflight.check_reload(_read(path), path)
+
+
 def test_everything_is_told_at_once_in_the_order_of_lines(write: Write) -> None:
     path = write(
         "engine:\n  max_model_len: 600\n  tool_call_parser: x\ndeployment: {local: {cores: [4095]}}\n"

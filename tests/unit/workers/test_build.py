@@ -1,6 +1,7 @@
 """The model that a worker serves, named by its contents before and after the engine loads it, and the engine
 that a manifest asks for."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llmserve.config.schema import Lora, Manifest
+from llmserve.config.schema import EngineConfig, Lora, Manifest, ModelSpec, Speculation
+from llmserve.config.speculation import speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.outcome import WorkerRole
@@ -59,6 +61,39 @@ def test_a_model_that_changes_while_an_engine_loads_it_is_not_served(folder: Pat
     (folder / WEIGHTS).write_bytes(bytes(99) + b"x")
     with pytest.raises(StartFailed, match="was changed while it was loaded"):
         model.check_unchanged()
+
+
+def test_a_draft_is_named_by_its_contents_as_well(folder: Path) -> None:
+    draft = folder.parent / "draft"
+    shutil.copytree(folder, draft)
+    (draft / "tokenizer.json").write_text("{}")
+    speculation = Speculation(draft=ModelSpec(source=f"dir:{draft}"))
+    speculating = manifest("vllm").model_copy(update={"engine": EngineConfig(speculation=speculation)})
+    model = prepare_model(speculating, folder, silent)
+    spec = engine_spec(speculating, "decode-0", WorkerRole.DECODE, 1, model, "host:1")
+    assert spec.draft_dir == draft
+    assert spec.draft_identity == spec.model_identity, "the same files"
+    assert spec.speculation == speculation_of(speculating)
+    model.check_unchanged()
+    (draft / WEIGHTS).write_bytes(bytes(99) + b"x")
+    with pytest.raises(StartFailed, match="draft was changed while it was loaded"):
+        model.check_unchanged()
+    assert prepare_model(speculating, folder, silent).draft != model.draft
+
+
+def test_a_simulated_engine_names_its_draft_and_loads_none() -> None:
+    speculation = Speculation(draft=ModelSpec(source="org/small"))
+    engine = EngineConfig(kind="sim", speculation=speculation)
+    speculating = manifest("sim").model_copy(update={"engine": engine})
+    spec = engine_spec(
+        speculating,
+        "decode-0",
+        WorkerRole.DECODE,
+        1,
+        prepare_model(speculating, None, silent),
+        "host:1",
+    )
+    assert (spec.draft_dir, bool(spec.draft_identity)) == (None, True)
 
 
 def test_engines_are_told_which_adapters_they_must_be_able_to_run() -> None:

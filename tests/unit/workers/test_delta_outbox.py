@@ -6,7 +6,7 @@ from typing import Any
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import Acceptance, EngineOutput, HandoverReport, Logprobs, PrefillStats
 from llmserve.workers.sessions import DeltaOutbox
 
 
@@ -24,7 +24,17 @@ async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
     outbox.put(output("a", 1, prefill_stats=PrefillStats(7), handover=report, adapter_load=load))
     outbox.put(output("b", 9))
     outbox.put(output("a", 2))
-    outbox.put(output("a", 3, finish_reason=FinishReason.STOP, stop_reason=3, kv_transfer_params={"x": 1}))
+    accepted = Acceptance(2, 6, 4)
+    outbox.put(
+        output(
+            "a",
+            3,
+            finish_reason=FinishReason.STOP,
+            stop_reason=3,
+            kv_transfer_params={"x": 1},
+            acceptance=accepted,
+        )
+    )
     merged, other = await outbox.take()
     assert merged == output(
         "a",
@@ -37,6 +47,7 @@ async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
         prefill_stats=PrefillStats(7),
         handover=report,
         adapter_load=load,
+        acceptance=accepted,
     )
     assert other == output("b", 9)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad, NamedAdapter
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
-from llmserve.core.request import HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
@@ -31,7 +31,8 @@ class AttemptRecord:
 class SequenceRecord:
     """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated". adapter:
     the name that was asked for, and the version that it runs on; empty for the model itself. adapter_loads:
-    how that came into a device slot for each leg."""
+    how that came into a device slot for each leg. acceptance: of the leg that ended the answer; None: nothing
+    was proposed, or the answer was cut at a stop string."""
 
     request_id: str = ""
     started_at: float = 0.0
@@ -47,6 +48,7 @@ class SequenceRecord:
     adapter: str = ""
     adapter_version: AdapterDigest = BASE_MODEL
     adapter_loads: list[tuple[str, AdapterLoad]] = field(default_factory=list)
+    acceptance: Acceptance | None = None
     outcome: str = ""
     error: str = ""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmserve.apiserver.explain.record import AttemptRecord, HttpRecord, SequenceRecord
 from llmserve.core.adapters import AdapterLoad
-from llmserve.core.request import HandoverReport
+from llmserve.core.request import Acceptance, HandoverReport
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
@@ -37,6 +37,7 @@ def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
         "adapter": _adapter(one) if one.adapter else None,
         "prompt_tokens": one.prompt_tokens,
         "output_tokens": one.output_tokens,
+        "speculation": _acceptance(one.acceptance) if one.acceptance else None,
         "cached_tokens": {"device": one.device_cached_tokens, "store": one.store_cached_tokens},
         "first_token_from": one.first_token_from or None,
         "started_seconds": _seconds(one.started_at, record),
@@ -44,6 +45,16 @@ def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
         "ended_seconds": _seconds(one.ended_at, record),
         "attempts": [_attempt(attempt, record) for attempt in one.attempts],
         "handovers": [_handover(report) for report in one.handovers],
+    }
+
+
+def _acceptance(report: Acceptance) -> dict[str, Any]:
+    return {
+        "steps": report.steps,
+        "proposed_tokens": report.proposed_tokens,
+        "accepted_tokens": report.accepted_tokens,
+        "acceptance": round(report.accepted_tokens / report.proposed_tokens, 4),
+        "tokens_per_step": round(1 + report.accepted_tokens / report.steps, 4),
     }
 
 

@@ -83,9 +83,15 @@ _WHERE_VLLM_IS = (
 )
 
 
-def serving_args(model: ModelDirectory, engine: EngineConfig, api: Api) -> Namespace:
+_ANY_METHOD = {"method": "ngram", "num_speculative_tokens": 1}  # the one that reads no other model
+
+
+def serving_args(
+    model: ModelDirectory, engine: EngineConfig, api: Api, *, speculates: bool = False
+) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
-    a distribution named vllm, which the CPU build is not.)"""
+    a distribution named vllm, which the CPU build is not.) speculates: engines do, and vLLM's layer is to
+    refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method."""
     options: Mapping[str, Any] = {
         "--model": model.directory,
         "--served-model-name": model.name,
@@ -100,6 +106,7 @@ def serving_args(model: ModelDirectory, engine: EngineConfig, api: Api) -> Names
         "--sse-keep-alive-interval": api.sse_keep_alive_seconds,
         "--chat-template": api.chat_template,
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
+        "--speculative-config": json.dumps(_ANY_METHOD) if speculates else None,
     }
     flags = {
         "--disable-log-stats": True,

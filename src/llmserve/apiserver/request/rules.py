@@ -32,6 +32,7 @@ class KvIdentity:
             pipeline_parallel=shape.pipeline_parallel,
             adapter_digest=adapter,
             tenant_salt="" if self._tenants_share else tenant,
+            draft_revision=shape.draft_revision,
         )
         return namespace.salt(client_salt)
 

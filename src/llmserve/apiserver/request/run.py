@@ -150,6 +150,8 @@ class RequestRun:
         if output.handover is not None:
             self._info.record.handovers.append(output.handover)
             self._placement.handed_over()
+        if output.acceptance is not None:
+            self._info.record.acceptance = output.acceptance
         if output.token_ids and not self._has_token:
             self._first_token(output, origin)
         self._placement.generated += len(output.token_ids)  # with those that the user has already

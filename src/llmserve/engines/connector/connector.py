@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.core.process import exit_so_when_done
-from llmserve.engines.connector import forgetting, rewinding
+from llmserve.engines.connector import forgetting, rewinding, verifying
 from llmserve.engines.connector.forgetting import AdapterBlocks
 from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
@@ -75,6 +75,10 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         from vllm.v1.worker import gpu_model_runner  # costs nothing here: it has called this
 
         rewinding.install(tensor.device.type, inspect.getsource(gpu_model_runner))
+        if self._vllm_config.speculative_config is not None:
+            from vllm.v1.sample import rejection_sampler
+
+            verifying.install(tensor.device.type, rejection_sampler)
         kernel = kernel_of(self._vllm_config, kv_caches, tensor.shape[-1])
         layout = kv_layout(
             kv_caches,

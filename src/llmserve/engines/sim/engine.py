@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult
 from llmserve.engines.sim.adapters import SimAdapters
+from llmserve.engines.sim.drawing import TokenDrawing
 from llmserve.engines.sim.kv_handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
 from llmserve.engines.sim.link import KvSource, SimLink
@@ -39,11 +40,14 @@ class SimEngine:
         self._timer = timer
         self._limits = SimLimits.of(spec)
         sim = spec.engine.sim
-        self._timing = Timing(
-            sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
-        )
         self._pool = BlockPool(sim.blocks)
         self._scheduler = SimScheduler[SimSequence](self._pool, self._limits.batch)
+        self._drawing = TokenDrawing(spec, self._scheduler, self._write, self._limits.max_model_len)
+        self._timing = Timing(
+            sim.prefill_tokens_per_second,
+            sim.decode_step_seconds,
+            sim.decode_seconds_per_sequence + self._drawing.proposed_tokens * sim.proposed_token_seconds,
+        )
         self._adapters = SimAdapters(spec.lora.slots, sim.adapter_load_seconds, timer)
         self._memory: KvMemory | None = None
         self._link: SimLink | None = None
@@ -226,27 +230,31 @@ class SimEngine:
 
     def _commit(self, step: Step[SimSequence]) -> None:
         committed = self._scheduler.commit(step)
-        assert self._memory is not None, "the loop ends before the memory is closed"
-        for sequence, index in committed.filled:
-            tokens = sequence.tokens_of(index)
-            self._memory.write(sequence.blocks[index : index + 1], tokens, sequence.content(tokens))
+        self._write(committed.filled)
         for sequence, count in committed.advanced:
             self._handing.computed(sequence, count)
         for sequence in committed.complete:
             self._deliver(self._advance(sequence))
         self._note_kv_changes()
 
+    def _write(self, filled: Iterable[tuple[SimSequence, int]]) -> None:
+        assert self._memory is not None, "the loop ends before the memory is closed"
+        for sequence, index in filled:
+            tokens = sequence.tokens_of(index)
+            self._memory.write(sequence.blocks[index : index + 1], tokens, sequence.content(tokens))
+
     def _advance(self, sequence: SimSequence) -> EngineOutput:
-        token = sequence.sample()
-        reason = sequence.finish_reason(self._limits.max_model_len)
+        is_first = sequence.output_tokens == 0
+        tokens, reason = self._drawing.draw(sequence)
         return EngineOutput(
             request_id=sequence.request_id,
-            token_ids=(token,),
+            token_ids=tokens,
             finish_reason=reason,
-            stop_reason=token if reason is FinishReason.STOP else None,
+            stop_reason=tokens[-1] if reason is FinishReason.STOP else None,
             kv_transfer_params=None if reason is None else self._finish(sequence, reason),
-            prefill_stats=sequence.prefill_stats if sequence.output_tokens == 1 else None,
-            handover=sequence.handover if sequence.output_tokens == 1 else None,
+            prefill_stats=sequence.prefill_stats if is_first else None,
+            handover=sequence.handover if is_first else None,
+            acceptance=None if reason is None else sequence.acceptance,
         )
 
     def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:

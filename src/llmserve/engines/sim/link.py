@@ -97,7 +97,7 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
         block_size_tokens=memory.block_size_tokens,
         kv_dtype="sim",
         layout="sim",
-        model=spec.model_identity,
+        model=spec.kv_identity,
         parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
     layout = KvLayout((memory.region(),), geometry)

@@ -232,6 +232,14 @@ class SimScheduler(Generic[S]):
                 committed.complete.append(sequence)
         return committed
 
+    def accept(self, sequence: S) -> list[tuple[S, int]] | None:
+        """One more token of a running sequence was computed in the step that was just committed, since its
+        proposal was right. Returns the blocks that became full; None: there is no room for the token."""
+        if not self._grow(sequence, 1):
+            return None
+        sequence.computed_tokens += 1
+        return self._publish(sequence)
+
     def steps_alike(self, step: Step[S], most: int) -> int:
         """Returns how many steps from this planned one on, from 1 to `most`, compute one token of each of the
         same sequences if no request comes or ends. Requests that wait now found no room, and find none while

@@ -20,10 +20,12 @@ from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import AdapterDigest, BlockHash, RequestId
 from llmserve.core.kv_params import is_pushed, transfer_of
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, EngineRequest, HandoverReport, PrefillStats
 from llmserve.engines.kv_transfer import PromptFollower
 from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
+
+_CHANCES = 1 << 20  # a chance is a multiple of one by this
 
 
 class TokenSource:
@@ -48,6 +50,10 @@ class TokenSource:
                 break
             token = (token + 1) % self._vocab_size
         return token
+
+    def chance(self) -> float:
+        """Returns a number of at least 0 and below 1 that depends on the same as the next token."""
+        return int.from_bytes(self._digest.digest(), "little") // self._vocab_size % _CHANCES / _CHANCES
 
 
 class Phase(Enum):
@@ -127,6 +133,7 @@ class SimSequence(BlockSequence):
         self.request, self.adapter = request, request.adapter
         self.tokens = list(request.prompt_token_ids)
         self.handover: HandoverReport | None = None
+        self.acceptance: Acceptance | None = None
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt, self.adapter)
         self._source = TokenSource(self.tokens, vocab_size, self.adapter)
@@ -181,6 +188,17 @@ class SimSequence(BlockSequence):
         self.tokens.append(token)
         self.total_tokens += 1
         return token
+
+    def was_proposed(self, acceptance: float) -> bool:
+        """Returns whether the last token had been proposed. acceptance: the probability of that."""
+        return self._source.chance() < acceptance
+
+    def count_proposals(self, proposed: int, accepted: int) -> None:
+        """Called after each step in which tokens were proposed."""
+        before = self.acceptance or Acceptance(0, 0, 0)
+        self.acceptance = Acceptance(
+            before.steps + 1, before.proposed_tokens + proposed, before.accepted_tokens + accepted
+        )
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Returns the reason to end after the last token; None: the request continues."""

@@ -78,7 +78,47 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         ),
         **{name: value for name, value in optional.items() if value is not None},
         **_lora(spec.lora),
+        **_speculation(spec),
     )
+
+
+# vLLM's words for the manifest's methods.
+_METHODS = {"ngram": "ngram", "draft": "draft_model", "eagle": "eagle", "mtp": "mtp"}
+
+
+def _speculation(spec: EngineSpec) -> dict[str, Any]:
+    """Prefill proposes nothing, but computes the draft's KV of a prompt for decode: a schedule of no tokens
+    for any batch lets vLLM run only that part. A schedule everywhere also keeps vLLM from padding a first
+    step with proposals that nobody made, which it counts as rejected."""
+    speculation = spec.speculation
+    prefills = spec.role is WorkerRole.PREFILL
+    if speculation is None or (prefills and spec.draft_dir is None):
+        return {}
+    proposed = 0 if prefills else speculation.tokens
+    config: dict[str, Any] = {
+        "method": proposing_method(spec),
+        "num_speculative_tokens": speculation.tokens,
+        "num_speculative_tokens_per_batch_size": [[1, spec.engine.max_decode_concurrency, proposed]],
+    }
+    if speculation.method == "ngram":
+        config |= {
+            "prompt_lookup_min": speculation.lookup_min,
+            "prompt_lookup_max": speculation.lookup_max,
+        }
+    if spec.draft_dir is not None:
+        config["model"] = str(spec.draft_dir)
+    return {"speculative_config": config, "per_request_spec_decode_metrics": "summary"}
+
+
+def proposing_method(spec: EngineSpec) -> str:
+    """Returns vLLM's name of the method. Of heads there are two kinds, which their architecture tells."""
+    assert spec.speculation is not None
+    assert spec.speculation.method is not None, "speculation_of sets it"
+    if spec.speculation.method == "eagle" and spec.draft_dir is not None:
+        names = read_config(spec.draft_dir).get("architectures") or ()
+        if any("eagle3" in name.lower() for name in names):
+            return "eagle3"
+    return _METHODS[spec.speculation.method]
 
 
 def _lora(lora: LoraShape) -> dict[str, Any]:
@@ -149,7 +189,7 @@ def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
             worker_id=spec.worker_id,
             epoch=spec.epoch,
             host=spec.handover_host,
-            model=spec.model_identity,
+            model=spec.kv_identity,
             engine_order=tuple(_engine_order(spec)),
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,

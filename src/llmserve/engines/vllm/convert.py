@@ -10,13 +10,21 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
+from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import for_adapter
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import (
+    Acceptance,
+    EngineOutput,
+    EngineRequest,
+    HandoverReport,
+    Logprobs,
+    PrefillStats,
+)
 
 _FINISH = {reason: FinishReason(str(reason)) for reason in VllmFinishReason}
 
@@ -96,7 +104,16 @@ def to_engine_output(
         prefill_stats=None if stats is None else _prefill_stats(stats),
         error=_error(ungrammatical) if output.finish_reason is VllmFinishReason.ERROR else "",
         handover=handover,
+        acceptance=_acceptance(output.spec_decode_metrics),
     )
+
+
+def _acceptance(counted: RequestSpecDecodeMetrics | None) -> Acceptance | None:
+    """None also for a request that was too short for a proposal."""
+    if counted is None or not counted.num_draft_tokens:
+        return None
+    accepted = sum(tokens * steps for tokens, steps in enumerate(counted.histogram))
+    return Acceptance(sum(counted.histogram), counted.num_draft_tokens, accepted)
 
 
 def _error(ungrammatical: bool) -> str:

@@ -20,7 +20,6 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.refusals import model_refusals
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.kv_params import addresses_for, check_params
@@ -44,7 +43,7 @@ from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
-from llmserve.models.directory import read_config
+from llmserve.models.refusals import directory_refusals
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +110,11 @@ class VllmEngine:
         yield from wrong_build(self._spec.engine.device, for_cpus=current_platform.is_cpu())
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
-        assert self._spec.model_dir is not None, "vLLM serves a prepared model"
-        yield from model_refusals(self._spec.engine, self._spec.kv_cache, read_config(self._spec.model_dir))
+        spec = self._spec
+        assert spec.model_dir is not None, "vLLM serves a prepared model"
+        yield from directory_refusals(
+            spec.engine, spec.kv_cache, spec.model_dir, spec.speculation, spec.draft_dir
+        )
 
     def _launch(self, scratch: Path, card_path: str) -> tuple[AsyncMPClient, Any]:
         assert self._kv_events is not None

@@ -108,7 +108,9 @@ _SIZES = ("block_size_tokens", "tensor_parallel")
 @dataclass(frozen=True, slots=True)
 class KvShape:
     """How a worker keeps its KV. Workers of different block sizes or tensor parallel sizes exchange KV when
-    their layouts have the same name, which says all that must be equal (engines/connector/memory.py)."""
+    their layouts have the same name, which says all that must be equal (engines/connector/memory.py).
+    draft_revision: names the contents of the draft model, whose KV lies in the same blocks; empty: there is
+    none."""
 
     model_revision: str
     kv_dtype: str
@@ -118,6 +120,7 @@ class KvShape:
     pipeline_parallel: int
     block_bytes: int
     computation: str = ""
+    draft_revision: str = ""
 
     @property
     def bytes_per_token(self) -> float:

@@ -8,7 +8,7 @@ from llmserve.cli.explain import lines
 from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
-from llmserve.core.request import HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 
@@ -122,6 +122,24 @@ def test_an_adapter_has_its_version_and_what_each_leg_waited_for_it() -> None:
     assert "adapter sql, version 3f3f3f3f3f3f\n" in page
     assert "prefill: loaded from the disk, waited 250.0 ms for it" in page
     assert "decode: it was loaded, did not wait" in page
+
+
+def test_what_became_of_proposed_tokens() -> None:
+    record = HttpRecord(["x-1"], "red", "/v1/completions")
+    sequence = RecordHandle(record).sequence("a")
+    (shown,) = view(record, "apiserver-0")["sequences"]
+    assert shown["speculation"] is None
+    sequence.acceptance = Acceptance(steps=4, proposed_tokens=12, accepted_tokens=9)
+    (shown,) = view(record, "apiserver-0")["sequences"]
+    assert shown["speculation"] == {
+        "steps": 4,
+        "proposed_tokens": 12,
+        "accepted_tokens": 9,
+        "acceptance": 0.75,
+        "tokens_per_step": 3.25,
+    }
+    page = "\n".join(lines(view(record, "apiserver-0")))
+    assert "speculation: 9 of 12 proposed tokens accepted (75%), 3.25 a step" in page
 
 
 def test_one_that_waits_for_its_place() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -21,13 +21,19 @@ StartEngine = Callable[..., Awaitable[SimEngine]]
 @pytest.fixture
 def make_spec() -> MakeSpec:
     def make(
-        name: str = "w", *, engine: dict[str, Any] | None = None, slots: int = 0, **sim: Any
+        name: str = "w",
+        *,
+        engine: dict[str, Any] | None = None,
+        slots: int = 0,
+        role: WorkerRole = WorkerRole.AGGREGATED,
+        proposed_tokens: int = 0,
+        **sim: Any,
     ) -> EngineSpec:
         transfer = TransferConfig(on_failure=sim.pop("on_failure", "recompute"))
         return EngineSpec(
             worker_id=WorkerId(name),
             epoch=1,
-            role=WorkerRole.AGGREGATED,
+            role=role,
             model_dir=None,
             model_name="sim",
             model_identity="rev",
@@ -35,6 +41,7 @@ def make_spec() -> MakeSpec:
             kv_cache=KvCacheConfig(),
             transfer=transfer,
             lora=LoraShape(slots, 16) if slots else NO_ADAPTERS,
+            speculation=Speculation(method="ngram", tokens=proposed_tokens) if proposed_tokens else None,
         )
 
     return make

@@ -216,7 +216,12 @@ def test_refuses_kv_that_does_not_fit(
 
 
 @pytest.mark.parametrize(
-    "shape", [{"model_revision": "edited"}, {"computation": "float16 up to 2048 tokens"}]
+    "shape",
+    [
+        {"model_revision": "edited"},
+        {"computation": "float16 up to 2048 tokens"},
+        {"draft_revision": "another"},
+    ],
 )
 @pytest.mark.parametrize("size", [16, 32])
 def test_refuses_kv_of_another_model_or_computation(

@@ -34,7 +34,7 @@ OUTCOME_EVICTED: Outcome
 OUTCOME_FAILED: Outcome
 
 class KvShape(_message.Message):
-    __slots__ = ("model_revision", "kv_dtype", "layout", "block_size_tokens", "tensor_parallel", "pipeline_parallel", "block_bytes", "computation")
+    __slots__ = ("model_revision", "kv_dtype", "layout", "block_size_tokens", "tensor_parallel", "pipeline_parallel", "block_bytes", "computation", "draft_revision")
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class KvShape(_message.Message):
     PIPELINE_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPUTATION_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_REVISION_FIELD_NUMBER: _ClassVar[int]
     model_revision: str
     kv_dtype: str
     layout: str
@@ -51,7 +52,8 @@ class KvShape(_message.Message):
     pipeline_parallel: int
     block_bytes: int
     computation: str
-    def __init__(self, model_revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., layout: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., block_bytes: _Optional[int] = ..., computation: _Optional[str] = ...) -> None: ...
+    draft_revision: str
+    def __init__(self, model_revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., layout: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., block_bytes: _Optional[int] = ..., computation: _Optional[str] = ..., draft_revision: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("worker_id", "role", "address", "epoch", "model", "kv_shape", "max_model_len_tokens", "total_blocks", "max_concurrency", "transports", "handover_endpoints", "lora", "min_decode_slots")

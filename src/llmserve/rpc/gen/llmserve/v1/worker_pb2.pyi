@@ -84,7 +84,7 @@ class WorkerSessionResponse(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover", "adapter_load")
+    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover", "adapter_load", "acceptance")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class TokenDelta(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_LOAD_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
@@ -109,7 +110,18 @@ class TokenDelta(_message.Message):
     error: str
     handover: Handover
     adapter_load: AdapterLoad
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., adapter_load: _Optional[_Union[AdapterLoad, _Mapping]] = ...) -> None: ...
+    acceptance: Acceptance
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., adapter_load: _Optional[_Union[AdapterLoad, _Mapping]] = ..., acceptance: _Optional[_Union[Acceptance, _Mapping]] = ...) -> None: ...
+
+class Acceptance(_message.Message):
+    __slots__ = ("steps", "proposed_tokens", "accepted_tokens")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    proposed_tokens: int
+    accepted_tokens: int
+    def __init__(self, steps: _Optional[int] = ..., proposed_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class AdapterLoad(_message.Message):
     __slots__ = ("tier", "seconds")

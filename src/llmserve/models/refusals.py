@@ -1,0 +1,37 @@
+"""What prepared models do not allow, found by their small files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import model_refusals
+from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation
+from llmserve.config.speculation import ModelFiles, speculation_refusals
+from llmserve.models.directory import read_config, read_vocabulary
+
+
+def directory_refusals(
+    engine: EngineConfig,
+    kv_cache: KvCacheConfig,
+    folder: Path,
+    speculation: Speculation | None = None,
+    draft: Path | None = None,
+) -> Iterator[Conflict]:
+    """folder, draft: prepared directories of the model and of the one that proposes tokens to it. Errors:
+    ModelNotFound."""
+    yield from model_refusals(engine, kv_cache, read_config(folder), read_config(draft) if draft else None)
+    if speculation is not None and engine.kind == "vllm":
+        model = _files(folder, names_tokens=draft is not None)
+        proposing = _files(draft, names_tokens=True) if draft else None
+        yield from speculation_refusals(engine, speculation, model, proposing)
+
+
+def _files(folder: Path, *, names_tokens: bool) -> ModelFiles:
+    """names_tokens: whether to read the vocabulary, which may be large."""
+    sampling = "generation_config.json"
+    return ModelFiles(
+        config=read_config(folder),
+        sampling=read_config(folder, sampling) if (folder / sampling).is_file() else {},
+        vocabulary=read_vocabulary(folder) if names_tokens else {},
+        folder=str(folder),
+    )

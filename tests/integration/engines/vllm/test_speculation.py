@@ -1,0 +1,129 @@
+"""What vLLM is asked for by role when engines speculate, and how it verifies on a CPU."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.sample import rejection_sampler
+from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+
+from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation, TransferConfig
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.connector import verifying
+from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm.args import engine_args
+from tests.support.tiny_llama import make_tiny_llama
+
+PREFILL, DECODE, BOTH = WorkerRole.PREFILL, WorkerRole.DECODE, WorkerRole.AGGREGATED
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    return EngineSpec(
+        worker_id=WorkerId("w"),
+        epoch=1,
+        role=DECODE,
+        model_dir=make_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", seed=1),
+        model_name="tiny",
+        model_identity="rev",
+        engine=EngineConfig(max_decode_concurrency=8),
+        kv_cache=KvCacheConfig(memory_gb=0.01),
+        transfer=TransferConfig(),
+    )
+
+
+def asked(spec: EngineSpec) -> dict[str, Any] | None:
+    args = engine_args(spec, "ipc:///x", "card.json")
+    assert args.per_request_spec_decode_metrics == ("summary" if args.speculative_config else "none")
+    config: dict[str, Any] | None = args.speculative_config
+    return config
+
+
+@pytest.mark.parametrize(("role", "proposed"), [(PREFILL, None), (DECODE, [[1, 8, 5]]), (BOTH, [[1, 8, 5]])])
+def test_ngram_is_for_those_that_decode(
+    spec: EngineSpec, role: WorkerRole, proposed: list[list[int]] | None
+) -> None:
+    speculation = Speculation(method="ngram", tokens=5, lookup_min=1, lookup_max=3)
+    expected = {
+        "method": "ngram",
+        "num_speculative_tokens": 5,
+        "num_speculative_tokens_per_batch_size": proposed,
+        "prompt_lookup_min": 1,
+        "prompt_lookup_max": 3,
+    }
+    assert asked(replace(spec, role=role, speculation=speculation)) == (expected if proposed else None)
+
+
+@pytest.mark.parametrize(("role", "tokens"), [(PREFILL, 0), (DECODE, 3), (BOTH, 3)])
+def test_prefill_computes_the_draft_s_kv_and_proposes_nothing(
+    spec: EngineSpec, role: WorkerRole, tokens: int
+) -> None:
+    drafting = replace(
+        spec,
+        role=role,
+        speculation=Speculation(method="draft"),
+        draft_dir=spec.model_dir,
+        draft_identity="small",
+    )
+    assert asked(drafting) == {
+        "method": "draft_model",
+        "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": [[1, 8, tokens]],
+        "model": str(spec.model_dir),
+    }
+    config = engine_args(drafting, "ipc:///x", "card.json").create_engine_config().speculative_config
+    assert config is not None
+    assert config.method == "draft_model"
+    schedule = config.num_speculative_tokens_per_batch_size
+    assert build_dynamic_sd_schedule_lookup(schedule, 8, 3)[1:] == [tokens] * 8
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("LlamaForCausalLM", "eagle"), ("LlamaForCausalLMEagle3", "eagle3")]
+)
+def test_which_kind_of_head_it_is(spec: EngineSpec, tmp_path: Path, architecture: str, method: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"architectures": ["{architecture}"]}}')
+    found = asked(replace(spec, role=BOTH, speculation=Speculation(method="eagle"), draft_dir=tmp_path))
+    assert found is not None
+    assert (found["method"], found["model"]) == (method, str(tmp_path))
+
+
+def test_without_speculation_vllm_is_asked_for_none(spec: EngineSpec) -> None:
+    assert asked(spec) is None
+
+
+def test_kv_is_named_by_the_draft_as_well(spec: EngineSpec) -> None:
+    names = {replace(spec, draft_identity=draft).kv_identity for draft in ("", "a", "b")}
+    assert len(names) == 3
+    assert spec.kv_identity == "rev"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
+def test_values_of_requests_are_repeated_for_each_of_their_tokens(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through vLLM's module, in the types that it has: of a temperature, a top_k and a seed."""
+    monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", rejection_sampler.expand_batch_to_tokens)
+    verifying.install("cpu", rejection_sampler)
+    values = torch.tensor([2, 0, 7, 5], dtype=dtype)
+    ends = torch.tensor([2, 5, 5, 6], dtype=torch.int32)
+    expanded = rejection_sampler.expand_batch_to_tokens(values, ends, 6, replace_from=0, replace_to=1)
+    assert expanded.tolist() == [2, 2, 1, 1, 1, 5]
+    assert expanded.dtype == dtype
+
+
+def test_temperatures_keep_their_fractions() -> None:
+    ends = torch.tensor([1, 3], dtype=torch.int32)
+    temperatures = torch.tensor([0.25, 0.75])
+    assert verifying.expand_batch_to_tokens(temperatures, ends, 3).tolist() == [0.25, 0.75, 0.75]
+
+
+def test_vllm_asks_as_we_expect() -> None:
+    """It calls the function by its name in its module, and nobody else imports it."""
+    theirs = inspect.signature(rejection_sampler.expand_batch_to_tokens)
+    assert list(theirs.parameters) == list(inspect.signature(verifying.expand_batch_to_tokens).parameters)
+    assert "expand_batch_to_tokens(" in inspect.getsource(rejection_sampler.apply_sampling_constraints)
