@@ -26,7 +26,8 @@ def content(key: bytes) -> bytes:
 
 @dataclass
 class StoreWorker:
-    """Attaches to the pool, and stores and loads blocks as a rank does. shown: metadata that says who calls."""
+    """Attaches to the pool, and stores and loads blocks as a rank does. shown: metadata that says who it
+    is."""
 
     address: str
     epoch: int = 1
