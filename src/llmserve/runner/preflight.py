@@ -4,7 +4,7 @@ The roles' own functions decide; this module gathers the facts for them.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
@@ -14,6 +14,7 @@ from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.plan_types import engine_names
 from llmserve.config.refusals import model_refusals, unknown_parsers, unset_api_keys
 from llmserve.config.schema import Manifest
+from llmserve.config.several_models import conflict_in_file
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
@@ -27,57 +28,84 @@ from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 from llmserve.transfer.pinned import PinnedMemory
 
-SOURCE = ("models", "primary", "source")
+_SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
 
 
-def of_model(manifest: Manifest) -> Iterator[Conflict]:
-    """Finds what vLLM and the model refuse, as they are here; another machine may have others."""
+_Check = Callable[[Manifest], Iterable[Conflict]]
+
+
+def _of_each(manifest: Manifest, check: _Check) -> Iterator[Conflict]:
+    """check: of a manifest of one model."""
+    for model in manifest.served:
+        yield from (conflict_in_file(manifest, model, found) for found in check(manifest.alone(model)))
+
+
+def of_models(manifest: Manifest, *, sources: bool = True) -> Iterator[Conflict]:
+    """Finds what vLLM and the models refuse, as they are here; another machine may have others. sources:
+    False: no finding is about the place of a model."""
+    return _of_each(
+        manifest,
+        lambda alone: (one for one in _of_model(alone) if sources or one.paths[0] != _SOURCE),
+    )
+
+
+def _of_model(manifest: Manifest) -> Iterator[Conflict]:
     parsers = parsers_here()
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
     try:
         seen = survey(manifest.model)
         if seen.stage is PreparationStage.READY:
-            yield from of_model_directory(manifest, Path(seen.place))
+            yield from _of_directory(manifest, Path(seen.place))
     except ModelNotFound as error:
-        yield Conflict((SOURCE,), error.message)
+        yield Conflict((_SOURCE,), error.message)
 
 
-def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
-    """The model must be prepared. Errors: ModelNotFound."""
-    yield from model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
+def of_model_directories(manifest: Manifest, folders: Mapping[str, str]) -> Iterator[Conflict]:
+    """folders: of the prepared models, by name. Errors: ModelNotFound."""
+    return _of_each(manifest, lambda alone: _of_directory(alone, Path(folders[alone.model.served_name])))
 
 
-def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
-    """Finds everything that another try would not cure. base: the environment of `llmserve up`."""
+def _of_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
+    return model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
+
+
+def here(
+    manifest: Manifest, base: Mapping[str, str] = os.environ, *, sources: bool = True
+) -> Iterator[Conflict]:
+    """Finds everything that another try would not cure. base: the environment of `llmserve up`. sources: as
+    in of_models."""
     environment = inherited(base, manifest).kept
     gpus = available_gpus()
     yield from _gpus(manifest, gpus)
-    if runs_on_gpu(manifest, gpus) and gpus:
-        pinned = PinnedMemory.of_host(manifest, len(list(engine_names(manifest))))
+    names = [one.model for one in engine_names(manifest)]
+    if on_gpus := [name for name in names if gpus and runs_on_gpu(manifest.for_model(name), gpus)]:
+        pinned = PinnedMemory.of_host(manifest, on_gpus)
         yield from pinned_refusals(manifest, pinned, PinLimits.of(Host()))
     yield from unset_api_keys(manifest.security.api_keys, environment)
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)
     yield from lasting_refusals(manifest.storageClasses, environment)
-    yield from adapter_refusals(manifest.model.adapters)
-    yield from of_model(manifest)
+    yield from _of_each(manifest, lambda alone: adapter_refusals(alone.model.adapters))
+    yield from of_models(manifest, sources=sources)
 
 
 def check_reload(manifest: Manifest, path: Path) -> None:
     """Checks a manifest for a cluster that runs: a process that is started again reads it. Two things are
     not checked: the environment, which only the processes know, and whether the model is still there,
     because a key that is to be revoked must not wait for that. Errors: ManifestError."""
-    found = [*_gpus(manifest, available_gpus()), *of_model(manifest)]
-    if refused := [one for one in found if one.paths[0] != SOURCE]:
+    if refused := [*_gpus(manifest, available_gpus()), *of_models(manifest, sources=False)]:
         raise locate(path, refused)
 
 
 def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
-    is_asked_for = manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
-    if is_asked_for and not gpus:
-        yield Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
+    found = Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
+    return _of_each(manifest, lambda alone: [found] if _needs_gpu(alone) and not gpus else [])
+
+
+def _needs_gpu(manifest: Manifest) -> bool:
+    return manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
 
 
 def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:
