@@ -1,7 +1,7 @@
 """The plan: which processes, in which order, on which cores, with which environment."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ def ports(first: int = 5000) -> Callable[[], int]:
     return itertools.count(first).__next__
 
 
-def plan(cores: Sequence[int] = (0, 1), gpus: Sequence[int] = (), **sections: Mapping[str, Any]) -> LocalPlan:
+def plan(cores: Sequence[int] = (0, 1), gpus: Sequence[int] = (), **sections: Any) -> LocalPlan:
     return plan_local(manifest(**sections), cores, ports(), gpus)
 
 
