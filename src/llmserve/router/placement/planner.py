@@ -100,7 +100,7 @@ class Plan:
 
 class NoPlan(Enum):
     BLOCKED = "blocked"  # this request has no place now; another may have one
-    FULL = "full"  # no request has
+    FULL = "full"  # no request of its model has
 
 
 class Disaggregate(StrEnum):
@@ -247,10 +247,9 @@ class Planner:
         return members
 
     def _no_plan(self, request: PlacementRequest, serving: Set[WorkerRole]) -> NoPlan:
-        """FULL ends the round of the queue, so every other request must fare alike."""
-        alone = self._membership.models() <= {request.model}
+        """FULL ends the round of the model's queue, so every other request of it must fare alike."""
         special = request.excluded_workers or self._lacks_only_adapter_slots(request, serving)
-        return NoPlan.FULL if alone and not special else NoPlan.BLOCKED
+        return NoPlan.BLOCKED if special else NoPlan.FULL
 
     def _lacks_only_adapter_slots(self, request: PlacementRequest, serving: Set[WorkerRole]) -> bool:
         base = replace(request, adapter=BASE_MODEL)
