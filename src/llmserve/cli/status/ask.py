@@ -31,14 +31,16 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What the cluster said. healths: HEALTHY, or why not, by the name of the process. router: the answer of
-    the router that leads. leading: its address, empty when none leads. kvmanager: the sum of all answers. A
-    service that did not answer has its default here and a sentence in `problems`."""
+    the router that leads. leading: its address, empty when none leads. adapters: what it lists. kvmanager:
+    the sum of all answers. A service that did not answer has its default here and a sentence in
+    `problems`."""
 
     healths: Mapping[str, str] = field(default_factory=dict)
     router: router_pb2.GetClusterStatusResponse = field(default_factory=router_pb2.GetClusterStatusResponse)
     kvmanager: kvmanager_pb2.GetKvStatusResponse = field(default_factory=kvmanager_pb2.GetKvStatusResponse)
     problems: tuple[str, ...] = ()
     leading: str = ""
+    adapters: tuple[router_pb2.AdapterStatus, ...] = ()
 
 
 async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
@@ -54,7 +56,10 @@ async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
     leader = next((name for name, status in routers.items() if status.leads), "")
     problems += _leader_problems(routers, leader)
     status = routers.get(leader, router_pb2.GetClusterStatusResponse())
-    return Answers(named, status, summed(kvmanagers), tuple(problems), addresses.get(leader, ""))
+    leading = {leader: addresses[leader]} if leader else {}
+    adapters = (await _ask_each(leading, _adapters, problems)).get(leader, ())
+    address = leading.get(leader, "")
+    return Answers(named, status, summed(kvmanagers), tuple(problems), address, adapters)
 
 
 async def _router_status(channel: grpc.aio.Channel) -> router_pb2.GetClusterStatusResponse:
@@ -63,6 +68,12 @@ async def _router_status(channel: grpc.aio.Channel) -> router_pb2.GetClusterStat
         router_pb2.GetClusterStatusRequest(), timeout=_DEADLINE_SECONDS
     )
     return status
+
+
+async def _adapters(channel: grpc.aio.Channel) -> tuple[router_pb2.AdapterStatus, ...]:
+    stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+    answer = await stub.ListAdapters(router_pb2.ListAdaptersRequest(), timeout=_DEADLINE_SECONDS)
+    return tuple(answer.adapters)
 
 
 async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResponse:

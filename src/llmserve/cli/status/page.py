@@ -1,12 +1,14 @@
 """Lays a snapshot of a cluster out for a screen. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli.adapters.page import places, version
 from llmserve.cli.screen import table
 from llmserve.cli.status.ask import HEALTHY
 from llmserve.cli.status.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
@@ -22,6 +24,7 @@ _PROOFS = {
 _BAR_COLUMNS = 20
 _NEARLY = 0.9  # of a budget or tier: worth a look
 _MOST_TENANTS = 15
+_MOST_ADAPTERS = 15
 # Below this many columns a process has no pid and no address: load counts more.
 _NARROW_COLUMNS = 110
 # A matrix of more workers than these is for Grafana.
@@ -39,6 +42,8 @@ def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
         parts.append(_tenants(now.tenants))
     if limited := [one for one in now.budgets if one.used_ratio is not None or one.refused_requests]:
         parts.append(_budgets(limited))
+    if now.adapters:
+        parts.append(_adapters(now.adapters))
     if now.tiers:
         parts.append(_tiers(now.tiers))
     if moves := [one for one in pairs if one[1].chosen]:
@@ -97,6 +102,16 @@ def _tenants(tenants: Sequence[TenantView]) -> RenderableType:
         wait = f"{one.wait_seconds:.2f} s"
         shown.add_row(Text(one.name), f"{one.weight:g}", *map(str, numbers), wait, f"{one.served_tokens:,}")
     return _with_rest(shown, len(ordered) - _MOST_TENANTS)
+
+
+def _adapters(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Those that run the most requests come first."""
+    shown = table("ADAPTER", "VERSION", "STATE", "WORKERS", "RUNNING")
+    ordered = sorted(rows, key=lambda row: (-row["running_requests"], row["name"]))
+    for row in ordered[:_MOST_ADAPTERS]:
+        cells = (row["name"], version(row), row["state"], places(row), str(row["running_requests"]))
+        shown.add_row(*map(Text, cells))
+    return _with_rest(shown, len(ordered) - _MOST_ADAPTERS)
 
 
 def _with_rest(shown: Table, more: int) -> RenderableType:

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.core.request import PairStatus
+from llmserve.rpc.adapter_calls import adapter_row
 from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.runner.board import ProcessState
@@ -107,7 +108,8 @@ class BudgetView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """problems: a sentence for each thing that is not as it should be."""
+    """adapters: as `llmserve adapters ls --json` shows them. problems: a sentence for each thing that is not
+    as it should be."""
 
     cluster: str
     stand: str
@@ -127,6 +129,7 @@ class Snapshot:
     queue_limit_requests: int
     tenants: tuple[TenantView, ...]
     budgets: tuple[BudgetView, ...]
+    adapters: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
 
 
@@ -151,6 +154,7 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         index=_index(answers.router.prefix_index),
         tenants=tuple(map(_tenant, answers.router.tenants)),
         budgets=tuple(map(_budget, answers.router.budgets)),
+        adapters=tuple(map(adapter_row, answers.adapters)),
         problems=(*answers.problems, *_problems(roles, kv), *_index_problems(answers.router.prefix_index)),
     )
 

@@ -104,6 +104,31 @@ def test_each_storage_class_has_a_line() -> None:
     assert f"disk (nvme) {'█' * 5 + '░' * 15} 0.50 of 2.00 GiB 7 4 64" in _rows(now)
 
 
+def _adapter(name: str, running: int = 0, **more: Any) -> router_pb2.AdapterStatus:
+    named = router_pb2.NamedAdapter(name=name, digest="ab" * 32, parent="m", source=f"dir:/{name}")
+    return router_pb2.AdapterStatus(adapter=named, running_requests=running, **{"state": "ready", **more})
+
+
+def test_adapters_are_listed_in_short() -> None:
+    report = router_pb2.AdapterReport(tier=router_pb2.ADAPTER_TIER_DEVICE)
+    places = [router_pb2.AdapterPlace(worker_id=name, report=report) for name in ("decode-0", "prefill-0")]
+    adapters = (
+        _adapter("[b]idle", state="draining"),
+        _adapter("busy", 3, places=places),
+        *(_adapter(f"more-{number:02}") for number in range(14)),
+    )
+    now = snapshot(_state(), Answers(adapters=adapters), 0.0)
+    assert [row["name"] for row in now.adapters][:2] == ["[b]idle", "busy"]
+    rows = _rows(now)
+    first = rows.index("ADAPTER VERSION STATE WORKERS RUNNING") + 1
+    assert rows[first : first + 3] == [
+        "busy abababababab ready 2 device 3",
+        "[b]idle abababababab draining - 0",
+        "more-00 abababababab ready - 0",
+    ]
+    assert "and 1 more (--json has them)" in rows
+
+
 def test_each_trouble_is_named() -> None:
     roles = (
         _role("decode-0"),
