@@ -59,7 +59,7 @@ class ClusterShape:
 
     @classmethod
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
-        """Errors: InvalidRequest when nothing says how long a step takes."""
+        """manifest: of one model. Errors: InvalidRequest when nothing says how long a step takes."""
         limits = _limits(manifest, over)
         return cls(
             model=manifest.model.served_name,

@@ -655,3 +655,14 @@ def test_only_a_file_of_a_similar_name_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "mines.yaml").touch()
     with pytest.raises(ManifestError, match=r"did you mean '.*/mines\.yaml'\?"):
         load_manifest(tmp_path / "mine.yaml")
+
+
+def test_a_key_of_one_model_is_located_in_its_entry(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "kind: LLMServe\nmodels:\n- source: hub:a/one\n- source: hub:a/two\n  engine:\n    dtype: auto\n"
+    )
+    error = ManifestError("engine.dtype: no", key=("engine", "dtype"))
+    assert located(error, path, "two").message == f"{path}:6: models[1].engine.dtype: no"
+    assert located(error, path, "one").message == f"{path}:1: engine.dtype: no"
+    assert located(error, path, "three") is error

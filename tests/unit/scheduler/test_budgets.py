@@ -496,3 +496,21 @@ def test_of_the_budgets_that_have_no_room_one_that_is_full_for_all_is_named(cloc
     assert budgets.full_in_cluster(_request("b", prompt=10, model="small")) is None
     assert budgets.full_in_cluster(_request("b", prompt=10, model="large")) is resources.requests
     assert budgets.full_in_cluster(_request("b", prompt=50, model="large")) is resources.tokens
+
+
+def test_a_request_that_fits_exactly_has_no_wait_before_anything_has_ended(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.work_tokens)
+    tokens.set_limit(100)
+    tokens.reserve(_request("a", prompt=60))
+    assert tokens.wait(_request("b", prompt=40), 0).seconds == 0.0
+    assert tokens.wait(_request("b", prompt=41), 0).seconds == float("inf")
+
+
+def test_the_used_part_is_known_when_the_size_of_one_model_is(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.context_tokens)
+    tokens.set_limit(100.0, {"a": 0.0})
+    assert tokens.used_ratio is None
+    tokens.set_limit(100.0, {"a": 0.0, "b": 5.0})
+    tokens.reserve(_request("a", prompt=4, model="a"))
+    tokens.reserve(_request("b", prompt=4, model="b"))
+    assert tokens.used_ratio == 0.2
