@@ -22,6 +22,7 @@ from llmserve.models.files import silent
 from llmserve.router.role import RouterRole
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.machine import pick_port
 from llmserve.workers.__main__ import arguments, build_worker
 from llmserve.workers.build import prepare_model
@@ -96,7 +97,8 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         workers = [spec for spec in specs if spec.role.is_worker]
         for spec in workers:
             await _start_worker(stack, spec, manifest, path, monkeypatch)
-        link = RouterLink((router.listen,), ApiserverId("api"), ApiserverMetrics(CollectorRegistry()))
+        routers = RouterAddresses((router.listen,))
+        link = RouterLink(routers, ApiserverId("api"), ApiserverMetrics(CollectorRegistry()))
         stack.push_async_callback(link.aclose)
         link.start()
         channel = await stack.enter_async_context(open_channel(router.listen))

@@ -57,7 +57,7 @@ async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
     problems += _leader_problems(routers, leader)
     status = routers.get(leader, router_pb2.GetClusterStatusResponse())
     leading = {leader: addresses[leader]} if leader else {}
-    adapters = (await _ask_each(leading, _adapters, problems)).get(leader, ())
+    adapters = (await _ask_each(leading, credentials, _adapters, problems)).get(leader, ())
     address = leading.get(leader, "")
     return Answers(named, status, summed(kvmanagers), tuple(problems), address, adapters)
 
