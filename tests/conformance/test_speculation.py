@@ -1,5 +1,5 @@
 """Speculative decoding on real vLLM, with tiny models in float32: whoever proposes tokens, and whatever
-brings the KV of a prompt, an answer is that of the model alone."""
+brings the KV of a prompt, an answer is that of the model alone. Every step proposes (`adaptive: false`)."""
 
 import asyncio
 import math
@@ -72,11 +72,11 @@ def proposing(
 ) -> Proposing:
     """The other model has fewer layers, and other heads than the model."""
     if request.param == "ngram":
-        return Proposing(Speculation(method="ngram", tokens=3, lookup_min=1))
+        return Proposing(Speculation(method="ngram", tokens=3, lookup_min=1, adaptive=False))
     if request.param == "the model itself":
-        return Proposing(Speculation(method="draft", tokens=3), model, twin=True)
+        return Proposing(Speculation(method="draft", tokens=3, adaptive=False), model, twin=True)
     other = make_tiny_llama(tmp_path_factory.mktemp("tiny") / "other", seed=2, layers=1, kv_heads=1)
-    return Proposing(Speculation(method="draft", tokens=3), other)
+    return Proposing(Speculation(method="draft", tokens=3, adaptive=False), other)
 
 
 def _engine(model: Path, role: WorkerRole, proposing: Proposing) -> Engine:

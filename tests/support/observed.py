@@ -53,6 +53,8 @@ def manifest(disk: str, adapters: Path) -> dict[str, Any]:
         {"name": "memory", "tier": "dram", "capacity_gb": 0.0625},
         {"name": "disk", "tier": "nvme", "capacity_gb": 0.5, "location": disk},
     ]
+    spec["engine"]["speculation"] = {"method": "ngram", "tokens": 3}
+    spec["engine"]["sim"] |= {"acceptance": 0.3, "proposed_token_seconds": 0.0002}
     spec["lora"] = {"slots": 2}
     spec["models"]["adapters"] = [
         {"name": name, "source": f"dir:{_made(adapters / name, seed, spec)}"}

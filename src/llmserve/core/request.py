@@ -8,6 +8,7 @@ from typing import Any
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
+from llmserve.core.stats import SpeculationReport
 
 # A priority beyond this counts as this, whatever clients send.
 MOST_PRIORITY = 10
@@ -160,7 +161,8 @@ class EngineOutput:
 @dataclass(slots=True)
 class EngineLoad:
     """A snapshot for the router. Blocks are the device's; transfers are totals since the start. stalled:
-    the worker says that the engine has not answered for so long that it should get no requests."""
+    the worker says that the engine has not answered for so long that it should get no requests. speculation:
+    None: the engine has proposed no tokens."""
 
     running_requests: int = 0
     waiting_requests: int = 0
@@ -172,6 +174,7 @@ class EngineLoad:
     last_transport: str = ""
     pairs: Sequence[PairStatus] = ()
     stalled: bool = False
+    speculation: SpeculationReport | None = None
 
 
 class LeaseState(StrEnum):

@@ -19,6 +19,7 @@ from llmserve.core.request import (
     PrefillStats,
     SamplingLimits,
 )
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2
 
 _FINISH_TO_WIRE: dict[FinishReason, worker_pb2.FinishReason] = {
@@ -230,17 +231,37 @@ def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
     )
 
 
-_LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name != "pairs")
+_LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name not in ("pairs", "speculation"))
 _PAIR_FIELDS = tuple(PairStatus.__dataclass_fields__)
+_GAIN_FIELDS = tuple(BatchGain.__dataclass_fields__)
+_SPECULATION_FIELDS = ("drafts", "draft_tokens", "accepted_tokens")
 
 
 def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:
     pairs = [
         common_pb2.TransportPair(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in load.pairs
     ]
-    return common_pb2.WorkerLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS}, pairs=pairs)
+    speculation = _encode_speculation(load.speculation) if load.speculation else None
+    fields = {name: getattr(load, name) for name in _LOAD_FIELDS}
+    return common_pb2.WorkerLoad(**fields, pairs=pairs, speculation=speculation)
 
 
 def decode_load(message: common_pb2.WorkerLoad) -> EngineLoad:
     pairs = tuple(PairStatus(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in message.pairs)
-    return EngineLoad(**{name: getattr(message, name) for name in _LOAD_FIELDS}, pairs=pairs)
+    speculation = _decode_speculation(message.speculation) if message.HasField("speculation") else None
+    fields = {name: getattr(message, name) for name in _LOAD_FIELDS}
+    return EngineLoad(**fields, pairs=pairs, speculation=speculation)
+
+
+def _encode_speculation(report: SpeculationReport) -> common_pb2.Speculation:
+    gains = [
+        common_pb2.BatchGain(**{name: getattr(one, name) for name in _GAIN_FIELDS}) for one in report.gains
+    ]
+    return common_pb2.Speculation(
+        **{name: getattr(report, name) for name in _SPECULATION_FIELDS}, gains=gains
+    )
+
+
+def _decode_speculation(message: common_pb2.Speculation) -> SpeculationReport:
+    gains = tuple(BatchGain(**{name: getattr(one, name) for name in _GAIN_FIELDS}) for one in message.gains)
+    return SpeculationReport(**{name: getattr(message, name) for name in _SPECULATION_FIELDS}, gains=gains)

@@ -17,6 +17,7 @@ from llmserve.core.request import (
     PrefillStats,
     SamplingLimits,
 )
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc import codec
 
 REQUEST = EngineRequest(
@@ -88,6 +89,9 @@ def test_a_tier_that_is_not_known_is_named() -> None:
 
 def test_load_round_trip() -> None:
     load = EngineLoad(1, 2, 3, 4, 5, 6, 7, "nixl")
+    assert codec.decode_load(codec.encode_load(load)) == load
+    gains = (BatchGain(1, True, 1.5, 9), BatchGain(8, False, 0.0, 2))
+    load = EngineLoad(speculation=SpeculationReport(4, 12, 5, gains))
     assert codec.decode_load(codec.encode_load(load)) == load
 
 

@@ -13,6 +13,7 @@ from llmserve.cli.screen import table
 from llmserve.cli.status.ask import HEALTHY
 from llmserve.cli.status.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 from llmserve.core.request import PairStatus
+from llmserve.core.stats import BatchGain, SpeculationReport
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -46,6 +47,8 @@ def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
         parts.append(_adapters(now.adapters))
     if now.tiers:
         parts.append(_tiers(now.tiers))
+    if guesses := [(role.name, role.worker.speculation) for role in now.roles if role.worker]:
+        parts.extend(_speculation([(name, one) for name, one in guesses if one]))
     if moves := [one for one in pairs if one[1].chosen]:
         parts.append(_matrix(moves))
     if shown:
@@ -140,6 +143,23 @@ def _bar(ratio: float) -> Text:
     full = round(_BAR_COLUMNS * min(1.0, max(0.0, ratio)))
     bar = Text("█" * full, "red" if ratio >= 1 else "yellow" if ratio >= _NEARLY else "green")
     return bar.append("░" * (_BAR_COLUMNS - full), "dim")
+
+
+def _speculation(reports: Sequence[tuple[str, SpeculationReport]]) -> Iterator[Table]:
+    """Shows what proposed tokens brought, and by batch size whether steps propose any and what that gains."""
+    if not reports:
+        return
+    shown = table("SPECULATION", "ACCEPTED", "", "TOKENS A STEP", "BY BATCH SIZE")
+    for name, one in reports:
+        tokens = f"{one.accepted_tokens:,} of {one.draft_tokens:,}"
+        gains = ", ".join(map(_gain, one.gains))
+        shown.add_row(name, f"{one.acceptance:.0%}", tokens, f"{one.mean_length:.2f}", Text(gains or "-"))
+    yield shown
+
+
+def _gain(one: BatchGain) -> str:
+    standing = "on" if one.drafts else "off"
+    return f"{one.batch}: {standing}" + (f" ({one.gain:.2f} x)" if one.gain else "")
 
 
 def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.core.request import PairStatus
+from llmserve.core.stats import SpeculationReport
 from llmserve.rpc.adapter_calls import adapter_row
 from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """What the router and the kvmanager know of a worker. available: requests may be placed on it.
-    used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again."""
+    used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again.
+    speculation: None: its engine has proposed no tokens."""
 
     role: str
     available: bool
@@ -39,6 +41,7 @@ class WorkerView:
     transferred_bytes: int
     transfer_failures: int
     pairs: tuple[PairStatus, ...]
+    speculation: SpeculationReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
                 stored_blocks=stored.get(info.worker_id, 0),
                 transports=tuple(info.transports),
                 pairs=tuple(decode_load(load).pairs),
+                speculation=decode_load(load).speculation,
             ),
         )
 

@@ -31,7 +31,7 @@ from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.adapters import VllmAdapters
-from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
+from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler, set_scheduler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import (
     asking_about_the_model,
@@ -122,6 +122,7 @@ class VllmEngine:
         args = engine_args(self._spec, self._kv_events.endpoint, card_path)
         with asking_about_the_model(self._spec.model_dir):
             config = args.create_engine_config()
+        set_scheduler(config, self._spec.speculation)
         config.logging_config = _telling_cause(config.logging_config, scratch)
         with executor_class(config) as executor:
             return EngineCoreClient.make_async_mp_client(config, executor, log_stats=True), config

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector import verifying
 from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm import args
 from llmserve.engines.vllm.args import engine_args
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -37,9 +39,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
 
 
 def asked(spec: EngineSpec) -> dict[str, Any] | None:
-    args = engine_args(spec, "ipc:///x", "card.json")
-    assert args.per_request_spec_decode_metrics == ("summary" if args.speculative_config else "none")
-    config: dict[str, Any] | None = args.speculative_config
+    made = engine_args(spec, "ipc:///x", "card.json")
+    assert made.per_request_spec_decode_metrics == ("summary" if made.speculative_config else "none")
+    config: dict[str, Any] | None = made.speculative_config
     return config
 
 
@@ -56,6 +58,25 @@ def test_ngram_is_for_those_that_decode(
         "prompt_lookup_max": 3,
     }
     assert asked(replace(spec, role=role, speculation=speculation)) == (expected if proposed else None)
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "places", "proposed"),
+    [(True, 8, [[1, 7, 3], [8, 8, 0]]), (True, 1, [[1, 1, 3]]), (False, 8, [[1, 8, 3]])],
+)
+def test_on_a_gpu_there_are_graphs_for_proposals_and_for_none(
+    spec: EngineSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    adaptive: bool,
+    places: int,
+    proposed: list[list[int]],
+) -> None:
+    """The switch may choose either, for any number of requests."""
+    monkeypatch.setattr(args, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    engine = spec.engine.model_copy(update={"max_decode_concurrency": places})
+    found = asked(replace(spec, engine=engine, speculation=Speculation(method="ngram", adaptive=adaptive)))
+    assert found is not None
+    assert found["num_speculative_tokens_per_batch_size"] == proposed
 
 
 @pytest.mark.parametrize(("role", "tokens"), [(PREFILL, 0), (DECODE, 3), (BOTH, 3)])

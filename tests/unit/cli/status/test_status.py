@@ -271,3 +271,20 @@ def test_a_narrow_screen_has_the_load() -> None:
     assert "2+0" in narrow
     assert all(len(line) <= 80 for line in narrow.splitlines())
     assert all(len(line) <= 30 for line in _text(now, 30).splitlines())
+
+
+def test_what_speculation_brings_has_a_line_for_each_engine_that_speculates() -> None:
+    gains = [
+        common_pb2.BatchGain(batch=1, drafts=True, gain=1.42, steps=90),
+        common_pb2.BatchGain(batch=8, drafts=False, gain=0.9, steps=20),
+        common_pb2.BatchGain(batch=16, drafts=True, steps=3),
+    ]
+    speaking, silent = _worker("decode-0"), _worker("decode-1")
+    speaking.load.speculation.CopyFrom(
+        common_pb2.Speculation(drafts=1000, draft_tokens=3000, accepted_tokens=1500, gains=gains)
+    )
+    now = snapshot(_state(_role("decode-0"), _role("decode-1")), _answers(speaking, silent), 0.0)
+    rows = _rows(now)
+    assert "SPECULATION ACCEPTED TOKENS A STEP BY BATCH SIZE" in rows
+    assert "decode-0 50% 1,500 of 3,000 2.50 1: on (1.42 x), 8: off (0.90 x), 16: on" in rows
+    assert "SPECULATION" not in _text(snapshot(_state(_role("decode-1")), _answers(silent), 0.0))
