@@ -175,6 +175,13 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict.at(message, key, "engine.chunked_prefill", "engine.max_model_len")
 
 
+def _task(manifest: Manifest) -> Iterator[Conflict]:
+    task = manifest.engine.task
+    if task != "generate" and manifest.deployment.disaggregated:
+        message = f"nothing is decoded where a model is to {task}: set it to false"
+        yield Conflict.at(message, "deployment.disaggregated", "engine.task")
+
+
 def _decode_slots(manifest: Manifest) -> Iterator[Conflict]:
     kept, places = manifest.engine.min_decode_slots, manifest.engine.max_decode_concurrency
     if kept >= places:
@@ -268,6 +275,7 @@ _RULES = (
     _cores,
     _block_size,
     _batch,
+    _task,
     _decode_slots,
     _long_prompts,
     _engine_env,
