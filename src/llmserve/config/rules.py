@@ -177,9 +177,13 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
 
 def _task(manifest: Manifest) -> Iterator[Conflict]:
     task = manifest.engine.task
-    if task != "generate" and manifest.deployment.disaggregated:
-        message = f"nothing is decoded where a model is to {task}: set it to false"
-        yield Conflict.at(message, "deployment.disaggregated", "engine.task")
+    if task == "generate":
+        return
+    if manifest.engine.kind == "sim":
+        yield Conflict.at("the simulated engine only generates", "engine.task", "engine.kind")
+    if manifest.deployment.disaggregated:
+        message = f"a model that is to {task} decodes nothing: it needs deployment.disaggregated: false"
+        yield Conflict.at(message, "engine.task", "deployment.disaggregated")
 
 
 def _decode_slots(manifest: Manifest) -> Iterator[Conflict]:

@@ -148,6 +148,9 @@ class VllmEngine:
 
     def _validate(self, request: EngineRequest) -> None:
         assert self._info is not None
+        task = self._spec.engine.task
+        if bool(request.pooling_params) != (task != "generate"):
+            raise InvalidRequest(f"the request is not for a model that is to {task}")
         longest = self._info.max_model_len_tokens
         if len(request.prompt_token_ids) >= longest:
             raise InvalidRequest(
