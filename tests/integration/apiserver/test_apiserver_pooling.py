@@ -79,8 +79,8 @@ async def test_scores_and_ranks_are_made_of_embeddings(cluster: Any, http: httpx
         assert scores[0]["score"] == pytest.approx(1.0)
         assert scores[1]["score"] < 1.0
     for path in ("/v1/rerank", "/rerank", "/v2/rerank"):
-        body = {"model": "tiny", "query": "abc", "documents": ["a", "abc"], "top_n": 1}
-        answer = await http.post(path, json=body)
+        ranked: dict[str, Any] = {"model": "tiny", "query": "abc", "documents": ["a", "abc"], "top_n": 1}
+        answer = await http.post(path, json=ranked)
         assert [one["index"] for one in answer.json()["results"]] == [1], answer.text
 
 

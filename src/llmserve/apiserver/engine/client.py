@@ -6,8 +6,7 @@ objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
-from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
@@ -24,6 +22,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from llmserve.apiserver.adapters.names import AdapterNames, AdapterRequest
 from llmserve.apiserver.adapters.version import RequestVersion
+from llmserve.apiserver.engine.asked import Asked, sequences_of
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.pooling import PoolingLegs
@@ -125,7 +124,7 @@ class ClusterEngineClient(EngineFreeClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Returns the outputs of a request, of all its choices. Errors of these: as of `_outputs`."""
         self._thinking.limit(sampling_params, reasoning_parser_kwargs)
-        asked = _Asked(request_id, prompt, sampling_params, prompt_text, lora_request, priority)
+        asked = Asked(request_id, prompt, sampling_params, prompt_text, lora_request, priority)
         return self._outputs(asked, tokenization_kwargs)
 
     def encode(
@@ -140,11 +139,11 @@ class ClusterEngineClient(EngineFreeClient):
         reasoning_ended: bool | None = None,
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """Returns the one output of a request for a pooled output. Errors of it: as of `_outputs`."""
-        asked = _Asked(request_id, prompt, pooling_params, None, lora_request, priority)
+        asked = Asked(request_id, prompt, pooling_params, None, lora_request, priority)
         return self._outputs(asked, tokenization_kwargs)
 
     async def _outputs(
-        self, asked: "_Asked", tokenization_kwargs: dict[str, Any] | None
+        self, asked: Asked, tokenization_kwargs: dict[str, Any] | None
     ) -> AsyncGenerator[Any, None]:
         """Errors: vLLM's, so that its layer answers with the right status; one that comes before any output
         is also left in the RequestScope."""
@@ -160,7 +159,7 @@ class ClusterEngineClient(EngineFreeClient):
             request = await self._process(asked, tokenization_kwargs)
             request.lora_request = asked.adapter  # not earlier: this process has no settings of LoRA
             scope.reached_engine = True
-            queue = self._start(request, _text_of(self.model_config, asked.prompt, asked.prompt_text))
+            queue = self._start(request, asked.text(self.model_config))
             finished = False
             while not finished:
                 output = queue.get_nowait() or await queue.get()
@@ -177,9 +176,7 @@ class ClusterEngineClient(EngineFreeClient):
             if queue is not None:
                 self._abort([queue.request_id], internal=True)
 
-    async def _process(
-        self, asked: "_Asked", tokenization_kwargs: dict[str, Any] | None
-    ) -> EngineCoreRequest:
+    async def _process(self, asked: Asked, tokenization_kwargs: dict[str, Any] | None) -> EngineCoreRequest:
         """Errors: vLLM's validation errors."""
         # Rendered inputs need no tokenizing; raw ones do, which must not block the loop.
         rendered = isinstance(asked.prompt, dict) and "type" in asked.prompt
@@ -204,7 +201,7 @@ class ClusterEngineClient(EngineFreeClient):
         queue = RequestOutputCollector(request.params.output_kind, request.request_id)
         several = request.sampling_params is not None and request.sampling_params.n > 1
         parent = ParentRequest(request) if several else None
-        sequences = list(_sequences(request, parent))
+        sequences = list(sequences_of(request, parent))
         infos = [self._info(sequence) for sequence in sequences]
         choices = self._choices(request, infos) if parent else None
         for index, (sequence, info) in enumerate(zip(sequences, infos, strict=True)):
@@ -294,33 +291,6 @@ class ClusterEngineClient(EngineFreeClient):
         await self._grammars.aclose()
 
 
-class _Asked(NamedTuple):
-    """What vLLM's layer asks for."""
-
-    request_id: str
-    prompt: Any
-    params: SamplingParams | PoolingParams
-    prompt_text: str | None
-    adapter: AdapterRequest | None
-    priority: int
-
-
 class _RunningSequence(NamedTuple):
     run: RequestRun
     task: asyncio.Task[None]
-
-
-def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:
-    """The request itself, or its children when it asks for several choices."""
-    if parent is None:
-        yield request
-        return
-    for index in range(parent.n):
-        child = copy(request)
-        child.request_id, child.sampling_params = parent.get_child_info(index)
-        yield child
-
-
-def _text_of(model_config: Any, prompt: Any, prompt_text: str | None) -> str | None:
-    text: str | None = extract_prompt_components(model_config, prompt)[0]
-    return text if prompt_text is None else prompt_text
