@@ -61,6 +61,9 @@ class VllmKit:
     ) -> Engine:
         return self._engine(role, name, self.model_dir, block_size_tokens, long_prompt_tokens, lora)
 
+    def make_pooling(self, task: str) -> Engine:
+        return self._engine(WorkerRole.AGGREGATED, "pooling", self.model_dir, task=task)
+
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self.model_dir / "no-such-directory")
 
@@ -72,13 +75,15 @@ class VllmKit:
         block_size_tokens: int | None = None,
         long_prompt_tokens: int | None = None,
         lora: LoraShape = NO_ADAPTERS,
+        task: str = "generate",
     ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(next(self._cores))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
         plain = self.spec(role, name)
-        engine = plain.engine.model_copy(update={"prefill_long_prompt_tokens": long_prompt_tokens})
+        changes = {"prefill_long_prompt_tokens": long_prompt_tokens, "task": task}
+        engine = plain.engine.model_copy(update=changes)
         cache = KvCacheConfig(block_size_tokens=block_size_tokens)
         return VllmEngine(replace(plain, model_dir=model_dir, engine=engine, kv_cache=cache, lora=lora))
 

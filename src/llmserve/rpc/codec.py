@@ -16,6 +16,7 @@ from llmserve.core.request import (
     HandoverReport,
     Logprobs,
     PairStatus,
+    PooledOutput,
     PrefillStats,
     SamplingLimits,
 )
@@ -89,6 +90,7 @@ def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
         priority=request.priority,
         kv_transfer_params=encode_params(request.kv_transfer_params),
         traceparent=request.traceparent,
+        pooling_params=request.pooling_params,
     )
 
 
@@ -115,6 +117,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         priority=message.priority,
         kv_transfer_params=decode_params(message.kv_transfer_params),
         traceparent=message.traceparent,
+        pooling_params=message.pooling_params,
     )
 
 
@@ -143,6 +146,8 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
         delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
     if output.acceptance is not None:
         delta.acceptance.CopyFrom(_encode_acceptance(output.acceptance))
+    if (pooled := output.pooled) is not None:
+        delta.pooled.CopyFrom(worker_pb2.Pooled(shape=pooled.shape, values=pooled.values))
     return delta
 
 
@@ -162,6 +167,7 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
         handover=_decode_handover(delta.handover) if has("handover") else None,
         adapter_load=_decode_adapter_load(delta.adapter_load) if has("adapter_load") else None,
         acceptance=_decode_acceptance(delta.acceptance) if has("acceptance") else None,
+        pooled=PooledOutput(tuple(delta.pooled.shape), delta.pooled.values) if has("pooled") else None,
     )
 
 

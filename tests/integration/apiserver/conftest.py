@@ -23,7 +23,7 @@ from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, Ada
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.outcome import FinishReason, Outcome
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PooledOutput, PrefillStats
 from llmserve.rpc.adapters import encode_adapter_report, encode_named, encode_names
 from llmserve.rpc.codec import (
     decode_outcome,
@@ -169,6 +169,9 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
     async def _generate(
         self, request: worker_pb2.GenerateRequest, outbox: "asyncio.Queue[EngineOutput]"
     ) -> None:
+        if request.pooling_params:
+            outbox.put_nowait(_pooled(request))
+            return
         params = msgspec.msgpack.decode(request.sampling_params)
         prompt = [*request.prompt_token_ids, *await self._arrived(request)]
         for index in range(request.limits.max_tokens):
@@ -242,6 +245,18 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.released_by.append(traceparent_of(context.invocation_metadata()))
         self.changed()
         return worker_pb2.ReleaseLeaseResponse(released=True)
+
+
+def _pooled(request: worker_pb2.GenerateRequest) -> EngineOutput:
+    """An embedding that tells the prompt's length and its first token."""
+    prompt = request.prompt_token_ids
+    values = np.array([len(prompt), prompt[0]], dtype="<f4").tobytes()
+    return EngineOutput(
+        RequestId(request.request_id),
+        finish_reason=FinishReason.STOP,
+        prefill_stats=PrefillStats(len(prompt)),
+        pooled=PooledOutput((2,), values),
+    )
 
 
 def _sampled(token: int, params: dict[str, Any]) -> Logprobs | None:

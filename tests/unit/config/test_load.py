@@ -290,6 +290,17 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="no-place-for-a-prompt",
         ),
         pytest.param(
+            "engine:\n  task: embed\n",
+            "m.yaml:6: engine.task: a model that is to embed decodes nothing: "
+            "it needs deployment.disaggregated: false",
+            id="pooling-in-two-phases",
+        ),
+        pytest.param(
+            "engine:\n  task: classify\n  kind: sim\ndeployment:\n  disaggregated: false\n",
+            "m.yaml:6: engine.task: the simulated engine only generates",
+            id="pooling-in-a-simulation",
+        ),
+        pytest.param(
             "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",
             "m.yaml:8: scheduling.weights[1]: names tenant 'a' twice",
             id="a-tenant-with-two-weights",

@@ -1,5 +1,6 @@
 """What goes over the wire comes back as it was."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llmserve.core.request import (
     EngineOutput,
     EngineRequest,
     Logprobs,
+    PooledOutput,
     PrefillStats,
     SamplingLimits,
 )
@@ -72,6 +74,13 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         adapter_load=AdapterLoad(AdapterTier.DISK, 0.5),
         acceptance=Acceptance(steps=2, proposed_tokens=6, accepted_tokens=5),
     )
+    assert codec.decode_output(codec.encode_output(output)) == output
+
+
+def test_pooling_round_trip() -> None:
+    request = replace(REQUEST, sampling_params=b"", pooling_params=b"\x90")
+    assert codec.decode_request(codec.encode_request(request)) == request
+    output = EngineOutput(RequestId("r"), [], pooled=PooledOutput((2, 3), bytes(24)))
     assert codec.decode_output(codec.encode_output(output)) == output
 
 

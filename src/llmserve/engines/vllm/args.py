@@ -77,6 +77,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
         ),
+        runner="generate" if engine.task == "generate" else "pooling",
         **{name: value for name, value in optional.items() if value is not None},
         **_lora(spec.lora),
         **_speculation(spec),

@@ -79,7 +79,7 @@ class VllmEngine:
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
             self._core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
-            await warm_up(self._core, self._spec.engine.grammar_backend)
+            await self._make_ready(self._core)
         except StartFailed:
             raise
         except Exception as error:
@@ -104,6 +104,14 @@ class VllmEngine:
             lora=self._spec.lora,
         )
         return self._info
+
+    async def _make_ready(self, core: AsyncMPClient) -> None:
+        """Errors: ManifestError for a model that cannot do what it is to do; StartFailed."""
+        task = self._spec.engine.task
+        if task == "generate":
+            await warm_up(core, self._spec.engine.grammar_backend)
+        elif task not in (known := await core.get_supported_tasks_async()):
+            refuse([Conflict.at(f"the model cannot {task}, but {', '.join(known)}", "engine.task")])
 
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
@@ -130,7 +138,8 @@ class VllmEngine:
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
         core_request = to_core_request(request, self._adapters.named_by(request.adapter))
-        if core_request.sampling_params.structured_outputs is not None:
+        params = core_request.sampling_params
+        if params is not None and params.structured_outputs is not None:
             self._constrained.add(request.request_id)
         if self._own_metrics is not None:
             self._own_metrics.added(core_request)
@@ -139,6 +148,9 @@ class VllmEngine:
 
     def _validate(self, request: EngineRequest) -> None:
         assert self._info is not None
+        task = self._spec.engine.task
+        if bool(request.pooling_params) != (task != "generate"):
+            raise InvalidRequest(f"the request is not for a model that is to {task}")
         longest = self._info.max_model_len_tokens
         if len(request.prompt_token_ids) >= longest:
             raise InvalidRequest(
