@@ -26,6 +26,8 @@ from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.scheduler import Scheduler
 
+_NO_PLACE = {NoPlan.BLOCKED: Fit.BLOCKED, NoPlan.NO_SLOT: Fit.NO_SLOT, NoPlan.FULL: Fit.FULL}
+
 
 class Requests:
     """Takes the events of requests, and returns their effects. The other events end with `dispatch`, too: a
@@ -235,12 +237,10 @@ class Requests:
     def _no_place(self, entry: RequestEntry, request: QueuedRequest, plan: NoPlan) -> Fit:
         """Says how the queue goes on without this request. One that has waited long for a slot of its adapter
         gets the next slot."""
-        if plan is NoPlan.FULL:
-            return Fit.FULL
         waited = self._clock.now() - request.arrived_at
-        if request.adapter and waited >= self._scheduler.policy.adapters.aging_seconds:
+        if plan is NoPlan.NO_SLOT and waited >= self._scheduler.policy.adapters.aging_seconds:
             self._room.make(entry.placement)
-        return Fit.BLOCKED
+        return _NO_PLACE[plan]
 
     def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
         self._room.forgo(entry.placement)

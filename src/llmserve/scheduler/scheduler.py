@@ -8,11 +8,12 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.fairness import FairShare, TenantShares, Turns
+from llmserve.scheduler.fairness import FairShare, TenantShares
 from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates, ShortestFirst
 from llmserve.scheduler.request import EvictedRequest
 from llmserve.scheduler.resources import BudgetSet, Capacity, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import SchedulerSnapshot
+from llmserve.scheduler.turns import Turns
 
 _DEFAULTS = Scheduling()
 
@@ -49,6 +50,7 @@ class Scheduler:
             turns=Turns(self._fairness),
             estimates=self._estimates,
         )
+        self.queue.adapter_turns = policy.adapters
         self._set_shares()
 
     def __repr__(self) -> str:
@@ -61,7 +63,7 @@ class Scheduler:
         self._resources.set_limits(policy.limits)
         self.queue.max_queued = policy.max_queued_requests
         self.queue.refusals.longest_retry_seconds = policy.queue_timeout_seconds
-        self.queue.ordering = policy.ordering
+        self.queue.ordering, self.queue.adapter_turns = policy.ordering, policy.adapters
         return self._changed()
 
     def set_capacity(self, capacity: Capacity) -> list[EvictedRequest]:
