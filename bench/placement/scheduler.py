@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from bench.table import markdown
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import Fit, QueuedRequest
-from llmserve.scheduler.resources import Capacity, ClusterLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -66,7 +67,7 @@ class _Load:
         self._count = 0
         for _ in range(case.queued + _RUNNING):
             self._offer()
-        self._scheduler.set_capacity(Capacity(_RUNNING, kv_bytes_per_token=100.0, hands_over=True))
+        self._scheduler.set_capacities({"": Capacity(_RUNNING, kv_bytes_per_token=100.0, hands_over=True)})
         self._running = self._queue.dispatch(_placed)
 
     def rows(self) -> list[tuple[object, ...]]:

@@ -104,7 +104,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
         async def run(*declared: AdapterWish) -> Cluster:
             settings = RouterSettings(
-                adapters=DeclaredAdapters("m", declared), allowed_sources=("dir:/adapters",)
+                adapters=(DeclaredAdapters("m", declared),), allowed_sources=("dir:/adapters",)
             )
             router = RouterRole(settings, listen="127.0.0.1:0", state=FileState(LeaseClock(), tmp_path))
             stack.push_async_callback(router.aclose)

@@ -703,6 +703,7 @@ async def test_the_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> No
     manifest.write_text(MANIFEST)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llmserve.workers", "--role", "decode", "--name", "decode-0"),
+        *("--model", "sim"),
         *("--manifest", str(manifest), "--listen", "127.0.0.1:0"),
         stdout=asyncio.subprocess.PIPE,
         env=dict(os.environ, LLMSERVE_LOG_LEVEL="warning"),

@@ -60,7 +60,7 @@ class _GpuPlan:
         if not engines:
             return cls((), None)
         paths = kv_paths(manifest, engines, GpuTopology.seen_by(run_tool))
-        return cls(paths, PinnedMemory.of_host(manifest, len(engines)))
+        return cls(paths, PinnedMemory.of_host(manifest, [one.model for one in engines]))
 
     def lines(self) -> Iterator[str]:
         for path in self.paths:
@@ -77,7 +77,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _as_json(manifest: Manifest, plan: LocalPlan, gpus: _GpuPlan) -> dict[str, object]:
     return {
         "name": manifest.metadata.name,
-        "model": manifest.model.served_name,
+        "model": manifest.served[0].served_name,
+        "models": [one.served_name for one in manifest.served],
         "base_urls": plan.base_urls,
         "notes": plan.notes,
         "processes": [asdict(process) for process in plan.processes],
@@ -90,10 +91,8 @@ def _show(
     manifest: Manifest, plan: LocalPlan, path: Path, notes: Sequence[str], warnings: Sequence[str]
 ) -> None:
     console = screen()
-    primary = manifest.model
-    console.print(
-        f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {primary.source}", soft_wrap=True
-    )
+    sources = ", ".join(one.source for one in manifest.served)
+    console.print(f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {sources}", soft_wrap=True)
     table = Table("Role", "Process", "Listens on", "Cores", "What it does", box=None, pad_edge=False)
     for row in plan.describe_rows():
         table.add_row(*row)

@@ -161,7 +161,7 @@ def _preflight(path: Path, manifest: Manifest) -> list[str]:
     there."""
     if refused := list(impossible(manifest)):
         raise locate(path, refused)
-    return locate(path, [*doubtful(manifest), *preflight.of_model(manifest)]).message.splitlines()
+    return locate(path, [*doubtful(manifest), *preflight.of_models(manifest)]).message.splitlines()
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:

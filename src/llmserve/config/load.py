@@ -16,6 +16,7 @@ from llmserve.config.messages import describe, did_you_mean, shown, unknown_key
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.section import path_text
+from llmserve.config.several_models import conflict_in_file
 from llmserve.config.yaml_tree import Document, read_document
 from llmserve.core.errors import ManifestError
 
@@ -69,13 +70,17 @@ def locate(path: str | FilePath, conflicts: Iterable[Conflict]) -> ManifestError
     return ManifestError("\n".join(_lines(str(path), found)))
 
 
-def located(error: ManifestError, path: str | FilePath) -> ManifestError:
-    """Adds file and line to an error that has only a key. Returns it unchanged when the file cannot be
-    read."""
+def located(error: ManifestError, path: str | FilePath, model: str = "") -> ManifestError:
+    """Adds file and line to an error that has only a key. model: the key is one of the manifest of this model
+    alone. Returns it unchanged when the file cannot be read."""
     if not error.key:
         return error
     with suppress(ManifestError):
-        return locate(path, [Conflict.of(error)])
+        found = Conflict.of(error)
+        if model:
+            manifest = load_manifest(path)
+            found = conflict_in_file(manifest, manifest.entry(model), found)
+        return locate(path, [found])
     return error
 
 

@@ -1,8 +1,9 @@
 """Plans the processes of a manifest on one machine. Pure: cores, GPUs and free ports are arguments."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from llmserve.config.conflict import Conflict
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.environment import engine_variables
 from llmserve.config.lora import may_ask_hub
 from llmserve.config.plan_types import (
@@ -12,13 +13,14 @@ from llmserve.config.plan_types import (
     ProcessSpec,
     ResourceShares,
     deal,
-    divide,
+    divide_between,
     engine_names,
     omp_binding,
     usable_cores,
 )
 from llmserve.config.schema import Manifest
-from llmserve.config.schema.section import VllmOnly, marker
+from llmserve.config.schema.section import VllmOnly, marker, path_text
+from llmserve.config.several_models import conflict_in_file, in_file
 from llmserve.core.errors import StartFailed
 
 __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
@@ -45,15 +47,28 @@ class _Planner:
         self._manifest = manifest
         self._local = manifest.deployment.local
         self._ports = _Ports(pick_port, (*self._fixed_ports(), manifest.observability.port))
-        self._engines = tuple(engine_names(manifest))
-        on_gpu = runs_on_gpu(manifest, gpus)
-        ranks = manifest.engine.tensor_parallel
-        if on_gpu and 0 < len(gpus) < ranks:
-            message = f"needs {ranks} GPUs, and there are {len(gpus)}"
-            raise Conflict.at(message, "engine.tensor_parallel").as_error()
-        self._gpus = deal(gpus if on_gpu else (), len(self._engines), ranks)
-        on_cpu = manifest.engine.kind == "vllm" and not on_gpu
-        self._cores = divide(usable_cores(self._local, cores) if on_cpu else (), len(self._engines))
+        # Each engine with the manifest of its model alone.
+        self._engines = tuple((one, manifest.for_model(one.model)) for one in engine_names(manifest))
+        on_gpu = [runs_on_gpu(alone, gpus) for _, alone in self._engines]
+        self._gpus = deal(gpus, list(self._ranks_on_gpu(gpus)))
+        on_cpu = [
+            alone.engine.kind == "vllm" and not gpu
+            for (_, alone), gpu in zip(self._engines, on_gpu, strict=True)
+        ]
+        self._cores = divide_between(usable_cores(self._local, cores) if any(on_cpu) else (), on_cpu)
+
+    def _ranks_on_gpu(self, gpus: Sequence[int]) -> Iterator[int]:
+        """Yields how many GPUs each engine takes. Errors: ManifestError."""
+        for one, alone in self._engines:
+            on_gpu, ranks = runs_on_gpu(alone, gpus), alone.engine.tensor_parallel
+            if on_gpu and 0 < len(gpus) < ranks:
+                entry, message = (
+                    self._manifest.entry(one.model),
+                    f"needs {ranks} GPUs, and there are {len(gpus)}",
+                )
+                found = Conflict.at(message, "engine.tensor_parallel")
+                raise conflict_in_file(self._manifest, entry, found).as_error()
+            yield ranks if on_gpu else 0
 
     def plan(self) -> LocalPlan:
         https = [self._http(index) for index in range(self._http_ports)]
@@ -136,31 +151,19 @@ class _Planner:
                 metrics_port=self._metrics_port(),
                 cores=cores,
                 gpus=gpus,
-                env=self._worker_env() | self._engine_env(cores, gpus) | engine_variables(self._manifest),
+                env=self._worker_env(alone) | _engine_env(alone, cores, gpus) | engine_variables(alone),
                 args=("--role", role.value),
                 after=after,
+                model=model,
             )
-            for (role, name, _), cores, gpus in zip(self._engines, self._cores.of, self._gpus.of, strict=True)
+            for ((role, name, model), alone), cores, gpus in zip(
+                self._engines, self._cores.of, self._gpus.of, strict=True
+            )
         ]
 
-    def _engine_env(self, cores: tuple[int, ...], gpus: tuple[int, ...]) -> dict[str, str]:
-        if gpus:
-            return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-        if not cores:
-            return {}
-        env = {
-            "VLLM_CPU_OMP_THREADS_BIND": omp_binding(cores, self._manifest.engine.tensor_parallel),
-            # For the processes around the ranks; each rank gets its own number from vLLM.
-            "OMP_NUM_THREADS": "1",
-        }
-        memory = self._manifest.kv_cache.memory_gb
-        if memory.is_integer():  # vLLM reads whole numbers; the engine gets the bytes by another way, too
-            env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))
-        return env
-
-    def _worker_env(self) -> dict[str, str]:
+    def _worker_env(self, alone: Manifest) -> dict[str, str]:
         """Adapters are fetched while a worker runs."""
-        return self._common_env() | ({"HF_HUB_OFFLINE": "0"} if may_ask_hub(self._manifest) else {})
+        return self._common_env() | ({"HF_HUB_OFFLINE": "0"} if may_ask_hub(alone) else {})
 
     def _common_env(self) -> dict[str, str]:
         return {
@@ -188,12 +191,27 @@ class _Planner:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _notes(self) -> Iterator[str]:
-        count = len(self._engines)
-        yield from _sharing_note(self._cores, count, "cores", "expect slow tokens")
-        yield from _sharing_note(self._gpus, count, "GPUs", "kv_cache.memory_gb must fit several times")
+        yield from _sharing_note(self._cores, "cores", "expect slow tokens")
+        yield from _sharing_note(self._gpus, "GPUs", "kv_cache.memory_gb must fit several times")
         if self._local.host in _EVERYWHERE and not self._manifest.security.api_keys:
             yield "The API is open to the network and security.api_keys is empty: everybody may use it."
-        yield from _unused_keys(manifest=self._manifest)
+        yield from _unused_keys(self._manifest)
+
+
+def _engine_env(manifest: Manifest, cores: tuple[int, ...], gpus: tuple[int, ...]) -> dict[str, str]:
+    if gpus:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    if not cores:
+        return {}
+    env = {
+        "VLLM_CPU_OMP_THREADS_BIND": omp_binding(cores, manifest.engine.tensor_parallel),
+        # For the processes around the ranks; each rank gets its own number from vLLM.
+        "OMP_NUM_THREADS": "1",
+    }
+    memory = manifest.kv_cache.memory_gb
+    if memory.is_integer():  # vLLM reads whole numbers; the engine gets the bytes by another way, too
+        env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))
+    return env
 
 
 class _Ports:
@@ -230,19 +248,31 @@ def runs_on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:
     return engine.kind == "vllm" and (engine.device == "cuda" or (engine.device == "auto" and bool(gpus)))
 
 
-def _sharing_note(shares: ResourceShares, engines: int, what: str, so: str) -> Iterator[str]:
+def _sharing_note(shares: ResourceShares, what: str, so: str) -> Iterator[str]:
     if shares.shared:
+        engines = sum(1 for share in shares.of if share)
         distinct = len({one for share in shares.of for one in share})
         yield f"{engines} engines share {distinct} {what if distinct > 1 else what[:-1]}: {so}."
 
 
 def _unused_keys(manifest: Manifest) -> Iterator[str]:
-    """Yields notes on keys that were set for the other kind of engine."""
+    """Yields notes on keys that were set for the other kind of engine: of one model, or of all of them."""
+    found = Counter(
+        (in_file(manifest, model, path), why)
+        for model in manifest.served
+        for path, why in _unused(manifest.alone(model))
+    )
+    for (path, why), models in found.items():
+        if path[0] == "models" or models == len(manifest.served):
+            yield f"{path_text(path)} {why}"
+
+
+def _unused(manifest: Manifest) -> Iterator[tuple[Path, str]]:
     if manifest.engine.kind == "vllm":
         if "sim" in manifest.engine.model_fields_set:
-            yield "engine.sim is set, but engine.kind is vllm: it has no effect."
+            yield ("engine", "sim"), "is set, but engine.kind is vllm: it has no effect."
         return
     for name, section in (("engine", manifest.engine), ("kv_cache", manifest.kv_cache)):
         for key in sorted(section.model_fields_set):
             if marker(type(section).model_fields[key], VllmOnly) is not None:
-                yield f"{name}.{key} has no effect on the simulated engine."
+                yield (name, key), "has no effect on the simulated engine."

@@ -1,9 +1,11 @@
 """The parts of a plan: processes, and the cores and GPUs that engines share. plan.py makes a plan, `llmserve
 apply` prints it, and the runner starts its processes."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from llmserve.config.conflict import Conflict
@@ -42,14 +44,22 @@ def divide(cores: Sequence[int], engines: int) -> ResourceShares:
     return ResourceShares(tuple(tuple(cores[a:b]) for a, b in zip(starts, ends, strict=True)), shared=False)
 
 
-def deal(gpus: Sequence[int], engines: int, each: int) -> ResourceShares:
-    """Gives each engine exactly `each` GPUs in turn, and starts again with the first when they run out."""
+def divide_between(cores: Sequence[int], engines: Sequence[bool]) -> ResourceShares:
+    """Divides cores as `divide` does, between those engines that take any. engines: whether each does."""
+    some = divide(cores, sum(engines))
+    shares = iter(some.of)
+    return ResourceShares(tuple(next(shares) if takes else () for takes in engines), some.shared)
+
+
+def deal(gpus: Sequence[int], engines: Sequence[int]) -> ResourceShares:
+    """Gives each engine its number of GPUs in turn, and starts again with the first when they run out.
+    engines: how many each takes."""
     if not gpus:
-        return ResourceShares(((),) * engines, shared=False)
-    shares = tuple(
-        tuple(dict.fromkeys(gpus[(i * each + k) % len(gpus)] for k in range(each))) for i in range(engines)
-    )
-    return ResourceShares(shares, shared=engines * each > len(gpus))
+        return ResourceShares(((),) * len(engines), shared=False)
+    dealt, shares = itertools.cycle(gpus), list[tuple[int, ...]]()
+    for count in engines:
+        shares.append(tuple(dict.fromkeys(itertools.islice(dealt, count))))
+    return ResourceShares(tuple(shares), shared=sum(engines) > len(gpus))
 
 
 def ranges(cores: Sequence[int]) -> str:
@@ -126,6 +136,9 @@ def _engine_counts(manifest: Manifest) -> dict[ProcessRole, int]:
     return {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
 
 
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
@@ -135,7 +148,7 @@ class ProcessSpec:
     router-0 and kvmanager-0 first (for a router: the other routers). metrics_port: 0 for none. cores, gpus:
     those of its engine; without cores the engine may run on any. env: added to the environment. after: the
     processes that must be ready before it starts. drain_seconds: the time that running requests get when it
-    stops; None for the role's default.
+    stops; None for the role's default. model: that of a worker.
     """
 
     role: ProcessRole
@@ -153,14 +166,15 @@ class ProcessSpec:
     args: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     drain_seconds: float | None = None
+    model: str = ""
 
     @property
     def loads_model(self) -> bool:
         """Whether the process takes --model-dir."""
         return self.role.is_worker or self.http is not None
 
-    def arguments(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
-        """Returns what follows `python -P -m MODULE`."""
+    def arguments(self, manifest: str, run_dir: str, model_dirs: Mapping[str, str] = _NONE) -> list[str]:
+        """Returns what follows `python -P -m MODULE`. model_dirs: the directory of each prepared model."""
         options = {
             "--manifest": manifest,
             "--name": self.name,
@@ -170,20 +184,32 @@ class ProcessSpec:
             "--http": self.direct or self.http,
             "--router": ",".join(self.routers) or None,
             "--kvmanager": ",".join(self.kvmanagers) or None,
-            "--model-dir": model_dir if self.loads_model else None,
+            "--model": self.model or None,
             "--drain-seconds": None if self.drain_seconds is None else f"{self.drain_seconds:g}",
         }
         given = [text for option, value in options.items() if value is not None for text in (option, value)]
-        return [*given, *self.args]
+        dirs = [text for value in self._directories(model_dirs) for text in ("--model-dir", value)]
+        return [*given, *dirs, *self.args]
 
-    def command(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
+    def _directories(self, model_dirs: Mapping[str, str]) -> list[str]:
+        """Returns the values of --model-dir: DIR, or NAME=DIR for each of several models."""
+        if not self.loads_model:
+            return []
+        names = [self.model] if self.role.is_worker else list(model_dirs)
+        if len(names) == 1:
+            return [model_dirs[name] for name in names if name in model_dirs]
+        return [f"{name}={model_dirs[name]}" for name in names]
+
+    def command(self, manifest: str, run_dir: str, model_dirs: Mapping[str, str] = _NONE) -> list[str]:
         """Returns what follows `python`. -P keeps Python from importing modules of the current directory."""
-        return ["-P", "-m", self.module, *self.arguments(manifest, run_dir, model_dir)]
+        return ["-P", "-m", self.module, *self.arguments(manifest, run_dir, model_dirs)]
 
 
-def fetch_arguments(manifest: str) -> list[str]:
-    """Returns what follows `python` to prepare the model before a process that needs it starts."""
-    return ["-P", "-m", "llmserve.models", "fetch", "--manifest", manifest]
+def fetch_arguments(manifest: str, model: str = "") -> list[str]:
+    """Returns what follows `python` to prepare models before a process that needs them starts. model: only
+    this one."""
+    only = ["--model", model] if model else []
+    return ["-P", "-m", "llmserve.models", "fetch", "--manifest", manifest, *only]
 
 
 class PlanRow(NamedTuple):

@@ -201,30 +201,31 @@ def _manifest(host: Host, subject: Subject, loaded: manifest.Checked[Manifest] |
 
 
 def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]:
-    model = manifest.model(settings.model)
-    yield model.finding
+    models = {one.served_name: manifest.model(one) for one in settings.served}
+    yield from (model.finding for model in models.values())
     if subject.manifest is not None and not subject.is_running:
-        yield manifest.start(_refused(subject.manifest, settings, has_model=model.thing is not None))
+        has_models = all(model.thing is not None for model in models.values())
+        yield manifest.start(_refused(subject.manifest, settings, has_models=has_models))
     planned = manifest.engines(settings, plan_here)
     yield planned.finding
     if planned.thing is None or subject.is_running:
         return
     if any(process.cores for process in planned.thing.processes):
-        weights = model.thing.weight_bytes if model.thing else 0
+        weights = {name: model.thing.weight_bytes if model.thing else 0 for name, model in models.items()}
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         found = kv_paths(settings, on_gpus, GpuTopology.seen_by(run_tool))
         yield paths.gpu_paths(found)
-        pinned = PinnedMemory.of_host(settings, len(on_gpus))
+        pinned = PinnedMemory.of_host(settings, [process.model for process in on_gpus])
         yield paths.pinned_memory(pinned, machine.available_bytes(host, allowance(host)))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 
 
-def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
-    """has_model: False when a finding has already said that there is none."""
-    found = preflight.here(settings)
+def _refused(path: Path, settings: Manifest, *, has_models: bool) -> list[str]:
+    """has_models: False when a finding has already said that there is none."""
     if settings.deployment.mode == "k8s":
-        found = preflight.of_model(settings)
-    said = [one for one in found if has_model or one.paths[0] != preflight.SOURCE]
-    return locate(path, said).message.splitlines()
+        found = preflight.of_models(settings, sources=has_models)
+    else:
+        found = preflight.here(settings, sources=has_models)
+    return locate(path, found).message.splitlines()

@@ -1,6 +1,6 @@
 """Checks whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from llmserve.config.environment import note as environment_note
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessSpec
-from llmserve.config.plan_types import ranges
+from llmserve.config.plan_types import engine_names, ranges
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor import Finding, note, ok, problem, warning
@@ -97,20 +97,23 @@ def model(spec: ModelSpec) -> Checked[Survey]:
     return Checked(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
 
 
-def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float) -> Finding:
-    """For engines on the CPU."""
-    replicas, ranks = manifest.deployment.replicas, manifest.engine.tensor_parallel
-    count = replicas.decode + (replicas.prefill if manifest.deployment.disaggregated else 0)
-    each = _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * ranks
-    value = f"about {size(count * each)} for {count} engine{'s' if count > 1 else ''}"
-    figures = {"needed_bytes": count * each, "available_bytes": available_bytes}
-    if count * each > available_bytes:
+def engine_memory(manifest: Manifest, weight_bytes: Mapping[str, int], available_bytes: float) -> Finding:
+    """For engines on the CPU. weight_bytes: of each model."""
+    names = [one.model for one in engine_names(manifest)]
+    needed = sum(_engine_bytes(manifest.for_model(name), weight_bytes[name]) for name in names)
+    value = f"about {size(needed)} for {len(names)} engine{'s' if len(names) > 1 else ''}"
+    figures = {"needed_bytes": needed, "available_bytes": available_bytes}
+    if needed > available_bytes:
         advice = (
             f"Only {size(available_bytes)} are available: lower kv_cache.memory_gb (now "
             f"{manifest.kv_cache.memory_gb:g}), or deployment.replicas."
         )
         return warning("engine memory", value, advice, **figures)
     return ok("engine memory", value, **figures)
+
+
+def _engine_bytes(manifest: Manifest, weight_bytes: int) -> float:
+    return _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * manifest.engine.tensor_parallel
 
 
 def environment(ignored: Sequence[str]) -> Finding:

@@ -27,7 +27,7 @@ class ApiserverMetrics:
         self.running_requests = gauge("apiserver_running_requests", "Requests from admission to their end")
         self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",
-            "From the request's start to its first token",
+            "From the request's start to its first token, without lines of batches",
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
         self.inter_token_latency_seconds = histogram(
@@ -37,7 +37,7 @@ class ApiserverMetrics:
         )
         self.request_seconds = histogram(
             "apiserver_request_seconds",
-            "From the request's start to its end",
+            "From the request's start to its end, without lines of batches",
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
         self.prompt_tokens_total = counter(

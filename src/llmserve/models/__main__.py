@@ -1,18 +1,21 @@
-"""`python -m llmserve.models fetch --manifest llmserve.yaml` prepares the model and prints its place.
+"""`python -m llmserve.models fetch --manifest llmserve.yaml` prepares the models and prints their places.
 
-It writes progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` to stdout.
+It writes progress lines `LLMSERVE_PROGRESS <text>` and for each model `LLMSERVE_MODEL <json>` to stdout.
 """
 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from llmserve.config.load import load_manifest
+from llmserve.config.schema import Manifest
 from llmserve.config.speculation import loaded_draft
 from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
 from llmserve.models.converted import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
+from llmserve.models.files import Progress
 from llmserve.models.resolve import resolve
 
 MODEL_WORD = "LLMSERVE_MODEL"
@@ -21,8 +24,9 @@ MODEL_WORD = "LLMSERVE_MODEL"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llmserve.models", description="Prepares models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("fetch", help="prepare the model of a manifest, and its draft")
+    fetch = commands.add_parser("fetch", help="prepare the models of a manifest, and their drafts")
     fetch.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
+    fetch.add_argument("--model", metavar="NAME", help="only this one, by its name for clients")
     fetch.add_argument(
         "--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models"
     )
@@ -33,28 +37,35 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fetch(manifest: Path, cache_dir: Path | None) -> None:
+def fetch(manifest: Path, only: str | None, cache_dir: Path | None) -> None:
     loaded = load_manifest(manifest)
-    if draft := loaded_draft(loaded):
-        resolve(draft, cache_dir, _report)  # each worker finds it there by itself
-    model = resolve(loaded.model, cache_dir, _report)
+    for spec in loaded.served if only is None else (loaded.entry(only),):
+        prefix = f"{spec.served_name}: " if len(loaded.served) > 1 else ""
+        _fetch(loaded.alone(spec), cache_dir, partial(_report, prefix))
+
+
+def _fetch(manifest: Manifest, cache_dir: Path | None, progress: Progress) -> None:
+    """manifest: of one model."""
+    if draft := loaded_draft(manifest):
+        resolve(draft, cache_dir, progress)  # each worker finds it there by itself
+    model = resolve(manifest.model, cache_dir, progress)
     found = {"path": str(model.path), "name": model.name, "identity": model.identity, "source": model.source}
     print(MODEL_WORD, json.dumps(found), flush=True)
 
 
-def _report(text: str) -> None:
-    print(PROGRESS_WORD, text, flush=True)
+def _report(prefix: str, text: str) -> None:
+    print(PROGRESS_WORD, f"{prefix}{text}", flush=True)
 
 
 def main() -> int:
     flags = arguments()
     try:
         if flags.command == "fetch":
-            fetch(flags.manifest, flags.cache_dir)
+            fetch(flags.manifest, flags.model, flags.cache_dir)
         else:
             if flags.end_with_stdin:
                 end_with_stdin()
-            convert_gguf(flags.source, flags.out, _report)
+            convert_gguf(flags.source, flags.out, partial(_report, ""))
     except LLMServeError as error:
         print(error.message, file=sys.stderr)
         return 1

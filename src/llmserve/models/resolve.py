@@ -57,7 +57,7 @@ def source_of(spec: ModelSpec) -> ModelSource:
     """Errors: ModelNotFound."""
     source = parse_source(spec.source)
     if spec.revision is not None and source.kind is not SourceKind.HUB:
-        raise ModelNotFound(f"model '{spec.source}': only a hub model has a revision; remove that")
+        raise ModelNotFound(f"model '{spec.source}': only a hub model has a revision; remove its revision")
     return source
 
 

@@ -93,6 +93,7 @@ def decode_held(message: router_pb2.HeldPlacement) -> HeldRequest:
         max_output_tokens=message.max_output_tokens,
         choices=message.choices or 1,
         adapter=AdapterDigest(message.adapter),
+        model=placement.decode.model,
     )
 
 

@@ -110,7 +110,8 @@ class Controller:
         if snapshot is not None:
             self._scheduler.restore(snapshot)
         self.adapters.take_over(adapters or AdapterSnapshot(), epoch)
-        self.adapters.declare(*self._declared)
+        for declared in self._declared:
+            self.adapters.declare(*declared)
 
     # -- sessions
 
@@ -195,7 +196,8 @@ class Controller:
         self._planner.rules = self._placement_rules.rules(settings.placement)
         self.prefixes.prefetches = settings.prefetch_on_prefix
         self.speeds.limits = settings.slow
-        self.adapters.declare(*settings.adapters)
+        for declared in settings.adapters:
+            self.adapters.declare(*declared)
         evictions = self._scheduler.set_policy(settings.policy)
         hopeless = [self.requests.evict(eviction) for eviction in evictions]
         return [*hopeless, *self.requests.dispatch()]

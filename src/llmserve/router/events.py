@@ -48,6 +48,7 @@ class HeldRequest:
     max_output_tokens: int = 0
     choices: int = 1
     adapter: AdapterDigest = BASE_MODEL
+    model: str = ""
 
 
 class Exit(StrEnum):

@@ -101,7 +101,7 @@ class Requests:
         """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""
         now = self._clock.now()
         self.entries.open(
-            held.request_id, RequestEntry(session, PlacementRequest(model="", adapter=held.adapter), hold)
+            held.request_id, RequestEntry(session, PlacementRequest(held.model, adapter=held.adapter), hold)
         )
         self._queue.adopt(
             QueuedRequest(
@@ -113,6 +113,7 @@ class Requests:
                 max_output_tokens=held.max_output_tokens,
                 choices=held.choices,
                 charged=charged,
+                model=held.model,
             )
         )
 
@@ -132,7 +133,7 @@ class Requests:
         if self._capacity_version == self._membership.version:
             return []
         self._capacity_version = self._membership.version
-        hopeless = self._scheduler.set_capacity(self._membership.capacity())
+        hopeless = self._scheduler.set_capacities(self._membership.capacities())
         return [self.evict(eviction) for eviction in hopeless]
 
     def first_token(self, session: RouterSession, request_id: RequestId) -> list[Effect]:
@@ -306,4 +307,5 @@ class Requests:
             priority=admit.priority,
             cached_tokens=cached_tokens,
             adapter=admit.placement.adapter,
+            model=admit.placement.model,
         )

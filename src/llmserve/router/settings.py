@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmserve.config.adapter_source import parse_adapter_source
-from llmserve.config.schema import AdapterSpec, Budgets, Manifest, Scheduling, TenantBudget
+from llmserve.config.schema import AdapterSpec, Manifest, Scheduling, ServedModel, TenantBudget
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId
 from llmserve.router.adapters.registration import AdapterWish
@@ -23,20 +23,17 @@ _DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
 
 
 class DeclaredAdapters(NamedTuple):
-    """The adapters that the manifest gives to its model. model: empty: there is no manifest."""
+    """The adapters that the manifest gives to a model."""
 
     model: str
     wishes: tuple[AdapterWish, ...]
 
 
-NO_DECLARED = DeclaredAdapters("", ())
-
-
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """log_level: level that workers receive; empty until a reload has changed it, because each process may
-    have started with another level (LLMSERVE_LOG_LEVEL). allowed_sources: adapters that are loaded while the
-    cluster runs come from below these, or from `adapters`."""
+    have started with another level (LLMSERVE_LOG_LEVEL). adapters: of each model. allowed_sources: adapters
+    that are loaded while the cluster runs come from below these, or from `adapters`."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
@@ -50,14 +47,14 @@ class RouterSettings:
     handover: HandoverPolicy = field(default_factory=HandoverPolicy)
     terms: TermTimes = ALONE
     log_level: str = ""
-    adapters: DeclaredAdapters = NO_DECLARED
+    adapters: tuple[DeclaredAdapters, ...] = ()
     allowed_sources: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RouterSettings":
         scheduling = manifest.scheduling
         return cls(
-            policy=_policy(scheduling, manifest.budgets, manifest.batches.weight),
+            policy=_policy(scheduling, manifest.batches.weight, _limits(manifest)),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
             prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
@@ -68,7 +65,7 @@ class RouterSettings:
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
             handover=HandoverPolicy(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
-            adapters=_adapters(manifest),
+            adapters=tuple(map(_adapters, manifest.served)),
             allowed_sources=() if manifest.lora is None else manifest.lora.allowed_sources,
         )
 
@@ -77,8 +74,8 @@ class RouterSettings:
         return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds, self.handover)
 
 
-def _adapters(manifest: Manifest) -> DeclaredAdapters:
-    return DeclaredAdapters(manifest.model.served_name, tuple(map(_wish, manifest.model.adapters)))
+def _adapters(model: ServedModel) -> DeclaredAdapters:
+    return DeclaredAdapters(model.served_name, tuple(map(_wish, model.adapters)))
 
 
 def _wish(spec: AdapterSpec) -> AdapterWish:
@@ -87,7 +84,7 @@ def _wish(spec: AdapterSpec) -> AdapterWish:
     return AdapterWish(spec.name, source, tier, spec.pin)
 
 
-def _policy(scheduling: Scheduling, budgets: Budgets, background_weight: float) -> Policy:
+def _policy(scheduling: Scheduling, background_weight: float, limits: ClusterLimits) -> Policy:
     return Policy(
         max_queued_requests=scheduling.max_queued_requests,
         queue_timeout_seconds=scheduling.queue_timeout_seconds,
@@ -97,13 +94,14 @@ def _policy(scheduling: Scheduling, budgets: Budgets, background_weight: float) 
             priority_seconds=scheduling.priority_seconds,
         ),
         weights={TenantId(one.tenant): one.weight for one in scheduling.weights},
-        limits=_limits(budgets),
+        limits=limits,
         adapters=AdapterTurns(scheduling.adapter_packing, scheduling.aging_seconds),
         background_weight=background_weight,
     )
 
 
-def _limits(budgets: Budgets) -> ClusterLimits:
+def _limits(manifest: Manifest) -> ClusterLimits:
+    budgets = manifest.budgets
     gbps, hbm = budgets.max_kv_io_gbps, budgets.hbm_gb
     return ClusterLimits(
         max_requests_in_flight=budgets.max_requests_in_flight,
@@ -114,6 +112,7 @@ def _limits(budgets: Budgets) -> ClusterLimits:
             _tenant_limit(budgets.per_tenant),
             {TenantId(one.tenant): _tenant_limit(one) for one in budgets.tenants},
         ),
+        shares={one.served_name: one.share for one in manifest.served if one.share < 1},
     )
 
 

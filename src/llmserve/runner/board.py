@@ -137,6 +137,7 @@ class StateWriter:
             "metrics": _metrics_address(spec),
             "cores": list(spec.cores),
             "gpus": list(spec.gpus),
+            "model": spec.model,
             "log": str(self._paths.log(spec.name)),
             "shared_memory": sorted(row.shared_memory),
         }

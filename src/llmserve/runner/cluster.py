@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -29,7 +29,7 @@ from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
 from llmserve.runner.process.family import Family, end
 from llmserve.runner.process.policy import RestartPolicy
-from llmserve.runner.process.run import prepare_model
+from llmserve.runner.process.run import prepare_models
 from llmserve.runner.process.supervisor import ProcessJob, ProcessSupervisor
 from llmserve.runner.reloading import Reloading
 from llmserve.runner.state import STATE_NAME, DrainedMark
@@ -94,7 +94,7 @@ class _Cluster:
             console.say,
             watch=job.manifest.deployment.local.reload_on_change,
         )
-        model = job.manifest.model.served_name
+        model = job.manifest.served[0].served_name
         self._environment = inherited(os.environ, job.manifest)
         self._exporter: ClusterExporter | None = None
         name = job.manifest.metadata.name
@@ -105,11 +105,11 @@ class _Cluster:
         self._http_port.open()
         self._begin()
         await self._start_exporter()
-        model_dir = await self._unless_stopped(self._prepare_model())
-        if model_dir is None:
+        model_dirs = await self._unless_stopped(self._prepare_models())
+        if model_dirs is None:
             return
-        self._state.update(model_dir=model_dir)
-        supervisors = [self._supervisor(spec, model_dir) for spec in self._job.plan.processes]
+        self._state.update(model_dir=next(iter(model_dirs.values())))
+        supervisors = [self._supervisor(spec, model_dirs) for spec in self._job.plan.processes]
         await Supervisor(supervisors, self._board, self._stop).run(self._on_ready, self._on_stopping)
 
     def _begin(self) -> None:
@@ -166,28 +166,27 @@ class _Cluster:
             await asyncio.to_thread(_shorten_all, paths, most_bytes)
             await asyncio.sleep(_SHORTEN_SECONDS)
 
-    async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
+    async def _unless_stopped(self, work: Coroutine[None, None, dict[str, str]]) -> dict[str, str] | None:
         """Returns the result of the work; None: a stop was asked for first, and the work was cancelled."""
         done, _ = await first_done("cluster", work, self._stop.asked.wait())
-        return None if done.cancelled() else str(done.result())
+        return None if done.cancelled() else done.result()
 
-    async def _prepare_model(self) -> str:
+    async def _prepare_models(self) -> dict[str, str]:
         command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
         self._board.set(MODEL_STEP, ProcessState.STARTING, "looking for it")
-        model_dir = await prepare_model(
+        model_dirs = await prepare_models(
             command,
             self._guard,
             lambda text: self._board.set(MODEL_STEP, ProcessState.STARTING, text),
         )
-        refused = list(preflight.of_model_directory(self._job.manifest, Path(model_dir)))
-        if refused:
+        if refused := list(preflight.of_model_directories(self._job.manifest, model_dirs)):
             raise locate(self._paths.manifest, refused)
-        self._board.set(MODEL_STEP, ProcessState.READY, model_dir)
-        return model_dir
+        self._board.set(MODEL_STEP, ProcessState.READY, ", ".join(model_dirs.values()))
+        return model_dirs
 
-    def _supervisor(self, spec: ProcessSpec, model_dir: str) -> ProcessSupervisor:
+    def _supervisor(self, spec: ProcessSpec, model_dirs: Mapping[str, str]) -> ProcessSupervisor:
         share = self._http_port.share_of(spec)
-        command = role_command(spec, self._paths, model_dir, self._id, self._environment.kept, share)
+        command = role_command(spec, self._paths, model_dirs, self._id, self._environment.kept, share)
         local = self._job.manifest.deployment.local
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None

@@ -96,12 +96,13 @@ def ready_banner(
 ) -> str:
     """Returns what `llmserve up` prints when the cluster is ready. metrics: HOST:PORT of the page of all
     metrics; empty when there is none."""
-    model, url = manifest.model.served_name, base_urls[0]
+    names, url = [one.served_name for one in manifest.served], base_urls[0]
+    model = names[0]
     keyed = bool(manifest.security.api_keys)
     others = [f"  and at {other}/v1" for other in base_urls[1:]]
     lines = [
         "",
-        f"Ready after {seconds:.0f} s. {model} is at {url}/v1",
+        f"Ready after {seconds:.0f} s. {', '.join(names)} {'is' if len(names) == 1 else 'are'} at {url}/v1",
         *others,
         "",
         *_curl(url, model, keyed),

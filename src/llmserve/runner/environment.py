@@ -63,16 +63,17 @@ def role_mark(cluster_id: str, name: str) -> str:
 def role_command(
     spec: ProcessSpec,
     paths: RunPaths,
-    model_dir: str,
+    model_dirs: Mapping[str, str],
     cluster_id: str,
     base: Mapping[str, str],
     share: PortShare | None = None,
 ) -> ProcessCommand:
-    """base: the variables that the process inherits from the supervisor's environment. share: what an
+    """model_dirs: by the model's name.
+    base: the variables that the process inherits from the supervisor's environment. share: what an
     apiserver inherits of a shared port."""
     env = {**base, **spec.env}
     env |= _run_environment(paths, cluster_id, spec.name)
-    arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)
+    arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dirs)
     if share is None:
         return ProcessCommand(arguments, env, paths.log(spec.name))
     arguments += ["--port-share", str(share)]
@@ -80,7 +81,7 @@ def role_command(
 
 
 def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> ProcessCommand:
-    """Returns the command that prepares the model (python -m llmserve.models)."""
+    """Returns the command that prepares the models (python -m llmserve.models)."""
     env = {**base, **_run_environment(paths, cluster_id, name)}
     return ProcessCommand(fetch_arguments(str(paths.manifest)), env, paths.log(name))
 

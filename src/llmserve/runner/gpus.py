@@ -128,10 +128,11 @@ def _ways(order: Sequence[str], one_sided: str) -> tuple[tuple[str, str], ...]:
 
 
 def _pairs(workers: Sequence[ProcessSpec]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """Yields each pair of prefill and decode, with the GPUs of each two ranks between which KV moves."""
+    """Yields each pair of prefill and decode of one model, with the GPUs of each two ranks that move KV."""
     for prefill in workers:
         for decode in workers:
-            if prefill.role is ProcessRole.PREFILL and decode.role is ProcessRole.DECODE:
+            roles = (prefill.role, decode.role)
+            if prefill.model == decode.model and roles == (ProcessRole.PREFILL, ProcessRole.DECODE):
                 alike = len(prefill.gpus) == len(decode.gpus)
                 all_ranks = product(prefill.gpus, decode.gpus)
                 ranks = zip(prefill.gpus, decode.gpus, strict=True) if alike else all_ranks

@@ -4,7 +4,7 @@ The roles' own functions decide; this module gathers the facts for them.
 """
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
@@ -14,6 +14,7 @@ from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.plan_types import engine_names
 from llmserve.config.refusals import unknown_parsers, unset_api_keys
 from llmserve.config.schema import Manifest, ModelSpec
+from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.parsers import parsers_here
@@ -28,23 +29,49 @@ from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 from llmserve.transfer.pinned import PinnedMemory
 
-SOURCE = ("models", "primary", "source")
+_SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
 
 
-def of_model(manifest: Manifest) -> Iterator[Conflict]:
-    """Finds what vLLM and the model refuse, as they are here; another machine may have others."""
+_Check = Callable[[Manifest], Iterable[Conflict]]
+
+
+def _of_each(manifest: Manifest, check: _Check) -> Iterator[Conflict]:
+    """check: of a manifest of one model."""
+    for model in manifest.served:
+        yield from (conflict_in_file(manifest, model, found) for found in check(manifest.alone(model)))
+
+
+def of_models(manifest: Manifest, *, sources: bool = True) -> Iterator[Conflict]:
+    """Finds what vLLM and the models refuse, as they are here; another machine may have others. sources:
+    False: no finding is about the place of a model."""
+    return _of_each(
+        manifest,
+        lambda alone: (one for one in _of_model(alone) if sources or one.paths[0] not in _sources(alone)),
+    )
+
+
+def _sources(manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+    """Where the manifest names the places of the model and of its draft."""
+    return _SOURCE, draft_source(manifest.engine)
+
+
+def _of_model(manifest: Manifest) -> Iterator[Conflict]:
     parsers = parsers_here()
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
-    folder = yield from _prepared(manifest.model, SOURCE)
+    folder = yield from _prepared(manifest.model, _SOURCE)
     draft = yield from _prepared_draft(manifest)
     if folder is not None:
         yield from _refused(manifest, folder, draft)
 
 
-def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
-    """folder: of the prepared model. Its draft is looked at when it is prepared as well."""
+def of_model_directories(manifest: Manifest, folders: Mapping[str, str]) -> Iterator[Conflict]:
+    """folders: of the prepared models, by name. A draft is looked at when it is prepared as well."""
+    return _of_each(manifest, lambda alone: _of_directory(alone, Path(folders[alone.model.served_name])))
+
+
+def _of_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
     draft = yield from _prepared_draft(manifest)
     yield from _refused(manifest, folder, draft)
 
@@ -55,7 +82,7 @@ def _refused(manifest: Manifest, folder: Path, draft: Path | None) -> Iterator[C
             manifest.engine, manifest.kv_cache, folder, speculation_of(manifest), draft
         )
     except ModelNotFound as error:
-        yield Conflict((SOURCE,), error.message)
+        yield Conflict((_SOURCE,), error.message)
 
 
 def _prepared_draft(manifest: Manifest) -> Generator[Conflict, None, Path | None]:
@@ -75,36 +102,41 @@ def _prepared(model: ModelSpec, key: tuple[str, ...]) -> Generator[Conflict, Non
     return Path(seen.place) if seen.stage is PreparationStage.READY else None
 
 
-def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
-    """Finds everything that another try would not cure. base: the environment of `llmserve up`."""
+def here(
+    manifest: Manifest, base: Mapping[str, str] = os.environ, *, sources: bool = True
+) -> Iterator[Conflict]:
+    """Finds everything that another try would not cure. base: the environment of `llmserve up`. sources: as
+    in of_models."""
     environment = inherited(base, manifest).kept
     gpus = available_gpus()
     yield from _gpus(manifest, gpus)
-    if runs_on_gpu(manifest, gpus) and gpus:
-        pinned = PinnedMemory.of_host(manifest, len(list(engine_names(manifest))))
+    names = [one.model for one in engine_names(manifest)]
+    if on_gpus := [name for name in names if gpus and runs_on_gpu(manifest.for_model(name), gpus)]:
+        pinned = PinnedMemory.of_host(manifest, on_gpus)
         yield from pinned_refusals(manifest, pinned, PinLimits.of(Host()))
     yield from unset_api_keys(manifest.security.api_keys, environment)
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)
     yield from lasting_refusals(manifest.storageClasses, environment)
-    yield from adapter_refusals(manifest.model.adapters)
-    yield from of_model(manifest)
+    yield from _of_each(manifest, lambda alone: adapter_refusals(alone.model.adapters))
+    yield from of_models(manifest, sources=sources)
 
 
 def check_reload(manifest: Manifest, path: Path) -> None:
     """Checks a manifest for a cluster that runs: a process that is started again reads it. Two things are
     not checked: the environment, which only the processes know, and whether the model is still there,
     because a key that is to be revoked must not wait for that. Errors: ManifestError."""
-    found = [*_gpus(manifest, available_gpus()), *of_model(manifest)]
-    sources = (SOURCE, draft_source(manifest.engine))
-    if refused := [one for one in found if one.paths[0] not in sources]:
+    if refused := [*_gpus(manifest, available_gpus()), *of_models(manifest, sources=False)]:
         raise locate(path, refused)
 
 
 def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
-    is_asked_for = manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
-    if is_asked_for and not gpus:
-        yield Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
+    found = Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
+    return _of_each(manifest, lambda alone: [found] if _needs_gpu(alone) and not gpus else [])
+
+
+def _needs_gpu(manifest: Manifest) -> bool:
+    return manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
 
 
 def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:

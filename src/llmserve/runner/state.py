@@ -26,7 +26,8 @@ LOCK_NAME = "lock"
 class ClusterState:
     """What other shells (`status`, `down`) and tools know of a running cluster. roles: an entry for each
     process: name, role, pid, stand (its state), detail, restarts, addresses (listen, http, direct,
-    metrics), cores, log, shared_memory (files of /dev/shm that were seen)."""
+    metrics), cores, gpus, model (of a
+    worker), log, shared_memory (files of /dev/shm that were seen)."""
 
     cluster_id: str
     name: str
@@ -37,7 +38,7 @@ class ClusterState:
     stand: str  # starting, ready, stopping
     base_urls: list[str] = field(default_factory=list)
     metrics: str = ""  # HOST:PORT of the page of all processes
-    model: str = ""
+    model: str = ""  # the first one of several
     model_dir: str = ""
     log_dir: str = ""
     temp_dir: str = ""

@@ -1,10 +1,11 @@
-"""Admission: reject at once, or queue; dispatch in turn while budgets hold; evict at the deadline.
+"""Admission to one model: reject at once, or queue; dispatch in turn while budgets hold; evict at the
+deadline.
 
 Life of a request: offer -> (Rejected) or waiting -> dispatched | withdrawn | evicted; a dispatched
 or adopted one is running -> released. Every exit is counted once and gives everything back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
@@ -35,11 +36,13 @@ _NO_PLACE = "free seats of workers"
 
 
 class AdmissionQueue:
-    """One for the cluster. The caller never offers or adopts an id that waits or runs already.
+    """One for each model (queues.py). The caller never offers or adopts an id that waits or runs already.
 
     budgets: budgets of the cluster and of each tenant. When one of the cluster is used up, nobody is
     dispatched: the request whose turn it is gets what others give back, so a large request is not
     overtaken. When a tenant's own is used up, only that tenant waits. longest_retry_seconds: see Refusals.
+    accounts: may be replaced before use. holds_up_all: a budget that ended the last round is full whatever
+    the model.
 
     A tenant whose requests wait for adapter slots lets others pass, and keeps its turn. When it is far
     behind, slots are owed to it: requests of others with an adapter wait until it has got some."""
@@ -66,6 +69,7 @@ class AdmissionQueue:
         self._round_ended_by = ""  # what ended the last round
         self._slots_owed_to: TenantId | None = None  # by the last round
         self.adapter_turns = AdapterTurns()
+        self.holds_up_all = False
         self.refusals = Refusals(
             clock, self._flows, self._budgets, turns.fairness, self._rate, longest_retry_seconds
         )
@@ -125,8 +129,8 @@ class AdmissionQueue:
         round, so that a large request is not overtaken for ever."""
         dispatched: list[QueuedRequest] = []
         rounds: dict[TenantId, FlowRound] = {}
-        self._round_ended_by = ""
-        self._budget_ready_at = self._slots_owed_to = None
+        self.held_up_by("")
+        self._slots_owed_to = None
         self._turns.begin_round(self._clock.now(), self.adapter_turns.aging_seconds)
         while (tenant := self._turns.next()) is not None:
             flow = rounds.get(tenant) or rounds.setdefault(tenant, FlowRound(self._flows[tenant]))
@@ -149,6 +153,12 @@ class AdmissionQueue:
         self._wait_reasons.all_wait_for(self._round_ended_by, self._clock.now())
         return dispatched
 
+    def held_up_by(self, what: str) -> None:
+        """A round of another model was ended by this, which is full for all; empty: this round begins."""
+        self._round_ended_by, self._budget_ready_at, self.holds_up_all = what, None, False
+        if what and self._flows:
+            self._wait_reasons.all_wait_for(what, self._clock.now())
+
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
         """A running request has generated this many tokens so far. Ignores a request that does not run."""
         request = self._running.get(request_id)
@@ -159,19 +169,23 @@ class AdmissionQueue:
 
     # -- out
 
-    def release(self, request_id: RequestId, output_tokens: int = 0) -> bool:
-        """A running request is over, however it ended. False: no such request runs."""
+    def release(self, request_id: RequestId, output_tokens: int = 0) -> QueuedRequest | None:
+        """A running request is over, however it ended. Returns it; None: no such request runs."""
         request = self._running.pop(request_id, None)
         if request is None:
-            return False
+            return None
         self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
-        self._turns.released(request.tenant)
+        self.tenant_released(request.tenant)
         self._estimates.learn(request.tenant, output_tokens // request.choices)
         self._rate.departed(self._clock.now())
         self.accounts.ended(request, output_tokens)
         self.tally.released += 1
-        return True
+        return request
+
+    def tenant_released(self, tenant: TenantId) -> None:
+        """A request of the tenant has ended, of any model: it may have room in its own budgets again."""
+        self._turns.released(tenant)
 
     def withdraw(self, request_id: RequestId) -> bool:
         """A waiting request is no longer wanted. False: no such request waits."""
@@ -217,7 +231,8 @@ class AdmissionQueue:
         return self.refusals.retry_after_seconds(request)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when a request is lost or counted twice."""
+        """Raises AssertionError when a request is lost or counted twice. The budgets are not checked: other
+        queues have a part in them."""
         tally = self.tally
         left = tally.rejected + tally.withdrawn + tally.evicted + tally.dispatched
         assert len(self._flows) == tally.offered - left, self
@@ -225,7 +240,15 @@ class AdmissionQueue:
         assert not any(waiting.request.request_id in self._running for waiting in self._flows), self
         self._flows.check_integrity()
         self._turns.check_integrity(self._flows.tenants(), set(self._running))
-        self._budgets.check_integrity(self._running.keys())
+
+    @property
+    def running_ids(self) -> Set[RequestId]:
+        return self._running.keys()
+
+    @property
+    def ended_by(self) -> str:
+        """What ended the last round; empty: all that could be placed was."""
+        return self._round_ended_by
 
     # -- parts
 
@@ -236,6 +259,7 @@ class AdmissionQueue:
         if (budget := self._budgets.full_in_cluster(request)) is not None:
             self._round_ended_by = budget.name
             self._budget_ready_at = self._ready_at(budget, request)
+            self.holds_up_all = budget.full_for_all(request)
             return Fit.FULL
         fit = place(request)
         if fit is not Fit.PLACED:

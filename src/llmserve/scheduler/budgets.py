@@ -1,16 +1,15 @@
 """Budgets of the whole cluster: what dispatched requests hold, and how much there is."""
 
-from collections.abc import Callable, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId
+from llmserve.scheduler.models import ModelShares
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
-
-# Sums of floats: a client that returns at its Retry-After must be let in.
-_INSTANT_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,55 +51,94 @@ class Budget(Protocol):
         """Raises AssertionError when it does not hold exactly what these requests hold."""
 
 
+class ClusterBudget(Budget, Protocol):
+    """A budget of all models together."""
+
+    def full_for_all(self, request: QueuedRequest) -> bool:
+        """Whether there is no room for the request whatever its model. False: there is, or only its model has
+        no room."""
+
+    def held_ratio(self, model: str) -> float:
+        """Part of the limit that the requests of a model hold; 0 without a limit."""
+
+
 class RequestBudget:
-    """The number of requests in flight, over the whole cluster; each choice counts as one."""
+    """The number of requests in flight; each choice counts as one. limit_requests: of all models together.
+    None: a model runs as many as its engines can. most_choices: returns the most choices of one request of a
+    model, and the setting that limits them."""
 
     name = "requests in flight"
 
-    def __init__(self, limit_requests: int) -> None:
+    def __init__(
+        self,
+        limit_requests: int | None,
+        shares: ModelShares | None = None,
+        most_choices: Callable[[str], tuple[int, str]] = lambda _: (0, ""),
+    ) -> None:
         self.limit_requests = limit_requests
-        self._most_choices, self._setting = 0, ""
+        self._shares, self._most_choices = shares or ModelShares(), most_choices
+        self._engines: Mapping[str, int] = {}
         self._held: dict[RequestId, int] = {}
+        self._of_model: Counter[str] = Counter()
         self.in_flight = 0
 
     def __repr__(self) -> str:
-        return f"<RequestBudget {self.in_flight} of {self.limit_requests}>"
+        return f"<RequestBudget {self.in_flight} of {self._limit}>"
 
     @property
     def used_ratio(self) -> float | None:
         """None while no worker could run anything."""
-        return self.in_flight / self.limit_requests if self.limit_requests else None
+        return self.in_flight / self._limit if self._limit else None
 
-    def set_limit(self, limit_requests: int, most_choices: int = 0, setting: str = "") -> None:
-        """A smaller limit takes nothing back: dispatch waits until enough requests have ended.
-        most_choices: most of one request, by `setting` of the manifest; 0: unknown."""
-        self.limit_requests = limit_requests
-        self._most_choices, self._setting = most_choices, setting
+    @property
+    def _limit(self) -> int:
+        return sum(self._engines.values()) if self.limit_requests is None else self.limit_requests
+
+    def set_limit(self, limit_requests: int | None, engines: Mapping[str, int]) -> None:
+        """A smaller limit takes nothing back: dispatch waits until enough requests have ended. engines:
+        requests that those of each model run at once."""
+        self.limit_requests, self._engines = limit_requests, engines
 
     def fits(self, request: QueuedRequest) -> bool:
-        return self.in_flight + request.choices <= self.limit_requests
+        held = self._of_model[request.model]
+        wanted = held + request.choices
+        if self.limit_requests is None:
+            return wanted <= self._engines.get(request.model, 0)
+        if self.full_for_all(request):
+            return False
+        return not held or wanted <= self.limit_requests * self._shares.part(request.model)
+
+    def full_for_all(self, request: QueuedRequest) -> bool:
+        return self.limit_requests is not None and self.in_flight + request.choices > self.limit_requests
+
+    def held_ratio(self, model: str) -> float:
+        return self._of_model[model] / self.limit_requests if self.limit_requests else 0.0
 
     def refusal(self, request: QueuedRequest) -> str:
-        """A limit of 0 lasts only until a worker registers."""
-        return choices_refusal(request, self._most_choices, self._setting)
+        """A model without workers has none only until one registers."""
+        return choices_refusal(request, *self._most_choices(request.model))
 
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
         self._held[request.request_id] = request.choices
+        self._of_model[request.model] += request.choices
         self.in_flight += request.choices
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """Tokens do not change the number of requests."""
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        self.in_flight -= self._held.pop(request.request_id)
+        choices = self._held.pop(request.request_id)
+        self._of_model[request.model] -= choices
+        self.in_flight -= choices
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
         return NO_WAIT  # the queue itself measures how fast requests end
 
     def check_integrity(self, running: Set[RequestId]) -> None:
         assert self._held.keys() == running, self
-        assert self.in_flight == sum(self._held.values()), self
+        assert self.in_flight == sum(self._held.values()) == self._of_model.total(), self
+        assert min(self._of_model.values(), default=0) >= 0, self
 
 
 def choices_refusal(request: QueuedRequest, most: int, setting: str) -> str:
@@ -112,43 +150,68 @@ def choices_refusal(request: QueuedRequest, most: int, setting: str) -> str:
 
 
 class TokenBudget:
-    """Tokens over the whole cluster. tokens_of(request, output_tokens): tokens that a request holds when it
+    """Tokens of all models together. tokens_of(request, output_tokens): tokens that a request holds when it
     has generated output_tokens; at dispatch these are the expected ones. setting: name of the limit in the
-    manifest. limit_tokens None: no limit."""
+    manifest."""
 
     def __init__(
-        self, clock: Clock, name: str, setting: str, tokens_of: Callable[[QueuedRequest, int], int]
+        self,
+        clock: Clock,
+        name: str,
+        setting: str,
+        tokens_of: Callable[[QueuedRequest, int], int],
+        shares: ModelShares | None = None,
     ) -> None:
         self.name = name
-        self.limit_tokens: int | None = None
-        self.in_flight_tokens = 0
-        self._clock = clock
-        self._setting = setting
-        self._tokens_of = tokens_of
+        self._clock, self._setting, self._tokens_of = clock, setting, tokens_of
+        self._shares = shares or ModelShares()
+        self._limit: float | None = None
+        self._prices: Mapping[str, float] | None = None
         self._held: dict[RequestId, int] = {}
+        self._of_model: Counter[str] = Counter()  # tokens
         self._rate = ServiceRate()
 
     def __repr__(self) -> str:
-        return f"<TokenBudget {self.name}: {self.in_flight_tokens} of {self.limit_tokens}>"
+        return f"<TokenBudget {self.name}: {self._used:g} of {self._limit}>"
+
+    @property
+    def in_flight_tokens(self) -> int:
+        return self._of_model.total()
+
+    def in_flight_of(self, model: str) -> int:
+        """Returns the tokens of a model."""
+        return self._of_model[model]
 
     @property
     def used_ratio(self) -> float | None:
         """None: there is no limit."""
-        return self.in_flight_tokens / self.limit_tokens if self.limit_tokens else None
+        return self._used / self._limit if self._limit and self._is_priced else None
 
-    def set_limit(self, limit_tokens: int | None) -> None:
-        """A smaller limit takes nothing back."""
-        self.limit_tokens = limit_tokens
+    def set_limit(self, limit: float | None, prices: Mapping[str, float] | None = None) -> None:
+        """A smaller limit takes nothing back. limit: None: there is none. prices: how much of the limit a
+        token of each model takes; None: 1. A model without a price has no limit."""
+        self._limit, self._prices = limit, prices
+
+    def limit_tokens(self, model: str) -> int | None:
+        """Returns the most tokens of a model; None: there is no limit."""
+        price = self._price(model)
+        return int(self._limit / price) if self._limit is not None and price else None
 
     def fits(self, request: QueuedRequest) -> bool:
-        return self.limit_tokens is None or self.in_flight_tokens + self._wanted(request) <= self.limit_tokens
+        return self._missing(request) <= 0
+
+    def full_for_all(self, request: QueuedRequest) -> bool:
+        return self._missing_for_all(request) > 0
+
+    def held_ratio(self, model: str) -> float:
+        return self._of_model[model] * self._price(model) / self._limit if self._limit else 0.0
 
     def refusal(self, request: QueuedRequest) -> str:
-        wanted = self._wanted(request)
-        if self.limit_tokens is None or wanted <= self.limit_tokens:
+        wanted, limit = self._wanted(request), self.limit_tokens(request.model)
+        if limit is None or wanted <= limit:
             return ""
         why = f" for its {request.choices} choices (n)" if request.choices > 1 else ""
-        return f"{self.name}: the request needs {wanted}{why}, and {self._setting} allows {self.limit_tokens}"
+        return f"{self.name}: the request needs {wanted}{why}, and {self._setting} allows {limit}"
 
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
@@ -163,129 +226,56 @@ class TokenBudget:
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
         tokens = self._held.pop(request.request_id)
-        self.in_flight_tokens -= tokens
-        self._rate.departed(self._clock.now(), tokens)
+        self._of_model[request.model] -= tokens
+        self._rate.departed(self._clock.now(), tokens * self._price(request.model))
         if not self._held:
             self._rate.backlog(False, self._clock.now())
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
-        if self.fits(request) or self.limit_tokens is None:
-            return NO_WAIT
-        missing = self.in_flight_tokens + self._wanted(request) - self.limit_tokens
-        return Wait(self._rate.wait_seconds(missing, self._clock.now(), float("inf")))
+        missing = self._missing(request)
+        return (
+            Wait(self._rate.wait_seconds(missing, self._clock.now(), float("inf")))
+            if missing > 0
+            else NO_WAIT
+        )
 
     def check_integrity(self, running: Set[RequestId]) -> None:
         assert self._held.keys() == running, self
         assert self.in_flight_tokens == sum(self._held.values()), self
+        assert min(self._of_model.values(), default=0) >= 0, self
+
+    # -- parts
+
+    @property
+    def _used(self) -> float:
+        return sum(tokens * self._price(model) for model, tokens in self._of_model.items())
+
+    @property
+    def _is_priced(self) -> bool:
+        return self._prices is None or any(self._prices.values())
+
+    def _price(self, model: str) -> float:
+        return 1.0 if self._prices is None else self._prices.get(model, 0.0)
 
     def _wanted(self, request: QueuedRequest) -> int:
         return self._tokens_of(request, request.expected_output_tokens)
 
+    def _missing(self, request: QueuedRequest) -> float:
+        """What the request lacks of the limit, or of its model's part. A model that holds nothing has room
+        for any request that fits the limit."""
+        for_all, held = self._missing_for_all(request), self._of_model[request.model]
+        part = self._shares.part(request.model)
+        if self._limit is None or not held or part == 1.0:
+            return for_all
+        wanted = (held + self._wanted(request)) * self._price(request.model)
+        return max(for_all, wanted - self._limit * part)
+
+    def _missing_for_all(self, request: QueuedRequest) -> float:
+        price = self._price(request.model)
+        if self._limit is None or not price:
+            return 0.0
+        return self._used + self._wanted(request) * price - self._limit
+
     def _set(self, request: QueuedRequest, tokens: int) -> None:
-        self.in_flight_tokens += tokens - self._held.get(request.request_id, 0)
+        self._of_model[request.model] += tokens - self._held.get(request.request_id, 0)
         self._held[request.request_id] = tokens
-
-
-class KvIoBudget:
-    """KV bytes that prefill hands over, per second. A request fits once everything before it has had its
-    time on the link, so a large request is not overtaken, and none is too large. bytes_per_token 0: nothing
-    is handed over. limit None: no limit."""
-
-    name = "KV I/O"
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._bytes_per_second: float | None = None
-        self._bytes_per_token = 0.0
-        self._spend = Spend()
-        self._held: set[RequestId] = set()
-
-    def __repr__(self) -> str:
-        return f"<KvIoBudget {self._bytes_per_second} bytes/s>"
-
-    @property
-    def used_ratio(self) -> float | None:
-        """Used share of what may begin at once; None: there is no limit."""
-        if self._bytes_per_second is None:
-            return None
-        return self._spend.used_seconds(self._clock.now()) / Spend.burst_seconds
-
-    def set_limit(self, bytes_per_second: float | None, bytes_per_token: float) -> None:
-        self._bytes_per_second, self._bytes_per_token = bytes_per_second, bytes_per_token
-
-    def fits(self, request: QueuedRequest) -> bool:
-        return self._bytes_per_second is None or self._spend.wait_seconds(self._clock.now()) == 0.0
-
-    def refusal(self, request: QueuedRequest) -> str:
-        return ""
-
-    def reserve(self, request: QueuedRequest) -> None:
-        assert request.request_id not in self._held, "reserved twice"
-        self._held.add(request.request_id)
-        if self._bytes_per_second is not None and not request.charged:
-            self._spend.take(self._seconds(request), self._clock.now())
-
-    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
-        """Only the prompt is handed over."""
-
-    def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        """The time on the link is not given back: the bytes have moved."""
-        self._held.remove(request.request_id)
-
-    def snapshot(self) -> float | None:
-        """Seconds of the rate that are spent ahead of now; None: all is saved up that may be."""
-        return self._spend.ahead_seconds(self._clock.now())
-
-    def restore(self, ahead_seconds: float | None) -> None:
-        self._spend = Spend.restored(ahead_seconds, self._clock.now())
-
-    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
-        if self._bytes_per_second is None:
-            return NO_WAIT
-        return Wait(self._spend.wait_seconds(self._clock.now()), sure=True)
-
-    def check_integrity(self, running: Set[RequestId]) -> None:
-        assert self._held == running, self
-
-    def _seconds(self, request: QueuedRequest) -> float:
-        assert self._bytes_per_second is not None
-        return request.prompt_tokens * self._bytes_per_token / self._bytes_per_second
-
-
-class Spend:
-    """A rate as time spent: an amount that takes s seconds at the rate is spent for s seconds. At rest it
-    saves up burst_seconds, so in any t seconds at most t + burst_seconds begin."""
-
-    burst_seconds = 1.0
-
-    def __init__(self) -> None:
-        self._until = float("-inf")
-
-    @classmethod
-    def restored(cls, ahead_seconds: float | None, now: float) -> "Spend":
-        """Inverse of ahead_seconds."""
-        spend = cls()
-        if ahead_seconds is not None:
-            spend._until = now + ahead_seconds
-        return spend
-
-    def ahead_seconds(self, now: float) -> float | None:
-        """Seconds spent ahead of now; None: all is saved up that may be, as at the start."""
-        ahead = self._until - now
-        return ahead if ahead > -self.burst_seconds else None
-
-    def take(self, seconds: float, now: float) -> None:
-        self._until = max(self._until, now - self.burst_seconds) + seconds
-
-    def give_back(self, seconds: float) -> None:
-        """A negative amount takes more, as part of what was taken before."""
-        self._until -= seconds
-
-    def wait_seconds(self, now: float) -> float:
-        """Seconds until any amount may be taken; 0: now."""
-        left = self._until - now
-        return left if left > _INSTANT_SECONDS else 0.0
-
-    def used_seconds(self, now: float) -> float:
-        """Seconds used of those that are saved up at rest, and beyond them."""
-        return max(0.0, self._until - now + self.burst_seconds)

@@ -16,8 +16,8 @@ class QueuedRequest:
     choices: sequences that decode side by side; output tokens count over all of them. max_output_tokens:
     most that it may generate; 0: unknown. cached_tokens: prompt tokens that need not be computed. priority:
     as in vLLM, lower is earlier. charged: an earlier router has charged its tenant, and the snapshot says
-    so. adapter: the version that it runs on. expected_output_tokens: the queue sets it, from what the
-    tenant's requests generated."""
+    so. adapter: the version that it runs on. model: its name for clients. expected_output_tokens: the queue
+    sets it, from what the tenant's requests generated."""
 
     request_id: RequestId
     tenant: TenantId
@@ -30,6 +30,7 @@ class QueuedRequest:
     charged: bool = False
     choices: int = 1
     adapter: AdapterDigest = BASE_MODEL
+    model: str = ""
     expected_output_tokens: int = field(default=0, compare=False)
 
     def work_tokens(self, output_tokens: int) -> int:
@@ -56,7 +57,7 @@ class Fit(Enum):
     BLOCKED = "blocked"  # no place for this one now; others may have one
     NO_SLOT = "no slot"  # likewise, for want of an adapter slot
     DEFERRED = "deferred"  # it may have one: to be asked again when later ones of its tenant were asked
-    FULL = "full"  # no place for any
+    FULL = "full"  # no place for any of its model
 
 
 Place = Callable[[QueuedRequest], Fit]  # finds a place for a request, and takes it

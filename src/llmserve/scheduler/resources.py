@@ -1,19 +1,21 @@
 """All budgets, and the limits they have now."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId
-from llmserve.scheduler.budgets import Budget, KvIoBudget, RequestBudget, TokenBudget
+from llmserve.scheduler.budgets import Budget, ClusterBudget, RequestBudget, TokenBudget
+from llmserve.scheduler.kv_io import KvIoBudget
+from llmserve.scheduler.models import NO_CAPACITY, Capacity, ModelShares
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.tenant_budgets import TenantLimits, TenantRateBudget, TenantRequestBudget
 
 
 class BudgetSet:
-    """Several budgets, called like one. cluster: used up for all at once. own: of each tenant."""
+    """Several budgets, called like one. cluster: of all tenants. own: of each tenant."""
 
-    def __init__(self, cluster: Sequence[Budget], own: Sequence[Budget]) -> None:
+    def __init__(self, cluster: Sequence[ClusterBudget], own: Sequence[Budget]) -> None:
         self._cluster, self._own, self._all = cluster, own, (*cluster, *own)
 
     # -- is there room
@@ -21,13 +23,15 @@ class BudgetSet:
     def fits(self, request: QueuedRequest) -> bool:
         return all(budget.fits(request) for budget in self._all)
 
-    def full_in_cluster(self, request: QueuedRequest) -> Budget | None:
-        """The first budget of the cluster that has no room for the request."""
-        return _full(self._cluster, request)
+    def full_in_cluster(self, request: QueuedRequest) -> ClusterBudget | None:
+        """The first budget of the cluster that has no room for the request. One that is full for all comes
+        first."""
+        full = [budget for budget in self._cluster if not budget.fits(request)]
+        return min(full, key=lambda budget: not budget.full_for_all(request), default=None)
 
     def full_of_tenant(self, request: QueuedRequest) -> Budget | None:
         """The first budget of the tenant that has no room for the request."""
-        return _full(self._own, request)
+        return next((budget for budget in self._own if not budget.fits(request)), None)
 
     def used_up(self, request: QueuedRequest) -> list[str]:
         """Names of the budgets that have no room for the request."""
@@ -62,42 +66,34 @@ class BudgetSet:
             budget.check_integrity(running)
 
 
-def _full(budgets: Sequence[Budget], request: QueuedRequest) -> Budget | None:
-    return next((budget for budget in budgets if not budget.fits(request)), None)
-
-
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
-    """Limits of the manifest. None: no limit; max_requests_in_flight None: as many as the workers hold."""
+    """Limits of the manifest. None: no limit; max_requests_in_flight None: as many as the workers of each
+    model hold. shares: of models; others have 1 (ModelShares)."""
 
     max_requests_in_flight: int | None = None
     max_tokens_in_flight: int | None = None
     hbm_bytes: float | None = None
     kv_io_bytes_per_second: float | None = None
     tenants: TenantLimits = field(default_factory=TenantLimits)
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What the registered workers have. kv_bytes_per_token: bytes of the model; 0: unknown. hands_over:
-    prefill and decode are different workers. widest_engine: most requests that one engine runs at once; 0:
-    unknown."""
-
-    requests: int = 0
-    kv_bytes_per_token: float = 0.0
-    hands_over: bool = False
-    widest_engine: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 class Resources:
-    """cluster: used up for all at once. own: of each tenant."""
+    """cluster: used up for all at once, or for one model. own: of each tenant. shares: the caller sets what
+    waits."""
 
     def __init__(self, clock: Clock, limits: ClusterLimits) -> None:
-        self.requests = RequestBudget(0)
+        self.shares = ModelShares()
+        self.requests = RequestBudget(0, self.shares, self._most_choices)
         self.tokens = TokenBudget(
-            clock, "tokens in flight", "budgets.max_tokens_in_flight", QueuedRequest.work_tokens
+            *(clock, "tokens in flight", "budgets.max_tokens_in_flight"),
+            QueuedRequest.work_tokens,
+            self.shares,
         )
-        self.hbm = TokenBudget(clock, "KV tokens in HBM", "budgets.hbm_gb", QueuedRequest.context_tokens)
+        self.hbm = TokenBudget(
+            *(clock, "KV tokens in HBM", "budgets.hbm_gb"), QueuedRequest.context_tokens, self.shares
+        )
         self.kv_io = KvIoBudget(clock)
         self.tenant_requests = TenantRequestBudget(clock)
         self.tenant_rates = (
@@ -111,9 +107,9 @@ class Resources:
                 lambda limit: limit.tokens_per_second,
             ),
         )
-        self.cluster: Sequence[Budget] = (self.requests, self.tokens, self.hbm, self.kv_io)
+        self.cluster: Sequence[ClusterBudget] = (self.requests, self.tokens, self.hbm, self.kv_io)
         self.own: Sequence[Budget] = (self.tenant_requests, *self.tenant_rates)
-        self._limits, self._capacity = limits, Capacity()
+        self._limits, self._capacities = limits, dict[str, Capacity]()
         self._apply()
 
     def set_limits(self, limits: ClusterLimits) -> None:
@@ -121,14 +117,17 @@ class Resources:
         self._limits = limits
         self._apply()
 
-    def set_capacity(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """capacities: of each model with a worker. What KV a token of a model takes stays known when its
+        workers are gone, because its requests still run."""
+        known = {name: one.kv_bytes_per_token for name, one in self._capacities.items()}
+        gone = {name: Capacity(kv_bytes_per_token=size) for name, size in known.items() if size}
+        self._capacities = gone | dict(capacities)
         self._apply()
 
-    @property
-    def kv_token_price(self) -> float:
+    def kv_token_price(self, model: str) -> float:
         """Tokens in flight that the KV of one token is worth; 0 unless both budgets have a limit."""
-        tokens, held = self.tokens.limit_tokens, self.hbm.limit_tokens
+        tokens, held = self.tokens.limit_tokens(model), self.hbm.limit_tokens(model)
         return tokens / held if tokens and held else 0.0
 
     @property
@@ -140,23 +139,35 @@ class Resources:
     @property
     def kv_bytes_in_flight(self) -> float:
         """Bytes of the prompts and expected answers of all that runs."""
-        return self.hbm.in_flight_tokens * self._capacity.kv_bytes_per_token
+        return sum(
+            self.hbm.in_flight_of(model) * one.kv_bytes_per_token for model, one in self._capacities.items()
+        )
 
-    def _most_choices(self) -> tuple[int, str]:
+    def held_of_share(self, model: str) -> float:
+        """How much of its share of the budgets a model holds, of the budget of which it holds most."""
+        held = max(budget.held_ratio(model) for budget in self.cluster)
+        return held / self.shares.share(model)
+
+    def _most_choices(self, model: str) -> tuple[int, str]:
         """Most choices of one request, which decode on one engine, and the setting that limits them."""
-        budget, engine = self._limits.max_requests_in_flight, self._capacity.widest_engine
+        budget, engine = self._limits.max_requests_in_flight, self._capacity(model).widest_engine
         if budget is not None and (budget < engine or not engine):
             return budget, "budgets.max_requests_in_flight"
         return engine, "engine.max_decode_concurrency"
 
+    def _capacity(self, model: str) -> Capacity:
+        return self._capacities.get(model, NO_CAPACITY)
+
     def _apply(self) -> None:
-        limits, capacity = self._limits, self._capacity
-        most = limits.max_requests_in_flight
-        self.requests.set_limit(capacity.requests if most is None else most, *self._most_choices())
+        limits, models = self._limits, self._capacities
+        self.shares.shares = limits.shares
+        kv_bytes = {name: one.kv_bytes_per_token for name, one in models.items()}
+        handed_over = {name: kv_bytes[name] for name, one in models.items() if one.hands_over}
+        engines = {name: one.requests for name, one in models.items()}
+        self.requests.set_limit(limits.max_requests_in_flight, engines)
         self.tokens.set_limit(limits.max_tokens_in_flight)
-        hbm_bytes, per_token = limits.hbm_bytes, capacity.kv_bytes_per_token
-        self.hbm.set_limit(int(hbm_bytes / per_token) if hbm_bytes is not None and per_token > 0 else None)
-        self.kv_io.set_limit(limits.kv_io_bytes_per_second, per_token if capacity.hands_over else 0.0)
+        self.hbm.set_limit(limits.hbm_bytes, kv_bytes)
+        self.kv_io.set_limit(limits.kv_io_bytes_per_second, handed_over)
         for budget in (self.tenant_requests, *self.tenant_rates):
             budget.limits = limits.tenants
 

@@ -8,6 +8,7 @@ the snapshot, because the clocks of two routers are unrelated.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from llmserve.core.ids import TenantId
 
@@ -24,15 +25,41 @@ class FairnessSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """output_tokens: mean answer of each tenant."""
+
+    fairness: FairnessSnapshot = field(default_factory=FairnessSnapshot)
+    output_tokens: Mapping[TenantId, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerSnapshot:
-    """spent_seconds: seconds that each tenant has spent ahead of each of its rates, by the budget's name
+    """fairness, output_tokens: of the only model. models: of each of several, by name.
+    spent_seconds: seconds that each tenant has spent ahead of each of its rates, by the budget's name
     (negative: less than it may save up); tenants that have saved up all are left out. kv_io_seconds: the
-    same of the KV I/O budget. output_tokens: mean answer of each tenant."""
+    same of the KV I/O budget."""
 
     fairness: FairnessSnapshot = field(default_factory=FairnessSnapshot)
     spent_seconds: Mapping[str, Mapping[TenantId, float]] = field(default_factory=dict)
     kv_io_seconds: float | None = None
     output_tokens: Mapping[TenantId, float] = field(default_factory=dict)
+    models: Mapping[str, ModelSnapshot] = field(default_factory=dict)
+
+    @classmethod
+    def of_models(
+        cls,
+        models: Mapping[str, ModelSnapshot],
+        spent_seconds: Mapping[str, Mapping[TenantId, float]],
+        kv_io_seconds: float | None,
+    ) -> "SchedulerSnapshot":
+        """A snapshot of one model does not name it, so that earlier releases read it."""
+        if len(models) > 1:
+            return cls(spent_seconds=spent_seconds, kv_io_seconds=kv_io_seconds, models=models)
+        only = next(iter(models.values()), ModelSnapshot())
+        return cls(only.fairness, spent_seconds, kv_io_seconds, only.output_tokens)
+
+    def of_model(self, name: str) -> ModelSnapshot:
+        return self.models.get(name, ModelSnapshot(self.fairness, self.output_tokens))
 
     def aged(self, seconds: float) -> "SchedulerSnapshot":
         """The same snapshot, that many seconds later."""
@@ -44,7 +71,8 @@ class SchedulerSnapshot:
         return replace(self, spent_seconds=spent, kv_io_seconds=kv_io)
 
     def to_json(self) -> str:
-        return json.dumps({"version": _VERSION, **asdict(self)}, separators=(",", ":"), sort_keys=True)
+        fields = {name: value for name, value in asdict(self).items() if name != "models" or value}
+        return json.dumps({"version": _VERSION, **fields}, separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "SchedulerSnapshot":
@@ -54,6 +82,11 @@ class SchedulerSnapshot:
             version = fields.pop("version", None)
             if version != _VERSION:
                 raise ValueError(f"it has version {version!r}, and this release knows {_VERSION}")
-            return cls(**{**fields, "fairness": FairnessSnapshot(**fields["fairness"])})
-        except (TypeError, KeyError) as error:
+            models = {name: _read_model(one) for name, one in fields.pop("models", {}).items()}
+            return cls(**{**fields, "fairness": FairnessSnapshot(**fields["fairness"])}, models=models)
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"it is no snapshot of a scheduler: {error}") from error
+
+
+def _read_model(fields: Mapping[str, Any]) -> ModelSnapshot:
+    return ModelSnapshot(FairnessSnapshot(**fields["fairness"]), fields["output_tokens"])

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId, TenantId, owner_of
-from llmserve.scheduler.budgets import NO_WAIT, Spend, Wait, choices_refusal
+from llmserve.scheduler.budgets import NO_WAIT, Wait, choices_refusal
+from llmserve.scheduler.kv_io import Spend
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
 

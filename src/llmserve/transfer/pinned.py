@@ -1,5 +1,6 @@
 """How much host memory engines on GPUs pin: it is never swapped, and counts in a container's limit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmserve.config.schema import Manifest
@@ -20,14 +21,17 @@ class PinnedMemory:
     store_bytes: int = 0
 
     @classmethod
-    def of_host(cls, manifest: Manifest, engines: int) -> "PinnedMemory":
-        """engines: those that run on GPUs of one host, beside the KV managers."""
+    def of_host(cls, manifest: Manifest, models: Sequence[str]) -> "PinnedMemory":
+        """models: that of each engine on GPUs of one host, beside the KV managers."""
         dram_gb = sum(one.capacity_gb for one in manifest.storageClasses if one.tier == "dram")
-        return cls(_rank_bytes(manifest), engines * _ranks(manifest), int(dram_gb * _GIB))
+        engines = [manifest.for_model(name) for name in models]
+        rank_bytes = max(map(_rank_bytes, engines), default=0)
+        return cls(rank_bytes, sum(map(_ranks, engines)), int(dram_gb * _GIB))
 
     @classmethod
     def of_pod(cls, manifest: Manifest) -> "PinnedMemory":
-        """The KV managers have pods of their own, whose memory an engine does not map."""
+        """manifest: of one model. The KV managers have pods
+        of their own, whose memory an engine does not map."""
         return cls(_rank_bytes(manifest), _ranks(manifest))
 
     @property

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -24,7 +25,7 @@ from llmserve.rpc.role import (
     run_role,
 )
 from llmserve.tracing.open import open_tracer
-from llmserve.workers.build import WorkerModel, build_engine, engine_spec, prepare_model
+from llmserve.workers.build import WorkerModel, build_engine, engine_spec, kv_io_share, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 def arguments() -> argparse.Namespace:
     parser = common_flags("workers")
     parser.description = "One engine behind gRPC: prefill, decode, or both."
+    parser.add_argument(
+        "--model", metavar="NAME", required=True, help="that of the manifest, as clients name it"
+    )
     parser.add_argument("--role", type=WorkerRole, choices=list(WorkerRole), required=True)
     parser.add_argument(
         "--router",
@@ -47,10 +51,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_worker(flags: argparse.Namespace, manifest: Manifest, model: WorkerModel) -> Worker:
+def build_worker(flags: argparse.Namespace, cluster: Manifest, model: WorkerModel) -> Worker:
+    manifest = cluster.for_model(flags.model)
     spec = engine_spec(
         manifest, flags.name, flags.role, time.time_ns(), model, flags.listen, kvmanagers=flags.kvmanager
     )
+    spec = replace(spec, kv_io_bytes_per_second=kv_io_share(cluster))
     options = WorkerOptions(
         listen=flags.listen,
         routers=flags.router,
@@ -81,7 +87,8 @@ def _report(text: str) -> None:
 def main() -> int:
     flags = arguments()
     try:
-        manifest = load_manifest(flags.manifest)
+        cluster = load_manifest(flags.manifest)
+        manifest = cluster.for_model(flags.model)
         configure_logging(manifest.observability, flags.name)
         own_environment(manifest)
         # Before there is a loop: it may take minutes, in which a signal ends the process at once.
@@ -90,7 +97,7 @@ def main() -> int:
         return failed(flags.name, error)
 
     async def build() -> Worker:
-        return build_worker(flags, manifest, model)
+        return build_worker(flags, cluster, model)
 
     return run_role(flags.name, build)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.lora import lora_of
+from llmserve.config.plan_types import ProcessRole, engine_names
 from llmserve.config.schema import Lora, Manifest, ModelSpec
 from llmserve.config.speculation import draft_of, speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
@@ -71,7 +72,7 @@ def engine_spec(
     listen: str,
     kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
-    """Errors: ManifestError, ModelNotFound."""
+    """manifest: of one model. Errors: ManifestError, ModelNotFound."""
     return EngineSpec(
         worker_id=WorkerId(worker_id),
         epoch=epoch,
@@ -83,7 +84,6 @@ def engine_spec(
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,
         handover_host=reached_at(listen),
-        kv_io_bytes_per_second=_kv_io_share(manifest),
         kv_store=kvmanagers if manifest.storageClasses else (),
         kv_store_quantize=_dram_quantize(manifest),
         lora=_lora_shape(lora_of(manifest), model.path),
@@ -109,10 +109,12 @@ def _dram_quantize(manifest: Manifest) -> str:
     return next((one.quantize for one in formats), "none")
 
 
-def _kv_io_share(manifest: Manifest) -> float | None:
-    """Equal parts of the budget for all engines that fetch KV."""
-    limit = manifest.budgets.max_kv_io_gbps
-    return None if limit is None else limit * 1e9 / 8 / max(1, manifest.deployment.replicas.decode)
+def kv_io_share(cluster: Manifest) -> float | None:
+    """Returns the bytes per second of each engine that fetches KV: equal parts of the budget, whatever the
+    model. cluster: the manifest with all models."""
+    limit = cluster.budgets.max_kv_io_gbps
+    fetching = sum(one.role is not ProcessRole.PREFILL for one in engine_names(cluster))
+    return None if limit is None else limit * 1e9 / 8 / fetching
 
 
 def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:

@@ -93,7 +93,7 @@ async def test_a_batch_with_good_and_bad_lines(cluster: Any, red: openai.AsyncOp
     assert good["a"]["error"] is None
     assert good["a"]["response"]["status_code"] == 200
     answer = good["a"]["response"]["body"]
-    assert answer["choices"][0]["message"]["content"] == "ick"
+    assert answer["choices"][0]["message"]["content"] == "uic"
     bad = await rows(red, batch.error_file_id)
     assert bad["wrong model"]["response"]["status_code"] == 404
     errors = {name: row["error"] for name, row in bad.items() if row["error"] is not None}
@@ -116,7 +116,11 @@ async def test_lines_are_a_background_flow_of_their_tenant(cluster: Any, red: op
     record = await red.get(f"/requests/{name}/explain", cast_to=httpx.Response)
     told = record.json()
     assert (told["request_id"], told["tenant"], told["path"]) == (name, "red", "/v1/chat/completions")
+    times = ("time_to_first_token_seconds_count", "apiserver_request_seconds_count")
+    assert [cluster.count(name) for name in times] == [0, 0]  # nobody waits for a line
     await red.chat.completions.create(**CHAT)
+    await cluster.settled()
+    assert [cluster.count(name) for name in times] == [1, 1]
     assert cluster.router.admits[-1].tenant == "red"
     assert cluster.router.admits[-1].block_hashes == admit.block_hashes  # they share KV
 

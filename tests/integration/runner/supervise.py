@@ -27,14 +27,15 @@ from llmserve.runner.up import clear_leftovers
 _PREPARED = """
 import json, pathlib, sys
 pathlib.Path(sys.argv[1], "config.json").write_text("{}")
-print("LLMSERVE_MODEL", json.dumps({"path": sys.argv[1]}))
+print("LLMSERVE_MODEL", json.dumps({"name": sys.argv[2], "path": sys.argv[1]}))
 """
 
 
 def fake_fetch(paths: RunPaths, *arguments: Any) -> ProcessCommand:
     """Its model is in the temporary directory of the run."""
     command = fetch_command(paths, *arguments)
-    return replace(command, arguments=("-I", "-S", "-c", _PREPARED, str(paths.temp_dir)))
+    name = load_manifest(paths.manifest).model.served_name
+    return replace(command, arguments=("-I", "-S", "-c", _PREPARED, str(paths.temp_dir), name))
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def test_a_role_drops_nothing_of_what_it_was_started_with() -> None:
     told = manifest(engine={"device": "cpu", "env": [{"name": "VLLM_X", "value": "1"}]})
     specs = [*plan_local(told, (0, 1), iter(range(5000, 6000)).__next__).processes, *plan_pods(told).values()]
     for spec in specs:
-        env = role_command(spec, paths, "/model", "c", {"PATH": "p"}).env
+        env = role_command(spec, paths, {}, "c", {"PATH": "p"}).env
         again = inherited(env, told, GIVEN)
         assert again.kept == env
 

@@ -1,7 +1,7 @@
 """The plan: which processes, in which order, on which cores, with which environment."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ def ports(first: int = 5000) -> Callable[[], int]:
     return itertools.count(first).__next__
 
 
-def plan(cores: Sequence[int] = (0, 1), gpus: Sequence[int] = (), **sections: Mapping[str, Any]) -> LocalPlan:
+def plan(cores: Sequence[int] = (0, 1), gpus: Sequence[int] = (), **sections: Any) -> LocalPlan:
     return plan_local(manifest(**sections), cores, ports(), gpus)
 
 
@@ -83,21 +83,24 @@ def test_without_free_ports_it_says_so() -> None:
         plan_local(manifest(), (0,), lambda: 5000)
 
 
+_DIRS = {"name": "model"}
+
+
 def test_arguments_of_a_worker_and_of_the_apiserver() -> None:
     made = plan()
     decode = named(made, "decode-0")
     assert decode.module == "llmserve.workers"
-    assert decode.arguments("m.yaml", "run", "model") == [
+    assert decode.arguments("m.yaml", "run", _DIRS) == [
         *("--manifest", "m.yaml", "--name", "decode-0", "--run-dir", "run"),
         *("--metrics-port", str(decode.metrics_port), "--listen", str(decode.listen)),
         *("--router", decode.routers[0], "--kvmanager", decode.kvmanagers[0]),
-        *("--model-dir", "model", "--role", "decode"),
+        *("--model", "name", "--model-dir", "model", "--role", "decode"),
     ]
-    apiserver = named(made, "apiserver-0").arguments("m.yaml", "run", "model")
+    apiserver = named(made, "apiserver-0").arguments("m.yaml", "run", _DIRS)
     assert "--listen" not in apiserver
     assert apiserver[apiserver.index("--http") + 1] == "127.0.0.1:8000"
     assert "--model-dir" in apiserver
-    assert "--model-dir" not in named(made, "router-0").arguments("m.yaml", "run", "model")
+    assert "--model-dir" not in named(made, "router-0").arguments("m.yaml", "run", _DIRS)
     assert "--model-dir" not in decode.arguments("m.yaml", "run")
 
 
@@ -276,3 +279,87 @@ def test_the_table() -> None:
     )
     assert rows[4][2:4] == ("127.0.0.1:8000", "any")
     assert plan(gpus=(0, 1)).describe_rows()[3].cores == "gpu 1"
+
+
+_LARGE = {"source": "hub:a/large", "engine": {"tensor_parallel": 2}}
+_SMALL = {
+    "source": "hub:a/Small.v2",
+    "disaggregated": False,
+    "replicas": {"decode": 2},
+    "engine": {"env": [{"name": "MINE", "value": "1"}]},
+    "kv_cache": {"memory_gb": 2.0},
+}
+
+
+def test_engines_of_several_models_have_the_model_in_their_names() -> None:
+    made = plan(models=[_LARGE, _SMALL])
+    assert [(one.name, one.model, one.role) for one in workers(made)] == [
+        ("large-prefill-0", "large", ProcessRole.PREFILL),
+        ("large-decode-0", "large", ProcessRole.DECODE),
+        ("small-v2-aggregated-0", "Small.v2", ProcessRole.AGGREGATED),
+        ("small-v2-aggregated-1", "Small.v2", ProcessRole.AGGREGATED),
+    ]
+    assert len({one.listen for one in made.processes if one.listen}) == 6
+    assert [one.name for one in made.processes if not one.role.is_worker] == [
+        *("kvmanager-0", "router-0", "apiserver-0")
+    ]
+
+
+def test_a_worker_is_given_its_model_and_an_apiserver_all_of_them() -> None:
+    made, folders = plan(models=[_LARGE, _SMALL]), {"large": "/l", "Small.v2": "/s=2"}
+    worker = named(made, "small-v2-aggregated-1").arguments("m", "run", folders)
+    assert worker[-6:] == ["--model", "Small.v2", "--model-dir", "/s=2", "--role", "aggregated"]
+    apiserver = named(made, "apiserver-0").arguments("m", "run", folders)
+    assert apiserver[-4:] == ["--model-dir", "large=/l", "--model-dir", "Small.v2=/s=2"]
+    assert "--model" not in apiserver
+    control = plan(models=[_LARGE, _SMALL], deployment={"local": {"single_process": True}}).processes[0]
+    assert control.arguments("m", "run", folders)[-4:] == apiserver[-4:]
+
+
+def test_engines_of_several_models_divide_cores_and_have_their_own_settings() -> None:
+    made = plan(cores=range(8), models=[_LARGE, _SMALL])
+    assert [one.cores for one in workers(made)] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    large, small = named(made, "large-decode-0").env, named(made, "small-v2-aggregated-0").env
+    assert large["VLLM_CPU_OMP_THREADS_BIND"] == "2|3"
+    assert (large["VLLM_CPU_KVCACHE_SPACE"], small["VLLM_CPU_KVCACHE_SPACE"]) == ("1", "2")
+    assert small["VLLM_CPU_OMP_THREADS_BIND"] == "4-5"
+    assert (small["MINE"], large.get("MINE")) == ("1", None)
+    assert "MINE" not in named(made, "apiserver-0").env
+
+
+def test_engines_of_several_models_are_dealt_as_many_gpus_as_each_takes() -> None:
+    on_cpu = {"source": "hub:a/tiny", "engine": {"device": "cpu"}, "replicas": {"prefill": 1, "decode": 1}}
+    made = plan(cores=(0, 1), gpus=range(5), models=[_LARGE, on_cpu, {"source": "hub:a/last"}])
+    assert [one.gpus for one in workers(made)] == [(0, 1), (2, 3), (), (), (4,), (0,)]
+    assert [one.cores for one in workers(made)] == [(), (), (0,), (1,), (), ()]
+    assert made.notes == ("4 engines share 5 GPUs: kv_cache.memory_gb must fit several times.",)
+
+
+def test_an_engine_larger_than_the_machine_is_named_with_its_model() -> None:
+    with pytest.raises(
+        ManifestError, match=r"^models\[0\]\.engine\.tensor_parallel: needs 2 GPUs, and there are 1$"
+    ):
+        plan(gpus=(0,), models=[_LARGE, _SMALL])
+
+
+def test_the_adapters_of_one_model_let_only_its_workers_ask_the_hub() -> None:
+    adapted = _SMALL | {"adapters": [{"name": "x", "source": "hub:a/x"}]}
+    made = plan(models=[_LARGE, adapted])
+    offline = {one.name: one.env["HF_HUB_OFFLINE"] for one in workers(made)}
+    assert set(offline.values()) == {"0", "1"}
+    assert {name for name, value in offline.items() if value == "0"} == {
+        *("small-v2-aggregated-0", "small-v2-aggregated-1")
+    }
+
+
+def test_a_key_without_effect_is_noted_for_its_model_or_for_all() -> None:
+    sim, real = {"source": "hub:a/s", "engine": {"kind": "sim"}}, {"source": "hub:a/r"}
+    settings = {"dtype": "float16", "sim": {"blocks": 8}}
+    assert plan(models=[sim, real], engine=settings).notes == ()
+    assert plan(cores=range(4), models=[real, real | {"name": "b"}], engine=settings).notes == (
+        "engine.sim is set, but engine.kind is vllm: it has no effect.",
+    )
+    own = sim | {"engine": {"kind": "sim", "dtype": "float16"}}
+    assert plan(models=[own, real]).notes == (
+        "models[0].engine.dtype has no effect on the simulated engine.",
+    )

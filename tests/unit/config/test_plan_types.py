@@ -23,11 +23,11 @@ def test_nobody_to_divide_between() -> None:
 
 
 def test_dealing_gives_each_its_number() -> None:
-    assert deal((0, 1, 2, 3), 2, 2).of == ((0, 1), (2, 3))
-    again = deal((0, 1, 2), 2, 2)
+    assert deal((0, 1, 2, 3), (2, 2)).of == ((0, 1), (2, 3))
+    again = deal((0, 1, 2), (2, 2))
     assert again.of == ((0, 1), (2, 0))
     assert again.shared
-    assert deal((), 2, 2).of == ((), ())
+    assert deal((), (2, 2)).of == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_omp_binding_separates_ranks() -> None:
 def test_a_process_without_addresses_has_no_options_for_them() -> None:
     spec = ProcessSpec(ProcessRole.ROUTER, "router-0", "llmserve.router")
     options = ["--manifest", "m.yaml", "--name", "router-0", "--run-dir", "run", "--metrics-port", "0"]
-    assert spec.arguments("m.yaml", "run", "model") == options
+    assert spec.arguments("m.yaml", "run", {"m": "model"}) == options
     assert spec.command("m.yaml", "run") == ["-P", "-m", "llmserve.router", *options]

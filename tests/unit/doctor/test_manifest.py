@@ -118,13 +118,13 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 def test_memory_for_the_engines() -> None:
     manifest = _manifest("kv_cache: {memory_gb: 3}\nengine: {tensor_parallel: 2}")
-    found = checks.engine_memory(manifest, GIB, 100 * GIB)
+    found = checks.engine_memory(manifest, {"b": GIB}, 100 * GIB)
     assert (found.status, found.value) == (Status.OK, "about 18.4 GiB for 2 engines")
-    short = checks.engine_memory(manifest, GIB, 10 * GIB)
+    short = checks.engine_memory(manifest, {"b": GIB}, 10 * GIB)
     assert short.status is Status.WARNING
     assert "Only 10.0 GiB are available: lower kv_cache.memory_gb (now 3)" in short.advice
     alone = _manifest("deployment: {disaggregated: false}")
-    assert checks.engine_memory(alone, 0, 100 * GIB).value == "about 3.2 GiB for 1 engine"
+    assert checks.engine_memory(alone, {"b": 0}, 100 * GIB).value == "about 3.2 GiB for 1 engine"
 
 
 def _state(pid: int, started: int) -> ClusterState:

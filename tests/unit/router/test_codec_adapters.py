@@ -23,10 +23,11 @@ def test_a_request_asks_for_its_version(adapter: AdapterDigest) -> None:
 
 @pytest.mark.parametrize("adapter", [DIGEST, BASE_MODEL])
 def test_a_request_that_runs_has_its_version(adapter: AdapterDigest) -> None:
-    decode = common_pb2.WorkerInfo(worker_id="decode-0", epoch=1)
+    decode = common_pb2.WorkerInfo(worker_id="decode-0", epoch=1, model="m")
     placement = router_pb2.Placement(decode=decode)
     message = router_pb2.HeldPlacement(request_id="a", placement=placement, adapter=adapter)
-    assert decode_held(message).adapter == adapter
+    held = decode_held(message)
+    assert (held.adapter, held.model) == (adapter, "m")
 
 
 @pytest.mark.parametrize("lora", [LoraShape(4, 16, ("q_proj", "v_proj")), NO_ADAPTERS])

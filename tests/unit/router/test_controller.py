@@ -39,7 +39,9 @@ def _refused(effects: list[Effect]) -> RequestRefused:
 
 def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> HeldRequest:
     first = Incarnation(WorkerId("prefill-0"), epoch) if prefill else None
-    return HeldRequest(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
+    return HeldRequest(
+        RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch), model="m"
+    )
 
 
 def test_what_a_message_does_not_say_is_zero() -> None:
@@ -88,7 +90,9 @@ def test_more_choices_than_an_engine_runs_are_the_client_s_mistake(make_cluster:
 
 def test_a_router_that_takes_over_counts_the_choices_that_run(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("prefill-0", "decode-0", slots=4)
-    held = HeldRequest(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("decode-0"), 1), choices=3)
+    held = HeldRequest(
+        RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("decode-0"), 1), choices=3, model="m"
+    )
     session = cluster.open("one", (held,))
     assert cluster.placed_on("decode-0") == 3
     assert cluster.admit(session, "b", choices=2) == []
@@ -466,7 +470,12 @@ def test_it_settles_before_it_places(make_cluster: MakeCluster) -> None:
     assert wake is not None
     assert wake == pytest.approx(cluster.clock.now() + 0.4)
     cluster.open(
-        "other", (HeldRequest(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),)
+        "other",
+        (
+            HeldRequest(
+                RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), model="m"
+            ),
+        ),
     )
     assert cluster.after(0.4) == []  # its only seat is taken by what the other apiserver has told
 
@@ -476,7 +485,11 @@ def test_what_it_is_told_first_is_in_the_snapshot(make_cluster: MakeCluster) -> 
     session = old.open()
     old.admit(session, "a")
     snapshot = old.controller.snapshot()
-    held = (HeldRequest(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), 10),)
+    held = (
+        HeldRequest(
+            RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), 10, model="m"
+        ),
+    )
     new.controller.take_over(snapshot, settle_seconds=0.0)
     again = new.open(held=held)
     assert new.controller.snapshot() == snapshot

@@ -22,7 +22,7 @@ from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 
-def _settings(**sections: dict[str, Any]) -> RouterSettings:
+def _settings(**sections: Any) -> RouterSettings:
     base = {"kind": "LLMServe", "models": {"primary": {"source": "hub:a/b"}}}
     return RouterSettings.of(Manifest.model_validate(base | sections))
 
@@ -75,23 +75,35 @@ def test_adapters_of_the_manifest_are_wishes() -> None:
     ]
     models = {"primary": {"source": "hub:a/b", "name": "m"}, "adapters": adapters}
     settings = _settings(models=models, lora={"allowed_sources": ["dir:/a"]})
-    assert settings.adapters == (
-        "m",
-        (
-            AdapterWish("sql", "dir:/a", AdapterTier.DISK),
-            AdapterWish("chat", "hub:o/n@v2", AdapterTier.DISK, pinned=True),
-            AdapterWish("code", "s3://b/p", AdapterTier.SOURCE),
-        ),
+    wishes = (
+        AdapterWish("sql", "dir:/a", AdapterTier.DISK),
+        AdapterWish("chat", "hub:o/n@v2", AdapterTier.DISK, pinned=True),
+        AdapterWish("code", "s3://b/p", AdapterTier.SOURCE),
     )
+    assert settings.adapters == (DeclaredAdapters("m", wishes),)
     assert settings.allowed_sources == ("dir:/a",)
+
+
+def test_each_model_has_its_adapters_and_its_share() -> None:
+    adapters = [{"name": "sql", "source": "dir:/a"}]
+    models = [
+        {"source": "hub:a/one", "share": 0.25, "adapters": adapters},
+        {"source": "hub:a/two"},
+    ]
+    settings = _settings(models=models)
+    assert settings.adapters == (
+        DeclaredAdapters("one", (AdapterWish("sql", "dir:/a", AdapterTier.DISK),)),
+        DeclaredAdapters("two", ()),
+    )
+    assert settings.policy.limits.shares == {"one": 0.25}
 
 
 def test_a_reload_brings_them_to_the_router() -> None:
     controller = Controller(RouterSettings(), VirtualClock(), random.Random(1))
     wishes = (AdapterWish("sql", "dir:/a"),)
-    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", wishes)))
+    controller.reconfigure(RouterSettings(adapters=(DeclaredAdapters("m", wishes),)))
     assert [one.wish for one in controller.adapters] == list(wishes)
-    controller.reconfigure(RouterSettings(adapters=DeclaredAdapters("m", ())))
+    controller.reconfigure(RouterSettings(adapters=(DeclaredAdapters("m", ()),)))
     assert list(controller.adapters) == []
 
 

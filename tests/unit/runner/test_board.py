@@ -179,6 +179,7 @@ def test_a_role_says_where_it_is(writer: StateWriter, roles: Board, tmp_path: Pa
         "metrics": None,
         "cores": [1, 2],
         "gpus": [0],
+        "model": "",
         "log": str(tmp_path / "logs" / "decode-0.log"),
         "shared_memory": ["/dev/shm/a", "/dev/shm/b"],
     }

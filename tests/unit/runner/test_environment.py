@@ -57,7 +57,7 @@ def test_the_environment_of_a_role() -> None:
         env={"A": "spec", "B": "spec", "HF_HUB_OFFLINE": "1"},
     )
     base = {"A": "base", "KEPT": "base", "TMPDIR": "base", "HF_HUB_OFFLINE": "0"}
-    env = role_command(spec, PATHS, "/model", CLUSTER, base).env
+    env = role_command(spec, PATHS, {"m": "/model"}, CLUSTER, base).env
     assert env == {
         "A": "spec",
         "B": "spec",
@@ -74,13 +74,13 @@ def test_the_environment_of_a_role() -> None:
 
 def test_the_command_of_a_role() -> None:
     spec = ProcessSpec(
-        ProcessRole.DECODE, "decode-0", "llmserve.workers", listen="h:1", args=("--role", "decode")
+        ProcessRole.DECODE, "decode-0", "llmserve.workers", listen="h:1", args=("--role", "decode"), model="m"
     )
-    command = role_command(spec, PATHS, "/model", CLUSTER, {})
+    command = role_command(spec, PATHS, {"m": "/model"}, CLUSTER, {})
     assert list(command.arguments) == [
         *("-P", "-m", "llmserve.workers"),
         *("--manifest", "/m/m.yaml", "--name", "decode-0", "--run-dir", "/run", "--metrics-port", "0"),
-        *("--listen", "h:1", "--model-dir", "/model", "--role", "decode"),
+        *("--listen", "h:1", "--model", "m", "--model-dir", "/model", "--role", "decode"),
     ]
     assert command.log == Path("/logs/decode-0.log")
 

@@ -160,7 +160,7 @@ def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
     (found,) = _refused(write(_DRAFTED % "/no/such/draft", source=f"gguf:{gguf}"))
     assert found.startswith(_AT_THE_DRAFT)
     (found,) = _refused(write("engine: {speculation: {draft: {source: 'dir:/d', revision: v1}}}\n"))
-    assert found.endswith("only a hub model has a revision; remove that")
+    assert found.endswith("only a hub model has a revision; remove its revision")
 
 
 @pytest.mark.parametrize(

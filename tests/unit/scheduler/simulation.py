@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
-from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
@@ -98,7 +98,7 @@ class Simulation:
 
     def _scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.clock, self._policy)
-        scheduler.set_capacity(self._capacity)
+        scheduler.set_capacities({"": self._capacity})
         return scheduler
 
     def _at(self, when: float, event: Callable[[], None]) -> None:

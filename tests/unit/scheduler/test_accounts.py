@@ -3,8 +3,9 @@
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import OTHERS, Accounts
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import Fit, QueuedRequest
-from llmserve.scheduler.resources import Capacity, ClusterLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 
 
@@ -16,7 +17,7 @@ def _request(name: str, tenant: str = "gold", prompt: int = 100, arrived_at: flo
 
 def _scheduler(clock: VirtualClock, limits: ClusterLimits, **policy: int) -> Scheduler:
     found = Scheduler(clock, Policy(limits=limits, weights={TenantId("gold"): 4.0}, **policy))  # type: ignore[arg-type]
-    found.set_capacity(Capacity(requests=4, kv_bytes_per_token=2.0, hands_over=True))
+    found.set_capacities({"": Capacity(requests=4, kv_bytes_per_token=2.0, hands_over=True)})
     return found
 
 

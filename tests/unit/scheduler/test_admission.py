@@ -6,8 +6,9 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId, background_of
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import Dispatched, Fit, Queued, QueuedRequest, Rejected
-from llmserve.scheduler.resources import Capacity, ClusterLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 from tests.unit.scheduler.conftest import ARRIVAL
@@ -174,7 +175,7 @@ def _scheduler(
 ) -> Scheduler:
     policy = Policy(max_queued_requests=most, limits=ClusterLimits(**limits), weights=weights or {})
     scheduler = Scheduler(clock, policy)
-    scheduler.set_capacity(Capacity(slots, kv_bytes_per_token=1.0))
+    scheduler.set_capacities({"": Capacity(slots, kv_bytes_per_token=1.0)})
     return scheduler
 
 
@@ -197,7 +198,7 @@ def _dispatch(scheduler: Scheduler) -> list[str]:
 def test_a_small_request_does_not_overtake_a_large_one_that_waits_for_tokens(clock: VirtualClock) -> None:
     scheduler = _scheduler(clock, max_tokens_in_flight=100)
     _offer(scheduler, _request("a", prompt=50), _request("large", prompt=80), _request("b", prompt=10))
-    scheduler.queue.ordering = ARRIVAL
+    scheduler.queue.of("").ordering = ARRIVAL
     assert _dispatch(scheduler) == ["b", "a"]  # the shorter first
     _offer(scheduler, _request("c", prompt=1, output=1))
     assert _dispatch(scheduler) == ["c"]  # shorter than the large one, so before it in the order
@@ -322,7 +323,7 @@ def test_who_takes_another_s_room_waits_behind_the_others(clock: VirtualClock) -
     assert answer.ahead == 2
     assert answer.evicted is not None
     assert answer.evicted.request.request_id == "a2"
-    assert (scheduler.queue.tally.evicted, scheduler.queue.waiting_requests) == (1, 3)
+    assert (scheduler.queue.of("").tally.evicted, scheduler.queue.waiting_requests) == (1, 3)
 
 
 def test_a_longer_answer_than_expected_takes_more_of_the_budgets_while_it_grows(clock: VirtualClock) -> None:
@@ -379,7 +380,7 @@ def test_the_next_turn_is_the_first_that_time_alone_brings(clock: VirtualClock) 
 
 def test_the_link_s_rate_wakes_the_queue_by_itself(clock: VirtualClock) -> None:
     scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0)
-    scheduler.set_capacity(Capacity(9, kv_bytes_per_token=1.0, hands_over=True))
+    scheduler.set_capacities({"": Capacity(9, kv_bytes_per_token=1.0, hands_over=True)})
     _offer(scheduler, _request("a", prompt=30), _request("b", prompt=40))
     assert _dispatch(scheduler) == ["a"]
     assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 2.0)
@@ -482,7 +483,7 @@ def test_the_report_says_for_how_long_no_worker_had_room(make_desk: MakeDesk) ->
 def test_of_a_tenant_s_rate_and_the_link_s_the_sooner_wakes_the_queue(clock: VirtualClock) -> None:
     limited = TenantLimits(named={TenantId("a"): TenantLimit(requests_per_second=0.5)})
     scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0, tenants=limited)
-    scheduler.set_capacity(Capacity(9, kv_bytes_per_token=1.0, hands_over=True))
+    scheduler.set_capacities({"": Capacity(9, kv_bytes_per_token=1.0, hands_over=True)})
     _offer(scheduler, _request("a1", "a", prompt=1), _request("a2", "a", prompt=1))
     assert _dispatch(scheduler) == ["a1"]
     _offer(scheduler, _request("b1", "b", prompt=30), _request("b2", "b", prompt=30))

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, QueueFull
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import Dispatched, Fit, Queued, QueuedRequest, Rejected
-from llmserve.scheduler.resources import Capacity, ClusterLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -29,7 +30,9 @@ limits = st.builds(
     maybe,
     maybe,
     st.builds(TenantLimits, tenant_limits, st.fixed_dictionaries({TenantId("x"): tenant_limits})),
+    st.fixed_dictionaries({"m": st.sampled_from([0.3, 0.7, 1.0])}),
 )
+MODELS = ("m", "n")
 policies = st.builds(
     Policy,
     max_queued_requests=st.integers(0, 6),
@@ -38,24 +41,38 @@ policies = st.builds(
 )
 
 
-class AdmissionMachine(RuleBasedStateMachine):
-    """Plain dicts are the model of the queue and of what runs, with what it has generated."""
+def capacities(slots: tuple[int, int]) -> dict[str, Capacity]:
+    return {
+        model: Capacity(count, size, hands_over=True, widest_engine=count)
+        for model, count, size in zip(MODELS, slots, (1.0, 2.5), strict=True)
+    }
 
-    @initialize(policy=policies, slots=st.integers(0, 5))
-    def start(self, policy: Policy, slots: int) -> None:
+
+slots_of_models = st.tuples(st.integers(0, 5), st.integers(0, 5))
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Plain dicts are the model of the queues and of what runs, with what it has generated. Requests are of
+    two models."""
+
+    @initialize(policy=policies, slots=slots_of_models)
+    def start(self, policy: Policy, slots: tuple[int, int]) -> None:
         self.clock = VirtualClock()
         self.policy = policy
         self.scheduler = Scheduler(self.clock, policy)
-        self.scheduler.set_capacity(Capacity(slots, 1.0, hands_over=True, widest_engine=slots))
+        self.scheduler.set_capacities(capacities(slots))
         self.queue = self.scheduler.queue
         self.resources = self.scheduler._resources
         self.waiting: dict[RequestId, QueuedRequest] = {}
         self.running: dict[RequestId, int] = {}
         self.count = 0
-        self.virtual_time = 0.0
+        self.virtual_time = dict.fromkeys(MODELS, 0.0)
+
+    def _waiting_of(self, model: str) -> list[QueuedRequest]:
+        return [request for request in self.waiting.values() if request.model == model]
 
     def _request(
-        self, tenant: str, timeout: int = 1, prompt: int = 1, most: int = 0, choices: int = 1
+        self, model: str, tenant: str, timeout: int = 1, prompt: int = 1, most: int = 0, choices: int = 1
     ) -> QueuedRequest:
         self.count += 1
         now = self.clock.now()
@@ -68,6 +85,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             most,
             prompt % 7 - 3,
             choices=choices,
+            model=model,
         )
 
     def _place(self, request: QueuedRequest, barred: frozenset[RequestId] = frozenset()) -> Fit:
@@ -77,28 +95,30 @@ class AdmissionMachine(RuleBasedStateMachine):
         return Fit.BLOCKED if request.request_id in barred else Fit.PLACED
 
     @rule(
+        model=st.sampled_from(MODELS),
         tenant=st.sampled_from("xyz"),
         timeout=st.integers(1, 9),
         prompt=st.integers(0, 300),
         most=st.integers(0, 400),
         choices=st.integers(1, 4),
     )
-    def offer(self, tenant: str, timeout: int, prompt: int, most: int, choices: int) -> None:
-        request = self._request(tenant, timeout, prompt, most, choices)
+    def offer(self, model: str, tenant: str, timeout: int, prompt: int, most: int, choices: int) -> None:
+        request = self._request(model, tenant, timeout, prompt, most, choices)
         match self.queue.offer(request, self._place):
             case Queued(ahead, evicted):
                 if evicted:
                     assert isinstance(evicted.error, QueueFull)
                     assert evicted.request.tenant != request.tenant
+                    assert evicted.request.model == model
                     del self.waiting[evicted.request.request_id]
-                assert ahead == len(self.waiting)
+                assert ahead == len(self._waiting_of(model))
                 self.waiting[request.request_id] = request
-                assert evicted or len(self.waiting) <= self.policy.max_queued_requests
+                assert evicted or ahead < self.policy.max_queued_requests
             case Dispatched():
                 self.running[request.request_id] = 0
             case Rejected(error):
                 if not isinstance(error, InvalidRequest):
-                    assert len(self.waiting) >= self.policy.max_queued_requests
+                    assert len(self._waiting_of(model)) >= self.policy.max_queued_requests
                     assert 0.1 <= (error.retry_after_seconds or 0) <= 60.0
 
     @rule(blocked=st.sets(st.integers(0, 8)))
@@ -112,18 +132,26 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule()
     def dispatch_all_there_is_room_for(self) -> None:
         self.dispatch(set())
-        tenant = self.queue._turns.next()
-        if tenant is None:
-            for name in {request.tenant for request in self.waiting.values()}:
-                first = self.queue._flows[name][0].request
-                assert not all(budget.fits(first) for budget in self.resources.own)
-        else:
-            head = self.queue._flows[tenant][0].request
-            assert not all(budget.fits(head) for budget in self.resources.cluster)
+        held_up = any(queue.holds_up_all for queue in self.queue)
+        for model in MODELS:
+            queue = self.queue.of(model)
+            tenant = queue._turns.next()
+            if tenant is None:
+                for name in {request.tenant for request in self._waiting_of(model)}:
+                    first = queue._flows[name][0].request
+                    assert not all(budget.fits(first) for budget in self.resources.own)
+            elif not held_up or queue.holds_up_all:
+                head = queue._flows[tenant][0].request
+                assert not all(budget.fits(head) for budget in self.resources.cluster)
 
-    @rule(tenant=st.sampled_from("xyz"), prompt=st.integers(0, 300), choices=st.integers(1, 4))
-    def adopt(self, tenant: str, prompt: int, choices: int) -> None:
-        request = self._request(tenant, prompt=prompt, choices=choices)
+    @rule(
+        model=st.sampled_from(MODELS),
+        tenant=st.sampled_from("xyz"),
+        prompt=st.integers(0, 300),
+        choices=st.integers(1, 4),
+    )
+    def adopt(self, model: str, tenant: str, prompt: int, choices: int) -> None:
+        request = self._request(model, tenant, prompt=prompt, choices=choices)
         self.queue.adopt(request)
         self.running[request.request_id] = 0
 
@@ -162,25 +190,28 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert ready_at > self.clock.now()
             self.clock.advance(ready_at - self.clock.now())
 
-    @rule(policy=policies, slots=st.integers(0, 5))
-    def change(self, policy: Policy, slots: int) -> None:
+    @rule(policy=policies, slots=slots_of_models)
+    def change(self, policy: Policy, slots: tuple[int, int]) -> None:
         self.policy = policy
-        capacity = Capacity(slots, 1.0, hands_over=True, widest_engine=slots)
-        for evicted in (*self.scheduler.set_policy(policy), *self.scheduler.set_capacity(capacity)):
+        changed = (self.scheduler.set_policy(policy), self.scheduler.set_capacities(capacities(slots)))
+        for evicted in (one for each in changed for one in each):
             assert isinstance(evicted.error, InvalidRequest)
             del self.waiting[evicted.request.request_id]
 
     @invariant()
     def nothing_is_lost(self) -> None:
         self.queue.check_integrity()
-        assert [r.request_id for r in self.queue.waiting()] == list(self.waiting)
+        for model in MODELS:
+            assert list(self.queue.of(model).waiting()) == self._waiting_of(model)
+        assert self.queue.waiting_requests == len(self.waiting)
         assert self.queue.running_requests == len(self.running)
         assert self.queue.next_deadline() == min((r.deadline for r in self.waiting.values()), default=None)
 
     @invariant()
     def virtual_time_never_goes_back(self) -> None:
-        assert self.scheduler._fairness.virtual_time >= self.virtual_time
-        self.virtual_time = self.scheduler._fairness.virtual_time
+        for model, before in self.virtual_time.items():
+            self.virtual_time[model] = self.queue.of(model)._turns.fairness.virtual_time
+            assert self.virtual_time[model] >= before
 
     def teardown(self) -> None:
         """When all has ended, nothing is held."""

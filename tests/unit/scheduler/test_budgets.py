@@ -1,12 +1,13 @@
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId, background_of
-from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget, choices_refusal
+from llmserve.scheduler.budgets import RequestBudget, TokenBudget, choices_refusal
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
+from llmserve.scheduler.resources import BudgetSet, ClusterLimits, Resources
 from llmserve.scheduler.tenant_budgets import (
     TenantLimit,
     TenantLimits,
@@ -16,7 +17,7 @@ from llmserve.scheduler.tenant_budgets import (
 
 
 def _request(
-    name: str, tenant: str = "t", prompt: int = 0, expected: int = 0, choices: int = 1
+    name: str, tenant: str = "t", prompt: int = 0, expected: int = 0, choices: int = 1, model: str = ""
 ) -> QueuedRequest:
     return QueuedRequest(
         RequestId(name),
@@ -26,6 +27,7 @@ def _request(
         prompt_tokens=prompt,
         expected_output_tokens=expected,
         choices=choices,
+        model=model,
     )
 
 
@@ -60,9 +62,8 @@ def test_each_choice_counts() -> None:
 
 
 def test_more_choices_than_there_can_be_are_refused_with_field_and_limit() -> None:
-    budget = RequestBudget(8)
-    assert budget.refusal(_request("a", choices=9)) == "", "nothing is known of engines"
-    budget.set_limit(8, 4, "engine.max_decode_concurrency")
+    assert RequestBudget(8).refusal(_request("a", choices=9)) == "", "nothing is known of engines"
+    budget = RequestBudget(8, most_choices=lambda _: (4, "engine.max_decode_concurrency"))
     assert budget.refusal(_request("a", choices=4)) == ""
     assert budget.refusal(_request("a", choices=5)) == (
         "n: the 5 choices of a request run side by side, and engine.max_decode_concurrency allows 4"
@@ -82,7 +83,7 @@ def test_the_least_of_what_limits_the_choices_is_named(
     clock: VirtualClock, budget: int | None, engines: tuple[int, int], setting: str, allowed: int
 ) -> None:
     resources = Resources(clock, ClusterLimits(max_requests_in_flight=budget))
-    resources.set_capacity(Capacity(requests=engines[0], widest_engine=engines[1]))
+    resources.set_capacities({"": Capacity(requests=engines[0], widest_engine=engines[1])})
     assert resources.requests.refusal(_request("a", choices=allowed)) == ""
     refusal = resources.requests.refusal(_request("a", choices=allowed + 1))
     assert refusal.endswith(f"{setting} allows {allowed}")
@@ -106,7 +107,7 @@ def test_a_smaller_limit_takes_nothing_back() -> None:
     budget = RequestBudget(2)
     budget.reserve(_request("a"))
     budget.reserve(_request("b"))
-    budget.set_limit(1)
+    budget.set_limit(1, {})
     assert budget.in_flight == 2
     budget.release(_request("a"), 7)
     assert not budget.fits(_request("c"))
@@ -166,60 +167,32 @@ def test_the_wait_for_tokens_is_that_of_their_release(clock: VirtualClock, token
     assert tokens.wait(_request("a", prompt=10), 0).seconds == 0.0
 
 
-# -- KV I/O
-
-
-def test_kv_is_handed_over_at_the_rate(clock: VirtualClock) -> None:
-    """10 bytes a token, 1,000 bytes a second: 100 tokens take a second, and one second is saved up."""
-    budget = KvIoBudget(clock)
-    budget.set_limit(1000.0, 10.0)
-    budget.reserve(_request("a", prompt=100))
-    assert budget.fits(_request("b"))
-    budget.reserve(_request("b", prompt=300))
-    assert not budget.fits(_request("c"))
-    assert budget.wait(_request("c"), 5).seconds == pytest.approx(3.0)
-    assert budget.wait(_request("c"), 5).sure
-    budget.release(_request("a"), 0)
-    clock.advance(2.9)
-    assert not budget.fits(_request("c"))
-    clock.advance(0.1)
-    assert budget.fits(_request("c"))
-
-
-def test_workers_that_do_both_move_no_kv(clock: VirtualClock) -> None:
-    resources = Resources(clock, ClusterLimits(kv_io_bytes_per_second=1.0))
-    for hands_over in (False, True):
-        resources.set_capacity(Capacity(9, 10.0, hands_over))
-        name = str(hands_over)
-        for half in "ab":
-            resources.kv_io.reserve(_request(name + half, prompt=100))
-        assert resources.kv_io.fits(_request("c")) is not hands_over
-
-
-def test_a_rate_is_kept_over_any_time() -> None:
-    spend, now, begun = Spend(), 0.0, 0.0
-    while now < 30.0:
-        while not spend.wait_seconds(now):
-            spend.take(0.25, now)
-            begun += 0.25
-        assert begun <= now + Spend.burst_seconds + 0.25 + 1e-6
-        now += 0.1
-    assert begun >= 30.0
-
-
 # -- HBM
 
 
 def test_hbm_counts_the_cached_tokens_too(clock: VirtualClock) -> None:
     resources = Resources(clock, ClusterLimits(max_tokens_in_flight=400, hbm_bytes=8000.0))
-    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (None, 0.0)  # no model is known yet
-    resources.set_capacity(Capacity(9, kv_bytes_per_token=10.0))
-    assert resources.hbm.limit_tokens == 800
-    assert resources.kv_token_price == 0.5
+    assert (resources.hbm.limit_tokens(""), resources.kv_token_price("")) == (
+        None,
+        0.0,
+    )  # no model is known yet
+    resources.set_capacities({"": Capacity(9, kv_bytes_per_token=10.0)})
+    assert resources.hbm.limit_tokens("") == 800
+    assert resources.kv_token_price("") == 0.5
     cached = QueuedRequest(RequestId("a"), TenantId("t"), 0.0, 1.0, prompt_tokens=300, cached_tokens=200)
     for budget in resources.cluster:
         budget.reserve(cached)
     assert (resources.tokens.in_flight_tokens, resources.hbm.in_flight_tokens) == (100, 300)
+
+
+def test_workers_that_do_both_move_no_kv(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(kv_io_bytes_per_second=1.0))
+    for hands_over in (False, True):
+        resources.set_capacities({"": Capacity(9, 10.0, hands_over)})
+        name = str(hands_over)
+        for half in "ab":
+            resources.kv_io.reserve(_request(name + half, prompt=100))
+        assert resources.kv_io.fits(_request("c")) is not hands_over
 
 
 # -- tenants
@@ -305,45 +278,6 @@ def test_a_reservation_grows_and_never_shrinks_before_the_end(clock: VirtualCloc
     assert tokens.in_flight_tokens == 0
 
 
-def test_the_link_is_busy_for_as_long_as_its_bytes_take(clock: VirtualClock) -> None:
-    link = KvIoBudget(clock)
-    assert (link.used_ratio, link.wait(_request("a"), 0).seconds, link.snapshot()) == (None, 0.0, None)
-    link.set_limit(1000.0, 10.0)
-    assert link.used_ratio == 0.0
-    link.reserve(_request("a", prompt=150))  # 1.5 s of the link, of which 1 s was saved up
-    assert link.used_ratio == 1.5
-    assert (link.fits(_request("b")), link.wait(_request("b"), 3).sure) == (False, True)
-    assert link.wait(_request("b"), 3).seconds == pytest.approx(0.5)
-    assert link.snapshot() == pytest.approx(0.5)
-    clock.advance(0.5)
-    assert link.fits(_request("b"))
-    link.release(_request("a"), 0)
-    assert link.used_ratio == pytest.approx(1.0), "what has moved has moved"
-    clock.advance(7.0)
-    assert (link.used_ratio, link.snapshot()) == (0.0, None)
-
-
-def test_what_an_earlier_router_sent_takes_no_time_again(clock: VirtualClock) -> None:
-    link = KvIoBudget(clock)
-    link.set_limit(1000.0, 10.0)
-    link.reserve(replace(_request("a", prompt=150), charged=True))
-    assert link.used_ratio == 0.0
-
-
-def test_a_spend_that_is_restored_is_where_it_was() -> None:
-    spend = Spend()
-    assert spend.ahead_seconds(10.0) is None
-    spend.take(3.0, 10.0)
-    assert spend.ahead_seconds(10.0) == 2.0
-    assert Spend.restored(2.0, 50.0).wait_seconds(50.0) == 2.0
-    assert Spend.restored(None, 50.0).ahead_seconds(50.0) is None
-    assert Spend.restored(1e-6, 0.0).wait_seconds(0.0) == 0.0, "a microsecond is no wait"
-    spend.give_back(0.5)
-    assert (spend.wait_seconds(10.0), spend.used_seconds(10.0)) == (1.5, 2.5)
-    assert spend.wait_seconds(11.5) == 0.0
-    assert spend.ahead_seconds(12.5) is None, "all is saved up again"
-
-
 def test_the_wait_for_a_rate_counts_those_that_come_first(clock: VirtualClock) -> None:
     rate = TenantRateBudget(clock, "rate", QueuedRequest.work_tokens, lambda limit: limit.tokens_per_second)
     rate.limits = TenantLimits(TenantLimit(tokens_per_second=100.0))
@@ -362,14 +296,15 @@ def test_the_wait_for_a_rate_counts_those_that_come_first(clock: VirtualClock) -
 
 def test_the_hbm_limit_needs_the_size_of_a_token(clock: VirtualClock) -> None:
     resources = Resources(clock, ClusterLimits(max_tokens_in_flight=50, hbm_bytes=1000.0))
-    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (None, 0.0)
-    resources.set_capacity(Capacity(requests=3, kv_bytes_per_token=10.0, hands_over=True))
-    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (100, 0.5)
-    assert resources.requests.limit_requests == 3
+    assert (resources.hbm.limit_tokens(""), resources.kv_token_price("")) == (None, 0.0)
+    resources.set_capacities({"": Capacity(requests=3, kv_bytes_per_token=10.0, hands_over=True)})
+    assert (resources.hbm.limit_tokens(""), resources.kv_token_price("")) == (100, 0.5)
+    assert resources.requests.fits(_request("a", choices=3))
+    assert not resources.requests.fits(_request("a", choices=4))
     resources.hbm.reserve(_request("a", prompt=7))
     assert resources.kv_bytes_in_flight == 70.0
     resources.set_limits(ClusterLimits(max_requests_in_flight=2))
-    assert (resources.requests.limit_requests, resources.hbm.limit_tokens) == (2, None)
+    assert (resources.requests.limit_requests, resources.hbm.limit_tokens("")) == (2, None)
 
 
 def test_a_wait_for_tokens_does_not_count_the_time_when_none_was_held(clock: VirtualClock) -> None:
@@ -396,18 +331,18 @@ def test_too_many_choices_are_refused_where_the_limit_is_known(
 
 def test_limits_hold_before_any_worker_has_come(clock: VirtualClock) -> None:
     resources = Resources(clock, ClusterLimits(max_requests_in_flight=3, max_tokens_in_flight=5))
-    assert (resources.requests.limit_requests, resources.tokens.limit_tokens) == (3, 5)
+    assert (resources.requests.limit_requests, resources.tokens.limit_tokens("")) == (3, 5)
 
 
 def test_where_two_limits_of_the_choices_are_equal_the_engine_s_is_named(clock: VirtualClock) -> None:
     resources = Resources(clock, ClusterLimits(max_requests_in_flight=2))
-    resources.set_capacity(Capacity(requests=9, widest_engine=2))
+    resources.set_capacities({"": Capacity(requests=9, widest_engine=2)})
     assert "engine.max_decode_concurrency allows 2" in resources.requests.refusal(_request("a", choices=3))
 
 
 def test_a_limit_of_requests_alone_refuses_no_choices() -> None:
     budget = RequestBudget(1)
-    budget.set_limit(9)
+    budget.set_limit(9, {})
     assert budget.refusal(_request("a", choices=2)) == ""
 
 
@@ -417,3 +352,147 @@ def test_a_background_flow_has_the_limits_of_its_tenant_or_its_own() -> None:
     assert TenantLimits(each, {red: own}).of(background_of(red)) is own
     limits = TenantLimits(each, {red: own, background_of(red): tighter})
     assert (limits.of(background_of(red)), limits.of(red)) == (tighter, own)
+
+
+# -- several models
+
+
+def _models(clock: VirtualClock, **limits: Any) -> Resources:
+    """Of `large` a token takes 40 bytes, and its engines run 3 requests; of `small` 10 bytes, and 5."""
+    resources = Resources(clock, ClusterLimits(**limits))
+    large, small = Capacity(3, 40.0, hands_over=True, widest_engine=2), Capacity(5, 10.0, widest_engine=5)
+    resources.set_capacities({"large": large, "small": small})
+    return resources
+
+
+def test_each_model_runs_as_many_requests_as_its_own_engines(clock: VirtualClock) -> None:
+    requests = _models(clock).requests
+    assert not requests.fits(_request("x", model="unknown"))
+    requests.reserve(_request("a", choices=3, model="large"))
+    assert not requests.fits(_request("b", model="large"))
+    assert not requests.full_for_all(_request("b", model="large"))
+    assert requests.fits(_request("c", choices=5, model="small"))
+    assert not requests.fits(_request("c", choices=6, model="small"))
+    assert "max_decode_concurrency allows 2" in requests.refusal(_request("d", choices=3, model="large"))
+    assert requests.refusal(_request("d", choices=3, model="small")) == ""
+    assert (requests.used_ratio, requests.held_ratio("large")) == (3 / 8, 0.0)
+    requests.check_integrity({RequestId("a")})
+
+
+def test_a_limit_of_requests_is_for_all_models_together(clock: VirtualClock) -> None:
+    requests = _models(clock, max_requests_in_flight=4).requests
+    requests.reserve(_request("a", choices=3, model="large"))
+    assert requests.fits(_request("b", model="small"))
+    assert requests.fits(_request("b", model="large"))
+    assert requests.full_for_all(_request("b", choices=2, model="small"))
+    assert not requests.full_for_all(_request("b", choices=1, model="small"))
+    assert not requests.fits(_request("b", choices=2, model="small"))
+    assert (requests.held_ratio("large"), requests.held_ratio("small")) == (0.75, 0.0)
+    requests.release(_request("a", choices=3, model="large"), 0)
+    assert requests.held_ratio("large") == 0.0
+
+
+def test_the_kv_of_each_model_has_its_own_size(clock: VirtualClock) -> None:
+    resources = _models(clock, hbm_bytes=1000.0, max_tokens_in_flight=50)
+    hbm = resources.hbm
+    assert (hbm.limit_tokens("large"), hbm.limit_tokens("small"), hbm.limit_tokens("none")) == (25, 100, None)
+    assert (resources.kv_token_price("large"), resources.kv_token_price("small")) == (2.0, 0.5)
+    hbm.reserve(_request("a", prompt=20, model="large"))  # 800 bytes
+    assert hbm.used_ratio == 0.8
+    assert (hbm.held_ratio("large"), hbm.held_ratio("small")) == (0.8, 0.0)
+    assert hbm.fits(_request("b", prompt=20, model="small"))
+    assert not hbm.fits(_request("b", prompt=21, model="small"))
+    assert hbm.full_for_all(_request("b", prompt=21, model="small"))
+    assert hbm.fits(_request("b", prompt=10**6, model="none")), "nobody knows what its KV takes"
+    assert not hbm.full_for_all(_request("b", prompt=10**6, model="none"))
+    assert "needs 26, and budgets.hbm_gb allows 25" in hbm.refusal(_request("b", prompt=26, model="large"))
+    assert hbm.refusal(_request("b", prompt=26, model="small")) == ""
+    hbm.reserve(_request("b", prompt=7, model="small"))
+    assert (hbm.in_flight_tokens, hbm.in_flight_of("large"), resources.kv_bytes_in_flight) == (27, 20, 870.0)
+
+
+def test_the_kv_of_a_model_keeps_its_size_when_its_workers_are_gone(clock: VirtualClock) -> None:
+    resources = _models(clock, hbm_bytes=1000.0)
+    resources.hbm.reserve(_request("a", prompt=20, model="large"))
+    resources.set_capacities({"small": Capacity(5, 10.0)})
+    assert resources.kv_bytes_in_flight == 800.0
+    assert not resources.requests.fits(_request("b", model="large"))
+    assert not resources.hbm.fits(_request("b", prompt=21, model="small"))
+
+
+def test_the_wait_counts_bytes_where_models_differ(clock: VirtualClock) -> None:
+    hbm = _models(clock, hbm_bytes=1000.0).hbm
+    first, second = _request("a", prompt=10, model="large"), _request("b", prompt=60, model="small")
+    hbm.reserve(first)
+    hbm.reserve(second)
+    clock.advance(2.0)
+    hbm.release(first, 0)  # 400 bytes in 2 s
+    assert hbm.wait(_request("c", prompt=20, model="large"), 0).seconds == pytest.approx(2.0)
+    assert hbm.wait(_request("c", prompt=50, model="small"), 0).seconds == pytest.approx(0.5)
+    assert hbm.wait(_request("c", prompt=40, model="small"), 0).seconds == 0.0
+
+
+def test_only_models_that_hand_over_take_time_of_the_link(clock: VirtualClock) -> None:
+    link = _models(clock, kv_io_bytes_per_second=100.0).kv_io
+    link.reserve(_request("a", prompt=1000, model="small"))
+    assert link.used_ratio == 0.0
+    link.reserve(_request("b", prompt=5, model="large"))  # 200 bytes: 2 s, of which 1 s was saved up
+    assert link.used_ratio == 2.0
+    assert not link.fits(_request("c", model="small"))
+    assert link.full_for_all(_request("c", model="small"))
+    assert link.held_ratio("large") == 0.0
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_model_has_its_share_while_others_wait_and_all_otherwise(clock: VirtualClock, waits: bool) -> None:
+    resources = _models(clock, max_tokens_in_flight=100, max_requests_in_flight=4, shares={"large": 0.5})
+    resources.shares.waiting = lambda: frozenset({"large", "small"} if waits else {"large"})
+    tokens, requests = resources.tokens, resources.requests
+    for budget in resources.cluster:
+        budget.reserve(_request("a", prompt=30, model="large"))
+    assert tokens.fits(_request("b", prompt=20, model="large"))
+    assert tokens.fits(_request("b", prompt=21, model="large")) is not waits
+    assert not tokens.full_for_all(_request("b", prompt=21, model="large"))
+    assert tokens.fits(_request("b", prompt=70, model="small"))
+    assert requests.fits(_request("b", model="large"))
+    assert requests.fits(_request("b", choices=2, model="large")) is not waits
+    assert requests.fits(_request("b", choices=3, model="small"))
+    assert tokens.full_for_all(_request("b", prompt=71, model="large"))
+    assert resources.held_of_share("large") == 0.6
+    assert resources.held_of_share("small") == 0.0
+
+
+def test_a_request_larger_than_its_model_s_share_runs_when_the_model_holds_nothing(
+    clock: VirtualClock,
+) -> None:
+    resources = _models(clock, max_tokens_in_flight=100, max_requests_in_flight=4, shares={"large": 0.25})
+    resources.shares.waiting = lambda: frozenset({"small"})
+    large = _request("a", prompt=90, choices=3, model="large")
+    assert resources.tokens.fits(large)
+    assert resources.requests.fits(large)
+    for budget in resources.cluster:
+        budget.reserve(large)
+    assert not resources.tokens.fits(_request("b", prompt=1, model="large"))
+    assert not resources.requests.fits(_request("b", model="large"))
+
+
+def test_the_wait_for_a_share_is_that_of_what_the_model_holds_too_much(clock: VirtualClock) -> None:
+    resources = _models(clock, max_tokens_in_flight=100, shares={"large": 0.5})
+    resources.shares.waiting = lambda: frozenset({"small"})
+    tokens, first = resources.tokens, _request("a", prompt=10, model="large")
+    tokens.reserve(first)
+    tokens.reserve(_request("b", prompt=40, model="large"))
+    clock.advance(1.0)
+    tokens.release(first, 0)  # 10 tokens a second
+    assert tokens.wait(_request("c", prompt=15, model="large"), 0).seconds == pytest.approx(0.5)
+
+
+def test_of_the_budgets_that_have_no_room_one_that_is_full_for_all_is_named(clock: VirtualClock) -> None:
+    resources = _models(clock, max_tokens_in_flight=100)
+    budgets = BudgetSet(resources.cluster, resources.own)
+    running = _request("a", prompt=60, choices=3, model="large")
+    for budget in resources.cluster:
+        budget.reserve(running)
+    assert budgets.full_in_cluster(_request("b", prompt=10, model="small")) is None
+    assert budgets.full_in_cluster(_request("b", prompt=10, model="large")) is resources.requests
+    assert budgets.full_in_cluster(_request("b", prompt=50, model="large")) is resources.tokens

@@ -39,6 +39,7 @@ def test_a_background_flow_has_a_part_of_its_tenants_weight() -> None:
     shares = TenantShares({A: 3.0, background_of(TenantId("c")): 5.0}, background=0.5)
     assert (shares.weight(A), shares.weight(background_of(A))) == (3.0, 1.5)
     assert (shares.weight(B), shares.weight(background_of(B))) == (1.0, 0.5)
+    assert TenantShares().weight(background_of(B)) == 1.0
     assert shares.weight(background_of(TenantId("c"))) == 5.0  # named itself
 
 

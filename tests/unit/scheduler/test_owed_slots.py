@@ -6,9 +6,9 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.ordering import AdapterTurns
 from llmserve.scheduler.request import Dispatched, Fit, QueuedRequest, Rejected
-from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.scheduler import Policy, Scheduler
 
 AGING_SECONDS = 20.0  # so a tenant has patience for 2 s
@@ -52,7 +52,7 @@ class Desk:
 @pytest.fixture
 def desk(clock: VirtualClock) -> Desk:
     scheduler = Scheduler(clock, Policy(adapters=AdapterTurns(aging_seconds=AGING_SECONDS)))
-    scheduler.set_capacity(Capacity(1000))
+    scheduler.set_capacities({"": Capacity(1000)})
     return Desk(scheduler, clock)
 
 

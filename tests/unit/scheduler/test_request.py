@@ -3,8 +3,8 @@
 import pytest
 
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import QueuedRequest, QueueReport, Tally
-from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 PLAIN = QueuedRequest(RequestId("r"), TenantId("t"), 0.0, 1.0)

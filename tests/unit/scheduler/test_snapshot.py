@@ -1,13 +1,15 @@
 """What a scheduler knows that nobody tells the next one, and that the next one goes on from it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.request import Fit, QueuedRequest
-from llmserve.scheduler.resources import Capacity, ClusterLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.snapshot import FairnessSnapshot, SchedulerSnapshot
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -19,7 +21,7 @@ RATE = ClusterLimits(tenants=TenantLimits(TenantLimit(requests_per_second=10.0))
 
 def scheduler(clock: VirtualClock, limits: ClusterLimits = RATE) -> Scheduler:
     made = Scheduler(clock, Policy(limits=limits))
-    made.set_capacity(Capacity(1000, 100.0, hands_over=True))
+    made.set_capacities({"": Capacity(1000, 100.0, hands_over=True)})
     return made
 
 
@@ -135,3 +137,45 @@ def test_four_to_one_holds_over_takeovers(told: bool, holds: bool) -> None:
         simulation.take_over_at(float(when), told=told)
     served = simulation.run().served_tokens
     assert (served["gold"] / served["basic"] == pytest.approx(4.0, rel=0.03)) is holds
+
+
+def test_each_model_goes_on_with_its_own_turns_and_answers() -> None:
+    clock = VirtualClock()
+    first = Scheduler(clock, Policy())
+    first.set_capacities({"a": Capacity(9, 1.0), "b": Capacity(9, 1.0)})
+    for model, tokens in (("a", 40), ("b", 7)):
+        one = replace(request(model), model=model)
+        first.queue.adopt(one)
+        first.queue.release(one.request_id, tokens)
+    text = first.snapshot().to_json()
+    second = Scheduler(clock, Policy())
+    second.restore(SchedulerSnapshot.from_json(text))
+    assert second.snapshot() == first.snapshot(), "also before anything has come"
+    second.queue.of("a")
+    assert second.snapshot() == first.snapshot(), "and while only one has"
+    assert {name: dict(one.output_tokens) for name, one in second.snapshot().models.items()} == {
+        "a": {GOLD: 40.0},
+        "b": {GOLD: 7.0},
+    }
+
+
+def test_a_snapshot_of_one_model_is_read_by_earlier_releases_and_theirs_by_any_model() -> None:
+    clock = VirtualClock()
+    first = scheduler(clock)
+    started(first, request("a"))
+    first.queue.release(RequestId("a"), 40)
+    text = first.snapshot().to_json()
+    assert set(json.loads(text)) == {"version", "fairness", "spent_seconds", "kv_io_seconds", "output_tokens"}
+    second = Scheduler(clock, Policy())
+    second.restore(SchedulerSnapshot.from_json(text))
+    second.queue.of("named")
+    assert second.snapshot().output_tokens == {GOLD: 40.0}
+    assert second.snapshot().fairness == first.snapshot().fairness
+
+
+def test_a_model_without_its_parts_is_no_snapshot() -> None:
+    fields = json.loads(SchedulerSnapshot().to_json())
+    wrong: tuple[object, ...] = ({"a": {}}, {"a": 1}, 3)
+    for models in wrong:
+        with pytest.raises(ValueError, match="it is no snapshot of a scheduler"):
+            SchedulerSnapshot.from_json(json.dumps(fields | {"models": models}))

@@ -34,7 +34,7 @@ def test_a_rank_has_the_slots_of_each_transport_that_stages(text: str, rank_mib:
 
 
 def test_each_rank_pins_the_dram_of_the_store_and_the_host_has_it_once() -> None:
-    pinned = PinnedMemory.of_host(manifest(f"engine: {{tensor_parallel: 2}}\n{DRAM}"), engines=3)
+    pinned = PinnedMemory.of_host(manifest(f"engine: {{tensor_parallel: 2}}\n{DRAM}"), ["b"] * 3)
     assert pinned == PinnedMemory(96 * MIB, 6, 5 * GIB // 2)
     assert pinned.process_bytes == 96 * MIB + 5 * GIB // 2
     assert pinned.host_bytes == 6 * 96 * MIB + 5 * GIB // 2

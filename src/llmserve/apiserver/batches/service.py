@@ -32,6 +32,7 @@ class BatchService:
         self._owner: TaskOwner | None = None
         self._running: dict[str, OpenBatch] = {}
         self._not_before: dict[str, float] = {}  # of batches that could not go on
+        self._rng = random.Random()
 
     def start(self) -> None:
         self._owner = TaskOwner("batches")
@@ -53,7 +54,7 @@ class BatchService:
             with _logged():
                 await self._find()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_about(self._poll_seconds)):
+                async with asyncio.timeout(self._about(self._poll_seconds)):
                     await self._woken.wait()
 
     async def _sweep_always(self) -> None:
@@ -61,7 +62,7 @@ class BatchService:
             with _logged():
                 await self.parts.files.sweep()
                 await self.parts.store.sweep()
-            await asyncio.sleep(_about(_SWEEP_SECONDS))
+            await asyncio.sleep(self._about(_SWEEP_SECONDS))
 
     async def _find(self) -> None:
         """Begins to run what nobody runs. Errors: those of the storage."""
@@ -104,6 +105,10 @@ class BatchService:
         journal = Journal(self._storage, one.batch_id, self.parts.metrics)
         return await BatchRun(self.parts, stored, journal, claim).run()
 
+    def _about(self, seconds: float) -> float:
+        """Several apiservers shall not look at the same moment."""
+        return seconds * self._rng.uniform(0.8, 1.2)
+
 
 @contextmanager
 def _logged(what: str = "the storage of batches cannot be used") -> Iterator[None]:
@@ -112,8 +117,3 @@ def _logged(what: str = "the storage of batches cannot be used") -> Iterator[Non
         yield
     except LLMServeError as error:
         _log.warning("%s: %s", what, error.message)
-
-
-def _about(seconds: float) -> float:
-    """Several apiservers shall not look at the same moment."""
-    return seconds * random.uniform(0.8, 1.2)

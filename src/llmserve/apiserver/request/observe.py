@@ -75,10 +75,11 @@ class RunSpans:
 
 
 class RunStats:
-    """started() and ended() exactly once, first_token() at most. str() is for the log."""
+    """started() and ended() exactly once, first_token() at most. str() is for the log. background: nobody
+    waits for the request, so it counts in no time that users feel."""
 
-    def __init__(self, metrics: ApiserverMetrics, record: SequenceRecord) -> None:
-        self._metrics, self._record = metrics, record
+    def __init__(self, metrics: ApiserverMetrics, record: SequenceRecord, *, background: bool) -> None:
+        self._metrics, self._record, self._background = metrics, record, background
         self._started = self._first_token = self._ended = 0.0
         self._origin = ""
         self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
@@ -102,7 +103,8 @@ class RunStats:
         self._first_token = time.monotonic()
         self._origin, self._prompt_tokens, self._cached_tokens = origin, prompt_tokens, stats.cached_tokens
         self._record.first_token(self._first_token, origin, prompt_tokens, stats)
-        metrics.time_to_first_token_seconds.observe(self._first_token - self._started)
+        if not self._background:
+            metrics.time_to_first_token_seconds.observe(self._first_token - self._started)
         metrics.first_tokens_total.labels(origin).inc()
         metrics.prompt_tokens_total.inc(prompt_tokens)
         metrics.cached_prompt_tokens_total.inc(self._cached_tokens)
@@ -113,7 +115,8 @@ class RunStats:
         self._record.ended(now, outcome, output_tokens)
         metrics.running_requests.dec()
         metrics.requests_total.labels(outcome).inc()
-        metrics.request_seconds.observe(now - self._started)
+        if not self._background:
+            metrics.request_seconds.observe(now - self._started)
         metrics.output_tokens_total.inc(output_tokens)
         if output_tokens > 1:
             metrics.inter_token_latency_seconds.observe((now - self._first_token) / (output_tokens - 1))

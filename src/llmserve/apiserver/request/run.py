@@ -49,7 +49,7 @@ class RequestRun:
         self._replay: Replay | None = None  # of this attempt
         self._has_token = False  # in this attempt
         self._gave_up: LLMServeError | None = None
-        self._stats = RunStats(context.metrics, info.record)
+        self._stats = RunStats(context.metrics, info.record, background=info.background)
         self._spans = RunSpans(context.tracer, info.span)
 
     def give_up(self, error: LLMServeError) -> None:

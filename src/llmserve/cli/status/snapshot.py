@@ -141,7 +141,8 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         answers.router,
         cluster=state.name,
         stand=state.stand,
-        model=state.model,
+        model=", ".join(dict.fromkeys(filter(None, (role.get("model") for role in state.roles))))
+        or state.model,
         base_urls=tuple(state.base_urls),
         pid=state.pid,
         uptime_seconds=now - state.started_at,

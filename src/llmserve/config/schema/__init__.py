@@ -98,14 +98,18 @@ class Manifest(ManifestSection):
         (model,) = self.served
         return model
 
-    def for_model(self, name: str) -> "Manifest":
-        """Returns the manifest as if this model were the only one, with its own keys merged into the sections
-        `deployment`, `engine`, `kv_cache` and `lora`. name: that for clients. Errors: ManifestError."""
+    def entry(self, name: str) -> ServedModel:
+        """Returns the model of this name for clients. Errors: ManifestError."""
         named = {one.served_name: one for one in self.served}
         if name not in named:
             message = f"there is no model '{name}'; there is {', '.join(named)}"
             raise ManifestError(f"models: {message}", key=("models",))
-        return self.alone(named[name])
+        return named[name]
+
+    def for_model(self, name: str) -> "Manifest":
+        """Returns the manifest as if this model were the only one, with its own keys merged into the sections
+        `deployment`, `engine`, `kv_cache` and `lora`. name: that for clients. Errors: ManifestError."""
+        return self.alone(self.entry(name))
 
     def alone(self, model: ServedModel) -> "Manifest":
         """As for_model, of an entry of `served`."""

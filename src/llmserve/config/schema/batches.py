@@ -39,5 +39,5 @@ class Batches(ManifestSection):
     """The files of one tenant may take this much. Further uploads and batches are refused until files are
     deleted or expire; results of batches that run are kept in any case."""
     keep_seconds: Seconds = Field(default=30 * 86400.0, ge=3600)
-    """Files are deleted this long after they were made, unless their upload or batch says otherwise, and
-    batches this long after they ended."""
+    """Files are deleted this long after they were made, unless their upload or batch says otherwise. So are
+    batches, once they have ended."""

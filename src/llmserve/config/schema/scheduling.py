@@ -80,8 +80,8 @@ class Scheduling(ManifestSection):
     come that much earlier or later. Priorities go from -10 to 10; a lower one is served earlier."""
 
     max_queued_requests: Annotated[Requests, _ROUTER] = Field(default=1024, ge=0)
-    """At most this many requests wait. A further request is rejected with 429, or takes the place of one
-    whose tenant has more of the queue than its share."""
+    """At most this many requests of a model wait. A further request is rejected with 429, or takes the place
+    of one whose tenant has more of the queue than its share."""
     queue_timeout_seconds: Annotated[Seconds, Live(("router", "apiserver"))] = Field(default=60.0, gt=0)
     """A request that has waited this long is rejected with 503."""
     worker_heartbeat_seconds: Annotated[Seconds, Live(("router", "worker"))] = Field(default=1.0, gt=0)

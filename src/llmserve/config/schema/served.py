@@ -46,8 +46,8 @@ class ServedModel(ModelSpec):
     tenants: tuple[str, ...] = Field(default=(), strict=False)
     """Only these tenants may use the model; others do not see it. Without it, all may."""
     share: Annotated[float, Live(("router",))] = Field(default=1.0, gt=0, le=1)
-    """While other models' requests wait, this model's requests hold at most this part of each limit of
-    `budgets` that is for all tenants together."""
+    """While requests of other models wait, those of this model hold at most this part of
+    `budgets.max_requests_in_flight`, `max_tokens_in_flight` and `hbm_gb`."""
 
     @classmethod
     def only(cls, models: Models) -> "ServedModel":

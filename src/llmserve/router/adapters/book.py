@@ -106,10 +106,7 @@ class AdapterBook:
 
     def declare(self, model: str, wishes: Iterable[AdapterWish]) -> None:
         """Takes in the adapters that the manifest has now. An entry that was the same before, also for an
-        earlier router, changes nothing: operators may have loaded or unloaded the name since. model: empty:
-        there is no manifest."""
-        if not model:
-            return
+        earlier router, changes nothing: operators may have loaded or unloaded the name since."""
         before, after = self._declared.get(model, {}), {wish.name: wish for wish in wishes}
         self._declared[model] = after
         self.lifecycle.version += before != after

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import chain
 
 from llmserve.config.adapter_source import is_below, parse_adapter_source
 from llmserve.core.adapters import AdapterState, AdapterTier
@@ -37,7 +38,7 @@ class AdapterCalls:
         """Errors: as AdapterBook.load; InvalidRequest for a source that is wrong or not allowed; those
         that a worker has reported of the adapter."""
         tier = decode_tier(request.prefetch, AdapterTier.DISK)
-        source = await asyncio.to_thread(self._source, request.source)
+        source = await asyncio.to_thread(self._source, request.model, request.source)
         wish = AdapterWish(request.name, source, tier, request.pin, request.implicit)
         with self._event_loop.deciding():
             registration = self._book.load(request.model, wish)
@@ -79,11 +80,13 @@ class AdapterCalls:
 
     # -- parts
 
-    def _source(self, text: str) -> str:
-        """Returns the source as the book has it. Reads the file system. Errors: InvalidRequest."""
+    def _source(self, model: str, text: str) -> str:
+        """Returns the source as the book has it. model: empty: the only one. Reads the file
+        system. Errors: InvalidRequest."""
         source, settings = parse_adapter_source(text), self._live.settings
-        declared = str(source) in (wish.source for wish in settings.adapters.wishes)
-        if not declared and not is_below(source, settings.allowed_sources):
+        of_model = (one.wishes for one in settings.adapters if model in ("", one.model))
+        declared = (wish.source for wish in chain.from_iterable(of_model))
+        if str(source) not in declared and not is_below(source, settings.allowed_sources):
             roots = " or ".join(settings.allowed_sources) or "none yet"
             message = f"adapter source {source} is not below one of `lora.allowed_sources`: {roots}"
             raise InvalidRequest(message, field="source")

@@ -101,7 +101,7 @@ class Plan:
 class NoPlan(Enum):
     BLOCKED = "blocked"  # this request has no place now; another may have one
     NO_SLOT = "no slot"  # likewise: workers that may run its adapter run too many others
-    FULL = "full"  # no request has
+    FULL = "full"  # no request of its model has
 
 
 class Disaggregate(StrEnum):
@@ -252,13 +252,12 @@ class Planner:
         return members
 
     def _no_plan(self, request: PlacementRequest, serving: Set[WorkerRole]) -> NoPlan:
-        """FULL ends the round of the queue, so every other request must fare alike."""
+        """FULL ends the round of the model's queue, so every other request of it must fare alike."""
         if request.adapter:
             others = self._choices(replace(request, adapter=BASE_MODEL), serving)
             if others.enough:
                 return NoPlan.NO_SLOT if others.able_to_get(request.adapter).enough else NoPlan.BLOCKED
-        alone = self._membership.models() <= {request.model}
-        return NoPlan.FULL if alone and not request.excluded_workers else NoPlan.BLOCKED
+        return NoPlan.BLOCKED if request.excluded_workers else NoPlan.FULL
 
     def _without_hopeless_exclusions(self, request: PlacementRequest) -> PlacementRequest:
         """Drops the exclusion of a role's only workers: a worker that failed a request and has been heard

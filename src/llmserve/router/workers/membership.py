@@ -15,7 +15,7 @@ from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec, WorkerState
-from llmserve.scheduler.resources import Capacity
+from llmserve.scheduler.models import Capacity
 
 # How long the status still names a worker that is lost, in expiries.
 _FORGOTTEN_AFTER_EXPIRIES = 60
@@ -200,17 +200,20 @@ class ClusterMembership:
         """Models of the registered workers."""
         return self._models
 
-    def capacity(self) -> Capacity:
-        """What the registered workers have together."""
-        registered = [member.spec for member in self if member.registered]
-        decoding = {spec.model for spec in registered if spec.role in _DECODES}
-        # Where no worker of a model decodes, those that prefill do it all.
-        engines = [s.max_concurrency for s in registered if s.role in _DECODES or s.model not in decoding]
+    def capacities(self) -> dict[str, Capacity]:
+        """What the registered workers of each model have together."""
+        return {model: self._capacity(model) for model in sorted(self._models)}
+
+    def _capacity(self, model: str) -> Capacity:
+        registered = [member.spec for member in self if member.registered and member.spec.model == model]
+        # Where no worker decodes, those that prefill do it all.
+        decoding = [spec for spec in registered if spec.role in _DECODES] or registered
+        engines = [spec.max_concurrency for spec in decoding]
         return Capacity(
             requests=sum(engines),
-            kv_bytes_per_token=max((spec.kv_shape.bytes_per_token for spec in registered), default=0.0),
+            kv_bytes_per_token=max(spec.kv_shape.bytes_per_token for spec in registered),
             hands_over=any(spec.role is WorkerRole.PREFILL for spec in registered),
-            widest_engine=max(engines, default=0),
+            widest_engine=max(engines),
         )
 
     def slots(self, worker_id: WorkerId, epoch: int) -> WorkerSlots:

@@ -109,20 +109,22 @@ class _FetchReply:
     """on_progress: called with what the process does now."""
 
     on_progress: Callable[[str], None]
-    model_dirs: list[str] = field(default_factory=list)
+    model_dirs: dict[str, str] = field(default_factory=dict)
 
     def on_line(self, line: str) -> None:
         word, _, text = line.partition(" ")
         if word == PROGRESS_WORD:
             self.on_progress(text)
         elif word == MODEL_WORD:
-            self.model_dirs.append(json.loads(text)["path"])
+            found = json.loads(text)
+            self.model_dirs[found["name"]] = found["path"]
 
 
-async def prepare_model(
+async def prepare_models(
     command: ProcessCommand, sessions: SessionLog, on_progress: Callable[[str], None]
-) -> str:
-    """Returns the directory of the prepared model. Cancelling kills the process; after that or an error,
+) -> dict[str, str]:
+    """Returns the directory of each prepared model, by its name for clients.
+    Cancelling kills the process; after that or an error,
     the caller ends its children. Errors: ModelNotFound with what the process said, DeadlineExceeded."""
     answer = _FetchReply(on_progress)
     child = Child(command, answer.on_line)
@@ -130,7 +132,7 @@ async def prepare_model(
     try:
         code = await asyncio.wait_for(child.wait(), _TIMEOUT_SECONDS)
     except TimeoutError:
-        raise DeadlineExceeded(f"the model was not prepared within {_TIMEOUT_SECONDS:.0f} s") from None
+        raise DeadlineExceeded(f"the models were not prepared within {_TIMEOUT_SECONDS:.0f} s") from None
     finally:
         child.kill()
         await child.wait()
@@ -138,7 +140,7 @@ async def prepare_model(
     if code != 0 or not answer.model_dirs:
         raise ModelNotFound(_explain(code, tail(command.log, _LAST_LINES)))
     sessions.session_ended(child.pid)
-    return answer.model_dirs[-1]
+    return answer.model_dirs
 
 
 def _explain(code: int, said: list[str]) -> str:

@@ -159,7 +159,8 @@ class ProcessSupervisor:
 
     def _message(self, cause: ProcessFailure) -> str:
         """Adds the manifest's line, where the cause names a key of it."""
-        return located(ManifestError(cause.message, key=cause.key), self._job.manifest).message
+        error = ManifestError(cause.message, key=cause.key)
+        return located(error, self._job.manifest, self.spec.model).message
 
     async def stop(self, forced: asyncio.Event) -> None:
         """Asks the process to stop; kills it at its deadline, or when `forced`. No process is left then.

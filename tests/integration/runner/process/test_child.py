@@ -9,9 +9,13 @@ import pytest
 
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.runner.process.child import Child, ProcessCommand
-from llmserve.runner.process.run import prepare_model
+from llmserve.runner.process.run import prepare_models
 
-ANSWER = """print('LLMSERVE_PROGRESS converting'); print('LLMSERVE_MODEL {"path": "/models/x"}')"""
+ANSWER = """
+print('LLMSERVE_PROGRESS converting')
+print('LLMSERVE_MODEL {"name": "x", "path": "/models/x"}')
+print('LLMSERVE_MODEL {"name": "y", "path": "/models/y"}')
+"""
 
 
 @pytest.fixture
@@ -78,7 +82,10 @@ async def test_it_may_have_no_log(command: Callable[[str], ProcessCommand], tmp_
 async def test_the_prepared_model_and_no_session_is_left(command: Callable[[str], ProcessCommand]) -> None:
     """A session number that is told and never taken back would one day name somebody else's processes."""
     sessions, progress = Sessions(), list[str]()
-    assert await prepare_model(command(ANSWER), sessions, progress.append) == "/models/x"
+    assert await prepare_models(command(ANSWER), sessions, progress.append) == {
+        "x": "/models/x",
+        "y": "/models/y",
+    }
     assert progress == ["converting"]
     assert (sessions.seen, sessions.open) == (1, set())
 
@@ -99,7 +106,7 @@ async def test_a_preparation_that_fails(
     command: Callable[[str], ProcessCommand], program: str, said: str
 ) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        await prepare_model(command(program), Sessions(), lambda text: None)
+        await prepare_models(command(program), Sessions(), lambda text: None)
     assert caught.value.message == said
 
 
@@ -107,7 +114,7 @@ async def test_a_preparation_that_is_given_up_is_killed(command: Callable[[str],
     waiting = asyncio.Event()
     program = "import time; print('LLMSERVE_PROGRESS begins', flush=True); time.sleep(300)"
     sessions = Sessions()
-    task = asyncio.create_task(prepare_model(command(program), sessions, lambda text: waiting.set()))
+    task = asyncio.create_task(prepare_models(command(program), sessions, lambda text: waiting.set()))
     await asyncio.wait_for(waiting.wait(), 20)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

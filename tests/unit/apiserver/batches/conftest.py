@@ -16,6 +16,7 @@ from llmserve.apiserver.batches.disk import DiskStorage
 from llmserve.apiserver.batches.files import FileLimits, FileStore, NewFile
 from llmserve.apiserver.batches.run import RunParts
 from llmserve.apiserver.batches.slots import LineSlots
+from llmserve.apiserver.batches.storage import BatchStorage
 from llmserve.apiserver.batches.store import BatchStore, NewBatch
 from llmserve.apiserver.http.auth import Caller
 from llmserve.core.ids import TenantId
@@ -78,7 +79,7 @@ async def pieces(*texts: bytes) -> AsyncIterator[bytes]:
 class Bench:
     """Everything that runs of batches share. now: the Unix time."""
 
-    storage: DiskStorage
+    storage: BatchStorage
     now: float = 1_800_000_000.0
     caller: FakeCaller = field(default_factory=FakeCaller)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

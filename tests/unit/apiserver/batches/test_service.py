@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import MemoryStore
 from openai.types import Batch
 
 from llmserve.apiserver.batches import run as run_module
 from llmserve.apiserver.batches import service as service_module
+from llmserve.apiserver.batches.bucket import BucketStorage, ObjectClaim
 from llmserve.apiserver.batches.call import LineAnswer
 from llmserve.apiserver.batches.disk import DiskStorage
 from llmserve.apiserver.batches.files import FileLimits, NewFile
@@ -168,6 +170,23 @@ async def test_one_of_two_owns_a_batch_and_the_other_takes_over(bench: Bench) ->
             batch = await ended(bench, batch)
     assert counts(batch)["completed"] == 1
     assert bench.caller.prompts == ["a", "a"]
+
+
+async def test_a_batch_in_a_bucket_goes_on_when_its_owner_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dead one releases nothing: its claim is taken when it was not renewed for long enough."""
+    bench = Bench(BucketStorage(MemoryStore(), claim_seconds=0.2))
+    bench.caller.hold = {"b"}
+    batch = await bench.submit(line("a"), line("b"), b"bad")
+    with monkeypatch.context() as dying:
+        dying.setattr(ObjectClaim, "release", lambda claim: claim._owner.aclose())
+        async with serving(bench):
+            await completed(bench, batch, 1)
+    bench.caller.go.set()
+    async with serving(bench):
+        batch = await ended(bench, batch)
+    assert bench.caller.prompts == ["a", "b", "b"]
+    assert counts(batch) == {"total": 3, "completed": 2, "failed": 1}
+    assert await bench.results(batch.id) == {"a": "a", "b": "b", None: "invalid_json_line"}
 
 
 async def test_a_cancelled_batch_ends_with_what_it_has(bench: Bench) -> None:

@@ -132,7 +132,7 @@ class World:
     def begin_term(self, saved: str | None) -> None:
         """Another router leads. saved: what the last one has saved; None: nothing."""
         self.term += 1000
-        settings = RouterSettings(adapters=DeclaredAdapters(MODEL, self.declared))
+        settings = RouterSettings(adapters=(DeclaredAdapters(MODEL, self.declared),))
         self.controller = Controller(settings, self.clock, random.Random(1))
         snapshot = AdapterSnapshot.from_json(saved) if saved else None
         self.controller.take_over(None, 0.0, snapshot, self.term)

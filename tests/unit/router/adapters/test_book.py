@@ -899,7 +899,6 @@ class TestManifest:
     def test_without_a_manifest_there_is_no_model(self, world: World) -> None:
         membership = world.controller.membership
         book = AdapterBook(world.clock, membership, lambda digest: 0)
-        book.declare("", ())
         with pytest.raises(InvalidRequest, match="none yet"):
             book.unload("", "sql")
 

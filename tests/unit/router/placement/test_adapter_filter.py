@@ -94,10 +94,10 @@ def test_where_nobody_has_a_place_the_round_ends(field: Field) -> None:
     assert field.planner.plan(asks()) is NoPlan.FULL
 
 
-def test_requests_of_other_models_may_have_a_place(field: Field, make_spec: MakeSpec) -> None:
+def test_a_worker_of_another_model_takes_no_adapter_of_this_one(field: Field, make_spec: MakeSpec) -> None:
     field.membership.register(make_spec("aggregated-0", model="other"))
     field.take(WorkerRole.DECODE, A, requests=4)
-    assert field.planner.plan(asks(B)) is NoPlan.BLOCKED
+    assert field.planner.plan(asks(B)) is NoPlan.FULL
 
 
 def test_a_worker_for_whole_requests_is_enough(clock: VirtualClock, make_spec: MakeSpec) -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.ids import (
+    AdapterDigest,
+    ApiserverId,
+    BlockHash,
+    RequestId,
+    TenantId,
+    WorkerId,
+    background_of,
+)
 from llmserve.core.outcome import Outcome
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
@@ -25,6 +33,7 @@ from llmserve.router.workers.worker import WorkerSpec
 HASHES = [BlockHash(bytes([number])) for number in range(8)]
 PROMPT_TOKENS = 8 * 16 + 5
 WORKER = WorkerId("aggregated-0")
+TENANT = TenantId("t")
 
 
 @dataclass
@@ -41,11 +50,15 @@ class World:
         self.tell(DirectoryUpdate(Holder(worker), 1, is_snapshot=True, stored=tuple(HASHES[:blocks])))
 
     def admit(
-        self, name: str, hashes: list[BlockHash] = HASHES, adapter: AdapterDigest = BASE_MODEL
+        self,
+        name: str,
+        hashes: list[BlockHash] = HASHES,
+        adapter: AdapterDigest = BASE_MODEL,
+        tenant: TenantId = TENANT,
     ) -> list[Effect]:
         placement = PlacementRequest("m", PROMPT_TOKENS, adapter=adapter)
         prompt = HashedPrompt(hashes, 16 if hashes else 0)
-        admit = Admit(RequestId(name), TenantId("t"), placement, prompt=prompt)
+        admit = Admit(RequestId(name), tenant, placement, prompt=prompt)
         effects = self.controller.requests.admit(self.session, admit)
         self.controller.check_integrity()
         return effects
@@ -154,6 +167,15 @@ def test_what_a_waiting_request_has_below_dram_is_to_come_up(make_world: MakeWor
     assert (effect.worker_id, effect.tenant, effect.stretches) == (WORKER, "t", [Stretch("m", 0, 6)])
     assert 0 < effect.wait_seconds <= 60
     assert effect.adapter == BASE_MODEL
+
+
+def test_a_line_of_a_batch_finds_the_blocks_of_its_tenant(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.tell(DirectoryUpdate(Holder("m/disk", KvTier.NVME), 1, is_snapshot=True, stored=tuple(HASHES[:6])))
+    world.admit("runs")
+    (effect,) = world.admit("waits", tenant=background_of(TENANT))
+    assert isinstance(effect, Prefetch)
+    assert effect.tenant == "t"
 
 
 def test_its_blocks_are_those_of_its_adapter(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import WorkerSpec, WorkerState
-from llmserve.scheduler.resources import Capacity
+from llmserve.scheduler.models import Capacity
 
 MakeSpec = Callable[..., WorkerSpec]
 DECODE = WorkerId("decode-0")
@@ -271,29 +271,40 @@ def test_refuses_nonsense(
 def test_prefill_workers_count_as_capacity_where_there_are_no_others(
     membership: ClusterMembership, make_spec: MakeSpec
 ) -> None:
-    assert membership.capacity() == Capacity()
+    def requests() -> dict[str, int]:
+        return {model: one.requests for model, one in membership.capacities().items()}
+
+    assert requests() == {}
     membership.register(make_spec("prefill-0", slots=2))
-    assert membership.capacity().requests == 2
+    assert requests() == {"m": 2}
     membership.register(make_spec("decode-0", slots=5))
     membership.register(make_spec("decode-1", slots=4, model="other"))
-    assert membership.capacity().requests == 9
+    assert requests() == {"m": 5, "other": 4}
     membership.deregister(DECODE, 1)
-    assert membership.capacity().requests == 6
+    assert requests() == {"m": 2, "other": 4}
     membership.register(make_spec("aggregated-0", slots=3))
-    assert membership.capacity().requests == 7
+    assert requests() == {"m": 3, "other": 4}
 
 
-def test_capacity_is_what_the_registered_workers_have_together(
+def test_capacity_is_what_the_registered_workers_of_a_model_have_together(
     membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
 ) -> None:
     membership.register(make_spec("decode-0", slots=5))
     membership.register(make_spec("aggregated-0", slots=3, block_bytes=64, model="small"))
-    assert membership.capacity() == Capacity(8, 256.0, hands_over=False, widest_engine=5)
+    membership.register(make_spec("aggregated-1", slots=4, block_bytes=64, model="small"))
+    small = Capacity(7, 4.0, hands_over=False, widest_engine=4)
+    assert membership.capacities() == {
+        "m": Capacity(5, 256.0, hands_over=False, widest_engine=5),
+        "small": small,
+    }
     membership.register(make_spec("prefill-0", slots=9))
-    assert membership.capacity() == Capacity(8, 256.0, hands_over=True, widest_engine=5)
+    assert membership.capacities() == {
+        "m": Capacity(5, 256.0, hands_over=True, widest_engine=5),
+        "small": small,
+    }
     clock.advance(5.0)
     membership.expire()
-    assert membership.capacity() == Capacity()
+    assert membership.capacities() == {}
 
 
 def test_a_token_of_kv_is_a_part_of_a_block_on_all_ranks(make_spec: MakeSpec) -> None:
