@@ -26,6 +26,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
         "routing",
         "adapter-routing",
         "decode-slots",
+        "adapter-fairness",
         "fairness",
         "simulate",
     ),

@@ -190,5 +190,9 @@ class RouterMetrics:
             "router_adapter_fetch_failures_total",
             "How often a worker could not fetch an adapter, and is to try again",
         )
+        self.adapter_prefetches_total = counter(
+            "router_adapter_prefetches_total",
+            "How often a worker was told to bring an adapter into memory while a request for it waits",
+        )
         self.scheduler = StateCollector(_SCHEDULER_FAMILIES, SchedulerStats)
         registry.register(self.scheduler)

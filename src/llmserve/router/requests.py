@@ -4,6 +4,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, owner_of
 from llmserve.core.outcome import Outcome
+from llmserve.router.adapters.awaited import AwaitedAdapters
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.events import (
     Admit,
@@ -26,6 +27,8 @@ from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.scheduler import Scheduler
 
+_NO_PLACE = {NoPlan.BLOCKED: Fit.BLOCKED, NoPlan.NO_SLOT: Fit.NO_SLOT, NoPlan.FULL: Fit.FULL}
+
 
 class Requests:
     """Takes the events of requests, and returns their effects. The other events end with `dispatch`, too: a
@@ -46,7 +49,7 @@ class Requests:
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
         self._adapters = adapters
         self._membership, self._capacity_version = membership, membership.version
-        self._room = AdapterRoom(membership)
+        self._room, self._awaited = AdapterRoom(membership), AwaitedAdapters(membership, adapters.lifecycle)
         self._placed: list[Effect] = []  # since the last dispatch
         self._deferred: set[RequestId] = set()  # in this round
 
@@ -78,15 +81,18 @@ class Requests:
         answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
             self.entries.close(admit.request_id)
-            self._room.forgo(admit.placement)
+            self._waits_no_more(admit.request_id, entry)
             return [RequestRefused(session, admit.request_id, Outcome.REJECTED, answer.error)]
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
 
     def _prefetch(self, admit: Admit) -> list[Effect]:
-        """Asks for the blocks of a request that waits."""
+        """Asks for the blocks and the adapter of a request that waits."""
         entry = self.entries.get(admit.request_id)
-        if entry is None or entry.hold or not self._prefixes.prefetches:
+        if entry is None or entry.hold:
+            return []
+        self._awaited.wait(admit.request_id, entry.placement)
+        if not self._prefixes.prefetches:
             return []
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
         return [*self._prefixes.prefetch(entry, owner_of(admit.tenant), wait_seconds)]
@@ -187,7 +193,7 @@ class Requests:
         entry = self.entries.close(request_id)
         hold = entry.hold
         if hold is None:
-            self._room.forgo(entry.placement)
+            self._waits_no_more(request_id, entry)
             self._queue.withdraw(request_id)
         else:
             self._measure(hold.work, output_tokens // hold.work.choices)
@@ -203,7 +209,7 @@ class Requests:
         """Ends a request that the queue gave up. Missing workers are the reason, where some are missing."""
         request_id = eviction.request.request_id
         entry = self.entries.close(request_id)
-        self._room.forgo(entry.placement)
+        self._waits_no_more(request_id, entry)
         error: LLMServeError = self._planner.missing_workers(entry.placement.model) or eviction.error
         return RequestRefused(entry.session, request_id, Outcome.EVICTED, error)
 
@@ -236,15 +242,13 @@ class Requests:
     def _no_place(self, entry: RequestEntry, request: QueuedRequest, plan: NoPlan) -> Fit:
         """Says how the queue goes on without this request. One that has waited long for a slot of its adapter
         gets the next slot."""
-        if plan is NoPlan.FULL:
-            return Fit.FULL
         waited = self._clock.now() - request.arrived_at
-        if request.adapter and waited >= self._scheduler.policy.adapters.aging_seconds:
+        if plan is NoPlan.NO_SLOT and waited >= self._scheduler.policy.adapters.aging_seconds:
             self._room.make(entry.placement)
-        return Fit.BLOCKED
+        return _NO_PLACE[plan]
 
     def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
-        self._room.forgo(entry.placement)
+        self._waits_no_more(request.request_id, entry)
         now = self._clock.now()
         kv_tokens = entry.placement.prompt_tokens + request.expected_output_tokens
         work = Work(plan, now, kv_tokens, choices=request.choices, adapter=entry.placement.adapter)
@@ -258,6 +262,10 @@ class Requests:
             requests_ahead=entry.requests_ahead,
             report=self._queue.report(request),
         )
+
+    def _waits_no_more(self, request_id: RequestId, entry: RequestEntry) -> None:
+        self._room.forgo(entry.placement)
+        self._awaited.leave(request_id, entry.placement)
 
     def _handed_over(self, work: Work, prompt_tokens: int, added_seconds: float) -> None:
         """Prompts that share the steps of an engine say too little of what each of them took."""

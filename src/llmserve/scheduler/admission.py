@@ -12,9 +12,8 @@ from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import Accounts
 from llmserve.scheduler.budgets import Budget
-from llmserve.scheduler.fairness import Turns
 from llmserve.scheduler.flows import FlowRound, Flows
-from llmserve.scheduler.ordering import Ordering, OutputEstimates
+from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.refusals import Refusals
 from llmserve.scheduler.request import (
@@ -30,6 +29,7 @@ from llmserve.scheduler.request import (
     WaitingRequest,
 )
 from llmserve.scheduler.resources import BudgetSet
+from llmserve.scheduler.turns import Turns
 from llmserve.scheduler.wait_reasons import WaitReasons
 
 _NO_PLACE = "free seats of workers"
@@ -42,7 +42,10 @@ class AdmissionQueue:
     dispatched: the request whose turn it is gets what others give back, so a large request is not
     overtaken. When a tenant's own is used up, only that tenant waits. longest_retry_seconds: see Refusals.
     accounts: may be replaced before use. holds_up_all: a budget that ended the last round is full whatever
-    the model."""
+    the model.
+
+    A tenant whose requests wait for adapter slots lets others pass, and keeps its turn. When it is far
+    behind, slots are owed to it: requests of others with an adapter wait until it has got some."""
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class AdmissionQueue:
         self._running: dict[RequestId, QueuedRequest] = {}
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._round_ended_by = ""  # what ended the last round
+        self._slots_owed_to: TenantId | None = None  # by the last round
+        self.adapter_turns = AdapterTurns()
         self.holds_up_all = False
         self.refusals = Refusals(
             clock, self._flows, self._budgets, turns.fairness, self._rate, longest_retry_seconds
@@ -100,7 +105,8 @@ class AdmissionQueue:
         if ahead < self.max_queued:
             self._enqueue(request)
             return Queued(ahead)
-        if self._budgets.fits(request) and place(request) is Fit.PLACED:
+        if self._budgets.fits(request) and self._may_have_slot(request) and place(request) is Fit.PLACED:
+            self._enqueue(request)  # it is its tenant's turn
             self._dispatched(request)
             return Dispatched()
         victim = self._flows.over_its_share(request.tenant, self._turns.fairness.shares.weight)
@@ -124,25 +130,25 @@ class AdmissionQueue:
         dispatched: list[QueuedRequest] = []
         rounds: dict[TenantId, FlowRound] = {}
         self.held_up_by("")
-        self._turns.begin_round(self._clock.now())
+        self._slots_owed_to = None
+        self._turns.begin_round(self._clock.now(), self.adapter_turns.aging_seconds)
         while (tenant := self._turns.next()) is not None:
             flow = rounds.get(tenant) or rounds.setdefault(tenant, FlowRound(self._flows[tenant]))
             waiting = flow.next()
             if waiting is None:
-                self._turns.pass_over(tenant)
+                self._pass_over(flow, tenant)
                 continue
             fit = self._try(waiting.request, place)
             if fit is Fit.FULL:
                 break
             if fit is Fit.PLACED:
                 self._dispatched(waiting.request)
-                self._leave_queue(waiting)
                 dispatched.append(waiting.request)
                 flow.placed(waiting)
             elif fit is Fit.DEFERRED:
                 flow.deferred(waiting)
             elif tenant in self._turns:
-                flow.blocked(waiting)
+                flow.blocked(waiting, lacks_slot=fit is Fit.NO_SLOT)
         self._turns.end_round()
         self._wait_reasons.all_wait_for(self._round_ended_by, self._clock.now())
         return dispatched
@@ -248,7 +254,7 @@ class AdmissionQueue:
 
     def _try(self, request: QueuedRequest, place: Place) -> Fit:
         """Looks for a place for the request whose turn it is."""
-        if self._suspended(request):
+        if self._suspended(request) or not self._may_have_slot(request):
             return Fit.BLOCKED
         if (budget := self._budgets.full_in_cluster(request)) is not None:
             self._round_ended_by = budget.name
@@ -259,6 +265,19 @@ class AdmissionQueue:
         if fit is not Fit.PLACED:
             self._round_ended_by = _NO_PLACE
         return fit
+
+    def _pass_over(self, flow: FlowRound, tenant: TenantId) -> None:
+        """No request of the tenant has a place now."""
+        patience = self.adapter_turns.patience_seconds
+        if self._slots_owed_to is None and flow.lacks_slot and self._turns.is_behind(tenant, patience):
+            self._slots_owed_to = tenant
+        self._turns.pass_over(tenant)
+
+    def _may_have_slot(self, request: QueuedRequest) -> bool:
+        """False: slots are owed to another tenant, and the request has not waited for long yet."""
+        if not request.adapter or self._slots_owed_to in (None, request.tenant):
+            return True
+        return self._clock.now() - request.arrived_at >= self.adapter_turns.aging_seconds
 
     def _suspended(self, request: QueuedRequest) -> bool:
         """Suspends the tenant when it has used up a budget of its own."""
@@ -293,7 +312,11 @@ class AdmissionQueue:
             self._wait_reasons.all_wait_for("", self._clock.now())
 
     def _dispatched(self, request: QueuedRequest) -> None:
+        """A waiting request has its place."""
+        waiting = self._flows.get(request.request_id)
+        assert waiting is not None, request
         self._start(request)
+        self._leave_queue(waiting)
         self.accounts.dispatched(request, self._clock.now())
         self.tally.dispatched += 1
 

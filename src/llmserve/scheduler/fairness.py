@@ -76,15 +76,21 @@ class FairShare:
             self._tags.clear()
 
     def suspend(self, tenant: TenantId) -> None:
-        """The tenant cannot use a turn. It does not get the missed turns later."""
+        """The tenant cannot use a turn."""
         del self._entries[tenant]
 
-    def resume(self, tenant: TenantId) -> None:
-        """A waiting tenant takes part again, from now on."""
+    def resume(self, tenant: TenantId, owed_since: float | None = None) -> None:
+        """A waiting tenant takes part again. owed_since: virtual time from which on it gets the turns that it
+        has missed; None: it gets none of them."""
         assert tenant in self._waiting, tenant
         assert tenant not in self._entries, tenant
-        self._set_tag(tenant, max(self.virtual_time, self._tag(tenant)))
+        earliest = self.virtual_time if owed_since is None else owed_since
+        self._set_tag(tenant, max(earliest, self._tag(tenant)))
         self._push(tenant)
+
+    def is_behind(self, tenant: TenantId, virtual_time: float) -> bool:
+        """Whether the next turn of a waiting tenant should have come before this virtual time."""
+        return tenant in self._waiting and self._tag(tenant) < virtual_time
 
     def next(self) -> TenantId | None:
         """The tenant whose turn it is; None: no waiting tenant could use it. O(log n)."""
@@ -159,77 +165,3 @@ class FairShare:
         if len(self._heap) > 2 * len(self._entries) + _SLACK:
             self._heap = list(self._entries.values())
             heapq.heapify(self._heap)
-
-
-class Turns:
-    """Fair turns, without the tenants that cannot use one now.
-
-    A tenant that has used up a budget of its own is suspended until one of its requests ends, or until its
-    rate allows more; it costs nothing meanwhile. A tenant whose requests have no place now is passed over
-    until the round ends.
-
-    begin_round -> (next -> dispatch | suspend | pass_over) ... -> end_round."""
-
-    def __init__(self, fairness: FairShare) -> None:
-        self.fairness = fairness
-        self._suspended: dict[TenantId, float | None] = {}  # until when; None: until something ends
-        self._ready: list[tuple[float, TenantId]] = []
-        self._passed_over: set[TenantId] = set()
-
-    def __contains__(self, tenant: TenantId) -> bool:
-        """Whether the tenant could use a turn now."""
-        return tenant not in self._suspended and tenant not in self._passed_over
-
-    def join(self, tenant: TenantId) -> None:
-        self.fairness.join(tenant)
-
-    def leave(self, tenant: TenantId) -> None:
-        self._suspended.pop(tenant, None)
-        self._passed_over.discard(tenant)
-        self.fairness.leave(tenant)
-
-    def begin_round(self, now: float) -> None:
-        while (ready_at := self.next_ready()) is not None and ready_at <= now:
-            self.released(self._ready[0][1])
-
-    def next(self) -> TenantId | None:
-        return self.fairness.next()
-
-    def pass_over(self, tenant: TenantId) -> None:
-        """The tenant has no turn until the round ends."""
-        self._passed_over.add(tenant)
-        self.fairness.suspend(tenant)
-
-    def suspend(self, tenant: TenantId, until: float | None) -> None:
-        """The tenant has no turn until this time, or until one of its requests ends."""
-        self._suspended[tenant] = until
-        self.fairness.suspend(tenant)
-        if until is not None:
-            heapq.heappush(self._ready, (until, tenant))
-
-    def released(self, tenant: TenantId) -> None:
-        """A request of the tenant has ended: the tenant may have a turn again."""
-        if tenant in self._suspended:
-            del self._suspended[tenant]
-            self.fairness.resume(tenant)
-
-    def end_round(self) -> None:
-        for tenant in self._passed_over:
-            self.fairness.resume(tenant)
-        self._passed_over.clear()
-
-    def restart(self) -> None:
-        """The limits have changed: all tenants may have a turn again."""
-        for tenant in list(self._suspended):
-            self.released(tenant)
-
-    def next_ready(self) -> float | None:
-        """Time at which a suspended tenant returns without another event."""
-        while self._ready and self._suspended.get(self._ready[0][1]) != self._ready[0][0]:
-            heapq.heappop(self._ready)
-        return self._ready[0][0] if self._ready else None
-
-    def check_integrity(self, waiting: set[TenantId], running: set[RequestId]) -> None:
-        self.fairness.check_integrity(waiting, running)
-        assert self._suspended.keys() <= waiting, self._suspended
-        assert not self._passed_over, "a round is under way"

@@ -47,6 +47,7 @@ class FlowRound:
     def __init__(self, flow: TenantFlow) -> None:
         self._flow = flow
         self._passed_over = self._blocked = 0  # the first ones of the flow; those without a place
+        self.lacks_slot = False  # one of the requests that were asked waits for an adapter slot
         self._deferred: dict[int, WaitingRequest] = {}  # by sequence
         self._asking: Counter[AdapterDigest] = Counter()  # deferred ones of each adapter, since the beginning
 
@@ -70,9 +71,10 @@ class FlowRound:
         self._deferred[waiting.sequence] = waiting
         self._asking[waiting.request.adapter] += 1
 
-    def blocked(self, waiting: WaitingRequest) -> None:
-        """It has no place now."""
+    def blocked(self, waiting: WaitingRequest, *, lacks_slot: bool = False) -> None:
+        """It has no place now. lacks_slot: for want of an adapter slot."""
         self._blocked += 1
+        self.lacks_slot |= lacks_slot
         if not self._deferred.pop(waiting.sequence, None):
             self._passed_over += 1
 

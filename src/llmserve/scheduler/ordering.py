@@ -54,6 +54,12 @@ class AdapterTurns:
     packing_seconds: float = _DEFAULTS.adapter_packing
     aging_seconds: float = _DEFAULTS.aging_seconds
 
+    @property
+    def patience_seconds(self) -> float:
+        """How far a tenant may be behind its turn for want of slots before others leave slots to it: adapters
+        that change hands more often cost everybody more."""
+        return self.aging_seconds / 10
+
 
 # Of a tenant nothing is known of: a chat answer.
 _FIRST_GUESS_TOKENS = 256.0

@@ -55,6 +55,7 @@ class Fit(Enum):
 
     PLACED = "placed"  # it has its place; it is running from now on
     BLOCKED = "blocked"  # no place for this one now; others may have one
+    NO_SLOT = "no slot"  # likewise, for want of an adapter slot
     DEFERRED = "deferred"  # it may have one: to be asked again when later ones of its tenant were asked
     FULL = "full"  # no place for any of its model
 

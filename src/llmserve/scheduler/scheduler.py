@@ -10,13 +10,14 @@ from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.accounts import Accounts
 from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.fairness import FairShare, TenantShares, Turns
+from llmserve.scheduler.fairness import FairShare, TenantShares
 from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates, ShortestFirst
 from llmserve.scheduler.queues import ModelQueues
 from llmserve.scheduler.request import EvictedRequest
 from llmserve.scheduler.resources import BudgetSet, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import ModelSnapshot, SchedulerSnapshot
+from llmserve.scheduler.turns import Turns
 
 _DEFAULTS = Scheduling()
 
@@ -71,7 +72,7 @@ class Scheduler:
         for queue in self.queue:
             queue.max_queued = policy.max_queued_requests
             queue.refusals.longest_retry_seconds = policy.queue_timeout_seconds
-            queue.ordering = policy.ordering
+            queue.ordering, queue.adapter_turns = policy.ordering, policy.adapters
         return self._changed()
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> list[EvictedRequest]:
@@ -125,7 +126,7 @@ class Scheduler:
             turns=Turns(fairness),
             estimates=estimates,
         )
-        queue.accounts = self._accounts
+        queue.accounts, queue.adapter_turns = self._accounts, self.policy.adapters
         self._parts[model] = _ModelPart(queue, fairness, estimates)
         self._set_shares(model)
         return queue

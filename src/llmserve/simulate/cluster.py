@@ -195,10 +195,13 @@ class VirtualCluster:
     def drawn(self, engine: VirtualEngine, sequence: TracedSequence, tokens: int, seconds: float) -> None:
         """See EngineOwner."""
         flight = self._flights[sequence.request_id]
-        self._count_tokens(flight, sequence, tokens, seconds)
         if sequence.leg is SimLeg.PREFILL:
-            self._prefilled(flight, engine.finish(sequence))
-        elif sequence.left_tokens == 0:
+            blocks = engine.finish(sequence)  # before the router hears of it, and gives its slot to another
+            self._count_tokens(flight, sequence, tokens, seconds)
+            self._prefilled(flight, blocks)
+            return
+        self._count_tokens(flight, sequence, tokens, seconds)
+        if sequence.left_tokens == 0:
             engine.release(engine.finish(sequence))
             self._over(flight)
         else:

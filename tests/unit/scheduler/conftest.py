@@ -9,10 +9,11 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.budgets import RequestBudget
-from llmserve.scheduler.fairness import FairShare, Turns
+from llmserve.scheduler.fairness import FairShare
 from llmserve.scheduler.ordering import Ordering, ShortestFirst
 from llmserve.scheduler.request import Fit, QueuedRequest
 from llmserve.scheduler.resources import BudgetSet
+from llmserve.scheduler.turns import Turns
 
 ARRIVAL = ShortestFirst(aging_seconds=0.0)
 

@@ -82,3 +82,12 @@ def test_32_without_a_place_end_the_round(deferred: int, blocked: int) -> None:
     for _ in range(blocked):
         one.blocked(asked(one))
     assert (one.next() is None) is (blocked == 32)
+
+
+def test_a_round_knows_whether_a_request_lacks_a_slot() -> None:
+    one = FlowRound(make_flow("a1", "b1", "c1"))
+    seen = [one.lacks_slot]
+    for lacks_slot in (False, True, False):
+        one.blocked(asked(one), lacks_slot=lacks_slot)
+        seen.append(one.lacks_slot)
+    assert seen == [False, False, True, True]

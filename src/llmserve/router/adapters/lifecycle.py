@@ -2,7 +2,7 @@
 each worker is ordered to hold. Pure.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from llmserve.core.adapters import AdapterReport, AdapterState
 from llmserve.core.clock import Clock
@@ -29,7 +29,8 @@ FETCHES_ADAPTERS = "it fetches adapters"
 class AdapterLifecycle:
     """users: counts the requests that wait or run with a version. changes: grows when anything changes that
     somebody may wait for. version: grows when anything changes that is saved. fetch_failures: how often a
-    worker could not fetch an adapter that is tried again.
+    worker could not fetch an adapter that is tried again. prefetches: how often a worker was ordered to bring
+    one near for requests that wait.
 
     A registration is reviewed whenever something happened that may concern it. A review looks at everything
     that is known, so it does not depend on earlier reviews."""
@@ -39,7 +40,7 @@ class AdapterLifecycle:
     ) -> None:
         self._clock, self._membership, self._users = clock, membership, users
         self.table, self.orders = RegistrationTable(), OrderBoard()
-        self.changes = self.version = self.fetch_failures = 0
+        self.changes = self.version = self.fetch_failures = self.prefetches = 0
         self._members: dict[str, list[ClusterMember]] = {}
         self._members_version: int | None = None  # of the membership that `_members` shows
         self._heard: dict[WorkerId, Mapping[int, AdapterReport]] = {}  # the reports that were reviewed last
@@ -101,6 +102,14 @@ class AdapterLifecycle:
         for registration in found:
             registration.used_at = self._clock.now()
         return bool(found)
+
+    def bring_near(self, model: str, digest: AdapterDigest, workers: Set[WorkerId]) -> None:
+        """Orders these workers, and no others, to have the version in DRAM for requests that wait."""
+        self.prefetches += len(workers)
+        self.changes += 1
+        for registration in self.table.of_version(model, digest):
+            registration.awaited_by = workers
+            self._order(registration, self.members(model))
 
     def bound_implicit(self) -> None:
         """Ends the implicit registrations that were used longest ago, when there are too many. Those that

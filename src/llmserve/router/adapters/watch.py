@@ -19,6 +19,7 @@ class AdapterWatch:
     def __init__(self, book: AdapterBook, metrics: RouterMetrics) -> None:
         self._book, self._metrics = book, metrics
         self._changes, self._version, self._failures = book.lifecycle.changes, book.lifecycle.version, 0
+        self._prefetches = 0
         self._known: dict[int, tuple[Registration, AdapterState]] = {}
         self._waiting: set[asyncio.Event] = set()
         self._closed = False
@@ -31,6 +32,8 @@ class AdapterWatch:
         self._changes = self._book.lifecycle.changes
         self._metrics.adapter_fetch_failures_total.inc(self._book.lifecycle.fetch_failures - self._failures)
         self._failures = self._book.lifecycle.fetch_failures
+        self._metrics.adapter_prefetches_total.inc(self._book.lifecycle.prefetches - self._prefetches)
+        self._prefetches = self._book.lifecycle.prefetches
         if self._version != self._book.lifecycle.version:
             self._version = self._book.lifecycle.version
             self._tell_changes()

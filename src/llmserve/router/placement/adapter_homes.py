@@ -108,6 +108,11 @@ class AdapterHomes:
         self._orders.clear()
 
 
+def first_home(adapter: AdapterDigest, members: Sequence[ClusterMember]) -> WorkerId:
+    """The worker that is the home of a version with one home. members: at least one."""
+    return min((member.spec.worker_id for member in members), key=lambda name: _weight(adapter, name))
+
+
 def _wanted(count: int, share: float, workers: int) -> int:
     """The next number of homes: one more, one fewer, or the same."""
     if share > _GROW_ABOVE * count and count < workers:

@@ -100,6 +100,7 @@ class Plan:
 
 class NoPlan(Enum):
     BLOCKED = "blocked"  # this request has no place now; another may have one
+    NO_SLOT = "no slot"  # likewise: workers that may run its adapter run too many others
     FULL = "full"  # no request of its model has
 
 
@@ -129,6 +130,10 @@ class WorkerChoices(NamedTuple):
     def enough(self) -> bool:
         """Whether a request has a place among them."""
         return bool(self.whole or (self.prefill and self.decode))
+
+    def able_to_get(self, adapter: AdapterDigest) -> "WorkerChoices":
+        """Those that have not failed to get the adapter."""
+        return WorkerChoices(*([m for m in group if adapter not in m.ruled_out] for group in self))
 
     def of_role(self, role: WorkerRole) -> Sequence[ClusterMember]:
         by_role = {WorkerRole.PREFILL: self.prefill, WorkerRole.DECODE: self.decode}
@@ -248,12 +253,11 @@ class Planner:
 
     def _no_plan(self, request: PlacementRequest, serving: Set[WorkerRole]) -> NoPlan:
         """FULL ends the round of the model's queue, so every other request of it must fare alike."""
-        special = request.excluded_workers or self._lacks_only_adapter_slots(request, serving)
-        return NoPlan.BLOCKED if special else NoPlan.FULL
-
-    def _lacks_only_adapter_slots(self, request: PlacementRequest, serving: Set[WorkerRole]) -> bool:
-        base = replace(request, adapter=BASE_MODEL)
-        return bool(request.adapter) and self._choices(base, serving).enough
+        if request.adapter:
+            others = self._choices(replace(request, adapter=BASE_MODEL), serving)
+            if others.enough:
+                return NoPlan.NO_SLOT if others.able_to_get(request.adapter).enough else NoPlan.BLOCKED
+        return NoPlan.BLOCKED if request.excluded_workers else NoPlan.FULL
 
     def _without_hopeless_exclusions(self, request: PlacementRequest) -> PlacementRequest:
         """Drops the exclusion of a role's only workers: a worker that failed a request and has been heard

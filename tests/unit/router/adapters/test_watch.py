@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.core.errors import NotLeader
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.adapters.watch import AdapterWatch
-from tests.unit.router.adapters.conftest import MODEL, World, digest_of
+from tests.unit.router.adapters.conftest import LORA, MODEL, World, digest_of
 
 
 class Watched:
@@ -103,6 +104,18 @@ def test_tries_that_failed_are_counted(world: World, watched: Watched) -> None:
         world.round()
         watched.watch.look()
     assert watched.value("router_adapter_fetch_failures_total") == world.book.lifecycle.fetch_failures == 3
+
+
+def test_what_was_brought_near_for_waiting_requests_is_counted(world: World, watched: Watched) -> None:
+    world.start("prefill-0", "decode-0", lora=replace(LORA, slots=1))
+    for name in ("busy", "a", "b"):
+        world.loaded(name, name)
+    counts: list[float | None] = []
+    for name in ("busy", "a", "b", "a"):
+        world.admit(f"r{len(counts)}", digest_of(name))
+        watched.watch.look()
+        counts.append(watched.value("router_adapter_prefetches_total"))
+    assert counts == [0, 2, 4, 4]
 
 
 async def test_who_waits_is_woken_by_the_decision(world: World, watched: Watched) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.core.adapters import BASE_MODEL, LoraShape
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import AdapterDigest
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.router.placement.baselines import RoundRobin
 from llmserve.router.placement.filters import HasAdapterSlot, HasFreeSlot
@@ -72,9 +72,19 @@ def field(clock: VirtualClock, make_spec: MakeSpec) -> Field:
 @pytest.mark.parametrize("role", [WorkerRole.PREFILL, WorkerRole.DECODE])
 def test_both_sides_need_a_slot(field: Field, role: WorkerRole) -> None:
     field.take(role, A)
-    assert field.planner.plan(asks(B)) is NoPlan.BLOCKED
+    assert field.planner.plan(asks(B)) is NoPlan.NO_SLOT
     assert isinstance(field.planner.plan(asks(A)), Plan)
     assert isinstance(field.planner.plan(asks()), Plan)
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
+def test_an_adapter_that_no_worker_of_a_role_can_get_lacks_more_than_a_slot(field: Field, name: str) -> None:
+    for role in (WorkerRole.PREFILL, WorkerRole.DECODE):
+        field.take(role, A)
+    field.membership.rule_out(WorkerId(name), B, out=True)
+    assert field.planner.plan(asks(B)) is NoPlan.BLOCKED
+    field.membership.rule_out(WorkerId(name), B, out=False)
+    assert field.planner.plan(asks(B)) is NoPlan.NO_SLOT
 
 
 def test_where_nobody_has_a_place_the_round_ends(field: Field) -> None:
@@ -96,4 +106,4 @@ def test_a_worker_for_whole_requests_is_enough(clock: VirtualClock, make_spec: M
     planner = Planner(membership, ActiveRules((HasAdapterSlot(),), RoundRobin(), Disaggregate.ALWAYS))
     (member,) = membership.available("m", WorkerRole.AGGREGATED)
     member.slots.take(A)
-    assert planner.plan(asks(B)) is NoPlan.BLOCKED
+    assert planner.plan(asks(B)) is NoPlan.NO_SLOT

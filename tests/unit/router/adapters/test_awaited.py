@@ -1,0 +1,179 @@
+"""Adapters come near while requests for them wait in the queue."""
+
+from dataclasses import replace
+
+import pytest
+
+from llmserve.core.adapters import AdapterTier, LoraShape
+from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
+from llmserve.router.adapters.registration import Registration
+from llmserve.router.placement.adapter_homes import first_home
+from llmserve.router.placement.planner import PlacementRequest
+from tests.unit.router.adapters.conftest import LORA, MODEL, World, digest_of
+
+DRAM, DISK, SOURCE = AdapterTier.DRAM, AdapterTier.DISK, AdapterTier.SOURCE
+ONE_SLOT = replace(LORA, slots=1)
+
+
+@pytest.fixture
+def field(world: World) -> World:
+    """One worker for whole requests, whose slot has `busy`; eight others are on its disk."""
+    world.start("aggregated-0", lora=ONE_SLOT)
+    for name in ("busy", *(f"a{number}" for number in range(8))):
+        world.loaded(name, name)
+    world.admit("running", digest_of("busy"))
+    return world
+
+
+def wait(world: World, request: str, adapter: str) -> None:
+    world.admit(request, digest_of(adapter))
+    world.controller.check_integrity()
+
+
+def ordered(world: World, worker: str, tier: AdapterTier = DRAM) -> set[str]:
+    return {order.source.removeprefix("dir:/") for order in world.ordered(worker) if order.tier is tier}
+
+
+def test_a_version_comes_near_while_a_request_for_it_waits(field: World) -> None:
+    wait(field, "r", "a0")
+    assert ordered(field, "aggregated-0") == {"a0"}
+    assert field.heartbeat("aggregated-0"), "its next heartbeat tells it"
+    field.heartbeat("aggregated-0")
+    assert field.member("aggregated-0").adapters[digest_of("a0")].tier is DRAM
+    assert field.book.lifecycle.prefetches == 1
+
+
+def test_one_without_an_adapter_or_with_a_place_asks_for_nothing(field: World) -> None:
+    field.admit("base", AdapterDigest(""))
+    field.admit("also", digest_of("busy"))
+    assert ordered(field, "aggregated-0") == set()
+
+
+@pytest.mark.parametrize("leaves", ["placed", "withdrawn", "expired", "gone with its apiserver"])
+def test_it_is_wanted_as_before_when_no_request_waits_for_it(field: World, leaves: str) -> None:
+    wait(field, "r", "a0")
+    wait(field, "s", "a0")
+    field.done("s")
+    assert ordered(field, "aggregated-0") == {"a0"}, "one still waits"
+    match leaves:
+        case "placed":
+            field.done("running")
+        case "withdrawn":
+            field.done("r")
+        case "expired":
+            field.round(rounds=100)
+        case _:
+            field.controller.close_session(field.session)
+    assert ordered(field, "aggregated-0") == set()
+    assert ordered(field, "aggregated-0", DISK) >= {"busy", "a0"}
+
+
+def test_a_worker_brings_few_at_once(field: World) -> None:
+    for number in range(6):
+        wait(field, f"r{number}", f"a{number}")
+    assert ordered(field, "aggregated-0") == {"a0", "a1", "a2", "a3"}
+    field.done("r4")
+    assert ordered(field, "aggregated-0") == {"a0", "a1", "a2", "a3"}
+    field.done("r1")
+    assert ordered(field, "aggregated-0") == {"a0", "a2", "a3", "a5"}
+    assert field.book.lifecycle.prefetches == 5
+
+
+def test_those_that_found_no_turn_get_it_with_the_next_request(field: World) -> None:
+    for number in range(5):
+        wait(field, f"r{number}", f"a{number}")
+    field.done("r0")
+    wait(field, "r5", "a5")
+    assert ordered(field, "aggregated-0") == {"a1", "a2", "a3", "a4"}
+    field.done("r1")
+    wait(field, "again", "a5")
+    assert ordered(field, "aggregated-0") == {"a2", "a3", "a4", "a5"}
+
+
+def test_what_is_near_already_is_not_ordered(field: World) -> None:
+    registration = field.book.find(MODEL, "a0")
+    field.book.keep(registration, DRAM)
+    field.round(rounds=2)
+    field.book.keep(registration, DISK)
+    wait(field, "r", "a0")
+    assert ordered(field, "aggregated-0") == set()
+    assert field.book.lifecycle.prefetches == 0
+
+
+def test_one_that_no_host_has_is_fetched(world: World) -> None:
+    world.start("aggregated-0", lora=ONE_SLOT)
+    world.loaded("busy", "busy")
+    far = world.load("far", "far")
+    world.round(rounds=4)
+    world.book.keep(far, SOURCE)
+    world.admit("running", digest_of("busy"))
+    world.start("aggregated-1", lora=ONE_SLOT)
+    world.stop("aggregated-0")
+    world.round(rounds=2)
+    world.admit("other", digest_of("busy"))
+    assert world.member("aggregated-1").adapters.keys() == {digest_of("busy")}
+    wait(world, "r", "far")
+    world.round(rounds=2)
+    assert world.member("aggregated-1").adapters[digest_of("far")].tier is DRAM
+
+
+def spread(world: World, *workers: str) -> Registration:
+    world.start(*workers, lora=ONE_SLOT)
+    for name in ("busy", "other"):
+        world.loaded(name, name)
+    return world.loaded("a", "a")
+
+
+def test_each_role_has_it_at_its_first_home(world: World) -> None:
+    workers = ("prefill-0", "prefill-1", "decode-0", "decode-1")
+    spread(world, *workers)
+    for number in range(2):
+        world.admit(f"busy-{number}", digest_of("busy"))
+        world.admit(f"other-{number}", digest_of("other"))
+    wait(world, "r", "a")
+    members = [world.member(name) for name in workers]
+    homes = {first_home(digest_of("a"), members[:2]), first_home(digest_of("a"), members[2:])}
+    assert {name for name in workers if ordered(world, name)} == homes
+    assert world.book.lifecycle.prefetches == 2
+
+
+def test_a_worker_that_cannot_get_it_is_not_its_home(world: World) -> None:
+    registration = spread(world, "aggregated-0", "aggregated-1")
+    for name in ("busy", "other"):
+        world.admit(name, digest_of(name))
+    home = first_home(digest_of("a"), [world.member(name) for name in world.workers])
+    world.controller.membership.rule_out(home, registration.digest, out=True)
+    wait(world, "r", "a")
+    assert [name for name in world.workers if ordered(world, name)] == [
+        name for name in world.workers if name != home
+    ]
+
+
+def test_a_version_whose_name_has_gone_comes_near_as_well(field: World) -> None:
+    field.book.unload(MODEL, "a0")
+    wait(field, "r", "a0")
+    assert ordered(field, "aggregated-0") == {"a0"}
+    field.done("r")
+    assert ordered(field, "aggregated-0") == set()
+
+
+def test_leaving_twice_or_without_having_waited_is_nothing(field: World) -> None:
+    wait(field, "r", "a0")
+    awaited = field.controller.requests._awaited
+    placement = PlacementRequest(MODEL, adapter=digest_of("a0"))
+    for _ in range(2):
+        awaited.leave(RequestId("unknown"), placement)
+        awaited.leave(RequestId("r"), PlacementRequest(MODEL, adapter=digest_of("a1")))
+    assert ordered(field, "aggregated-0") == {"a0"}
+    for _ in range(2):
+        awaited.wait(RequestId("r"), placement)
+    for _ in range(2):
+        awaited.leave(RequestId("r"), placement)
+    assert ordered(field, "aggregated-0") == set()
+    assert awaited._busy[WorkerId("aggregated-0")] == 0
+
+
+def test_a_cluster_without_workers_for_adapters_brings_nothing(world: World) -> None:
+    world.start("aggregated-0", lora=LoraShape())
+    world.controller.requests._awaited.wait(RequestId("r"), PlacementRequest(MODEL, adapter=digest_of("a")))
+    assert world.ordered("aggregated-0") == []
