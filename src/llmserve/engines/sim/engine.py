@@ -44,10 +44,8 @@ class SimEngine:
         self._scheduler = SimScheduler[SimSequence](self._pool, self._limits.batch)
         self._drawing = TokenDrawing(spec, self._scheduler, self._write, self._limits.max_model_len)
         self._timing = Timing(
-            sim.prefill_tokens_per_second,
-            sim.decode_step_seconds,
-            sim.decode_seconds_per_sequence + self._drawing.proposed_tokens * sim.proposed_token_seconds,
-        )
+            sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
+        ).proposing(self._drawing.proposed_tokens, sim.proposed_token_seconds)
         self._adapters = SimAdapters(spec.lora.slots, sim.adapter_load_seconds, timer)
         self._memory: KvMemory | None = None
         self._link: SimLink | None = None
