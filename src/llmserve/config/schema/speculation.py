@@ -10,7 +10,7 @@ from llmserve.config.schema.section import ManifestSection, Tokens
 
 class Speculation(ManifestSection):
     """Speculative decoding: a cheap method proposes tokens, and the model verifies all of them in one step.
-    The answers are those of the model alone."""
+    The answers are those of the model alone (docs/speculation.md)."""
 
     method: Literal["none", "ngram", "draft", "eagle", "mtp"] | None = None
     """`ngram` proposes what followed the last tokens earlier in the prompt or the answer. `draft` proposes

@@ -1,6 +1,7 @@
 """What vLLM is asked for by role when engines speculate, and how it verifies on a CPU."""
 
 import inspect
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,13 +129,31 @@ def test_values_of_requests_are_repeated_for_each_of_their_tokens(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through vLLM's module, in the types that it has: of a temperature, a top_k and a seed."""
-    monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", rejection_sampler.expand_batch_to_tokens)
-    verifying.install("cpu", rejection_sampler)
+    _install(monkeypatch)
     values = torch.tensor([2, 0, 7, 5], dtype=dtype)
     ends = torch.tensor([2, 5, 5, 6], dtype=torch.int32)
     expanded = rejection_sampler.expand_batch_to_tokens(values, ends, 6, replace_from=0, replace_to=1)
     assert expanded.tolist() == [2, 2, 1, 1, 1, 5]
     assert expanded.dtype == dtype
+
+
+def _install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("expand_batch_to_tokens", "apply_sampling_constraints"):
+        monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
+    verifying.install("cpu", rejection_sampler)
+
+
+@pytest.mark.parametrize("proposals", [0, 1, 3])
+def test_a_step_without_proposals_has_nothing_to_constrain(
+    monkeypatch: pytest.MonkeyPatch, proposals: int
+) -> None:
+    _install(monkeypatch)
+    request = SimpleNamespace(
+        all_greedy=False, temperature=torch.tensor([0.5]), top_k=torch.tensor([2]), top_p=None
+    )
+    logits, ends = torch.tensor([[1.0, 2.0, 3.0]]).repeat(proposals, 1), torch.tensor([proposals])
+    constrained = rejection_sampler.apply_sampling_constraints(logits, ends, request)
+    assert constrained.tolist() == [[-math.inf, 4.0, 6.0]] * proposals
 
 
 def test_temperatures_keep_their_fractions() -> None:
