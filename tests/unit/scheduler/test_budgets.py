@@ -462,6 +462,15 @@ def test_a_model_has_its_share_while_others_wait_and_all_otherwise(clock: Virtua
     assert resources.held_of_share("small") == 0.0
 
 
+def test_the_share_of_a_model_in_hbm_is_one_of_bytes(clock: VirtualClock) -> None:
+    resources = _models(clock, hbm_bytes=1000.0, shares={"large": 0.5})
+    resources.shares.waiting = lambda: frozenset({"small"})
+    resources.hbm.reserve(_request("a", prompt=5, model="large"))  # 200 bytes
+    assert resources.hbm.fits(_request("b", prompt=7, model="large"))
+    assert not resources.hbm.fits(_request("b", prompt=8, model="large"))
+    assert not resources.hbm.full_for_all(_request("b", prompt=8, model="large"))
+
+
 def test_a_request_larger_than_its_model_s_share_runs_when_the_model_holds_nothing(
     clock: VirtualClock,
 ) -> None:
