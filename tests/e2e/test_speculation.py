@@ -36,6 +36,7 @@ def speculating(
     del spec["lora"]
     spec["models"]["draft"] = {"source": spec["models"]["primary"]["source"]}
     spec["engine"] |= {"dtype": "float32", "speculative_tokens": 3, "max_model_len": 512}
+    spec["engine"]["speculation"] = {"adaptive": False}  # as costly as the model, the draft never pays
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     with running(own) as cluster:
         yield cluster
