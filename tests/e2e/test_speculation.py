@@ -72,7 +72,7 @@ def test_an_answer_is_that_of_the_model_and_its_draft_was_right(
     assert explained["speculation"]["tokens_per_step"] > 3
 
 
-@pytest.mark.parametrize("field", [{"min_p": 0.1}, {"logit_bias": {"5": 1}}])
+@pytest.mark.parametrize("field", [{"min_p": 0.1, "temperature": 1.0}, {"logit_bias": {"5": 1}}])
 def test_what_engines_would_ignore_is_refused(speculating: Cluster, field: dict[str, Any]) -> None:
     response = _post(speculating, _body(PROMPTS[0], **field))
     assert response.status_code == 400
