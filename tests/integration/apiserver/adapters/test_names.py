@@ -6,6 +6,7 @@ import pytest
 
 from llmserve.apiserver.adapters.manager import name_for, read_source
 from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import NamedAdapter
@@ -32,7 +33,7 @@ def names(scope: RequestScope) -> AdapterNames:
 
 def test_a_key_sees_only_its_own(names: AdapterNames, scope: RequestScope) -> None:
     assert (list(names), len(names)) == (["sql", "org/legal"], 2)
-    scope.adapters = frozenset({"sql", "none"})
+    scope.caller = Caller(adapters=frozenset({"sql", "none"}))
     assert (list(names), len(names)) == (["sql"], 1)
     assert "org/legal" not in names
     assert names.find("2") is None
