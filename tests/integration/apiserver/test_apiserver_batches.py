@@ -23,7 +23,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "batches": {"location": str(tmp_path_factory.mktemp("batches")), "max_file_mb": 1, "max_lines": 50},
         "security": {
             "api_keys": [
-                {"tenant": "red", "key": "red-key", "adapters": []},
+                {"tenant": "red", "key": "red-key", "adapters": [], "max_priority": 2},
                 {"tenant": "blue", "key": "blue-key"},
             ]
         },
@@ -67,6 +67,13 @@ async def rows(client: openai.AsyncOpenAI, file_id: str | None) -> dict[str | No
     assert file_id is not None
     content = await client.files.content(file_id)
     return {row["custom_id"]: row for row in map(json.loads, content.text.splitlines())}
+
+
+async def test_lines_may_what_their_key_may(red: openai.AsyncOpenAI) -> None:
+    batch = await ended(red, await submit(red, line("within", priority=-2), line("beyond", priority=-3)))
+    assert list(await rows(red, batch.output_file_id)) == ["within"]
+    response = (await rows(red, batch.error_file_id))["beyond"]["response"]
+    assert (response["status_code"], response["body"]["error"]["type"]) == (403, "PermissionDeniedError")
 
 
 async def test_a_batch_with_good_and_bad_lines(cluster: Any, red: openai.AsyncOpenAI) -> None:

@@ -19,7 +19,6 @@ from llmserve.apiserver.batches.files import NewFile
 from llmserve.apiserver.batches.lines import ENDPOINTS
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.batches.store import NewBatch
-from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.core.errors import Cancelled, InvalidRequest, StorageFull
 
@@ -122,8 +121,7 @@ def _add_batches(app: FastAPI, service: BatchService) -> None:
             message = f"file {file.id} has the purpose {file.purpose!r}, and not {_PURPOSE!r}"
             raise InvalidRequest(message, field="input_file_id")
         await files.check_room(_tenant())
-        scope = current_scope()
-        batch = await store.create(Caller(scope.tenant, adapters=scope.adapters), new)
+        batch = await store.create(current_scope().caller, new)
         service.wake()
         return _answer(batch)
 

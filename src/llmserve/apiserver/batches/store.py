@@ -35,11 +35,13 @@ _STARTED_LATE_SECONDS = 3600.0  # an open batch of which nothing is said by then
 
 class StoredBatch(BaseModel):
     """A batch and what its owner must know of it. adapters: those that its key may use; None: all.
-    output_seconds: how long its results are kept; None for the default."""
+    max_priority: how many steps the key may move requests ahead; None: any number. output_seconds: how long
+    its results are kept; None for the default."""
 
     batch: Batch
     tenant: str
     adapters: list[str] | None = None
+    max_priority: int | None = None
     output_seconds: float | None = None
 
     @property
@@ -50,7 +52,9 @@ class StoredBatch(BaseModel):
     def caller(self) -> Caller:
         """Who its lines are run for."""
         adapters = None if self.adapters is None else frozenset(self.adapters)
-        return Caller(TenantId(self.tenant), adapters=adapters, background=True)
+        return Caller(
+            TenantId(self.tenant), adapters=adapters, background=True, max_priority=self.max_priority
+        )
 
     def reached(self, status: str, now: float) -> None:
         """Sets the status, and the time at which it was reached if that is not noted yet."""
@@ -102,7 +106,11 @@ class BatchStore:
         )
         adapters = None if caller.adapters is None else sorted(caller.adapters)
         stored = StoredBatch(
-            batch=batch, tenant=caller.tenant, adapters=adapters, output_seconds=new.output_seconds
+            batch=batch,
+            tenant=caller.tenant,
+            adapters=adapters,
+            max_priority=caller.max_priority,
+            output_seconds=new.output_seconds,
         )
         await self._storage.put(open_path(folder_of(caller.tenant), batch.id), b"")
         await self.save(stored)

@@ -194,7 +194,7 @@ class ClusterEngineClient(EngineFreeClient):
         if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
             raise VLLMValidationError("only text prompts are available")
         check_sendable(request.params, request.priority)
-        check_priority(request.priority, current_scope().max_priority)
+        check_priority(request.priority, current_scope().caller.max_priority)
         self.input_processor.assign_request_id(request)
         return request
 
@@ -221,7 +221,7 @@ class ClusterEngineClient(EngineFreeClient):
             scope.span,
             self._version(scope, adapter) if adapter else RequestVersion(),
             scope.waited_seconds,
-            scope.background,
+            scope.caller.background,
         )
 
     def _version(self, scope: RequestScope, adapter: NamedAdapter) -> RequestVersion:

@@ -121,9 +121,7 @@ class Gate:
         DeadlineExceeded."""
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
-            caller = scope.get(CALLER) or self.keys.caller_of(headers, is_local=_is_local(scope))
-            request.tenant, request.admin, request.adapters = caller.tenant, caller.admin, caller.adapters
-            request.background, request.max_priority = caller.background, caller.max_priority
+            request.caller = scope.get(CALLER) or self.keys.caller_of(headers, is_local=_is_local(scope))
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
             return bounded(headers, receive, limit_bytes)
         first = await read_body(headers, receive, self._max_body_bytes)

@@ -119,7 +119,7 @@ def add_admin(app: FastAPI, reload: Callable[[], Awaitable[Reloaded]]) -> None:
 
 def require_admin() -> None:
     """Errors: Forbidden."""
-    if not current_scope().admin:
+    if not current_scope().caller.admin:
         raise Forbidden("only for admins: a key with `admin: true`, or without any keys a client on loopback")
 
 
@@ -132,7 +132,7 @@ def add_explain(app: FastAPI, finder: RecordFinder) -> None:
     @app.get("/v1/requests/{request_id}/explain")
     async def explain(request_id: str) -> Response:
         """The record of a request of the caller's own, or for an admin of anybody's. 404 for any other."""
-        scope = current_scope()
-        tenant = "" if scope.admin else scope.tenant
+        caller = current_scope().caller
+        tenant = "" if caller.admin else caller.tenant
         question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
         return Response(await finder.find_anywhere(question), media_type="application/json")

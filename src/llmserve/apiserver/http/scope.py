@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.explain.record import RecordHandle, detached
+from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.responses.scope import ResponseScope
 from llmserve.core.adapters import NamedAdapter
-from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.core.ids import TenantId
 from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
 
@@ -23,18 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RequestScope:
-    """early_error: why the request failed before it had any output, so that a streamed response, whose status
-    vLLM sends first, can still carry it as its status. handovers: how the KV of its sequences came to decode,
-    as far as known. request_id: x-request-id, the client's or ours. explain: what is remembered of the
-    request. span: of HTTP. form: of its errors. turn: stored responses it is about. reached_engine: its
-    fields are fine, and a run was begun. text_events: those of its stream; None: all of its events are
-    vLLM's. adapters: names of those that the key may use; None: all. adapter: the version that `lora_path`
-    has chosen. version: that on which all its sequences run. waited_seconds: how much of the request's time
-    has passed already. background: it is a line of a batch. max_priority: how many steps the key may move a
-    request ahead; None: any number."""
+    """caller: who asks; on public paths, where no key is read, one without rights. early_error: why the
+    request failed before it had any output, so that a streamed response, whose status vLLM sends first, can
+    still carry it as its status. handovers: how the KV of its sequences came to decode, as far as known.
+    request_id: x-request-id, the client's or ours. explain: what is remembered of the request. span: of HTTP.
+    form: of its errors. responses: the stored responses that it is about. reached_engine: its fields are
+    fine, and a run was begun. text_events: those of its stream; None: all of its events are vLLM's. adapter:
+    the version that `lora_path` has chosen. version: that on which all its sequences run. waited_seconds: how
+    much of the request's time has passed already."""
 
-    tenant: TenantId = DEFAULT_TENANT
-    admin: bool = False
+    caller: Caller = field(default_factory=Caller)
     early_error: Exception | None = None
     handovers: list[HandoverReport] = field(default_factory=list)
     request_id: str = ""
@@ -44,16 +43,18 @@ class RequestScope:
     responses: ResponseScope = field(default_factory=ResponseScope)
     reached_engine: bool = False
     text_events: "TextEvents | None" = None
-    adapters: frozenset[str] | None = None
     adapter: NamedAdapter | None = None
     version: RequestVersion | None = None
     waited_seconds: float = 0.0
-    background: bool = False
-    max_priority: int | None = None
+
+    @property
+    def tenant(self) -> TenantId:
+        """The tenant of the caller."""
+        return self.caller.tenant
 
     def may_use(self, adapter: str) -> bool:
-        """Returns whether the key may use the adapter of this name."""
-        return self.adapters is None or adapter in self.adapters
+        """Returns whether the caller may use the adapter of this name."""
+        return self.caller.adapters is None or adapter in self.caller.adapters
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

@@ -25,7 +25,7 @@ def grant_tier(request: Any) -> str | None:
         return None
     if asked not in _PRIORITIES:
         raise InvalidRequest(f"{_FIELD} is one of {', '.join(_PRIORITIES)}, got {asked!r}", field=_FIELD)
-    most, priority = current_scope().max_priority, _PRIORITIES[asked]
+    most, priority = current_scope().caller.max_priority, _PRIORITIES[asked]
     granted = priority if most is None else max(priority, -most)
     if granted == 0:
         return _DEFAULT

@@ -6,6 +6,7 @@ import pytest
 
 from llmserve.apiserver.adapters.manager import name_for, read_source
 from llmserve.apiserver.adapters.names import AdapterNames, ModelAdapters
+from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import NamedAdapter
@@ -38,7 +39,7 @@ def of_tiny(names: AdapterNames) -> ModelAdapters:
 
 def test_a_key_sees_only_its_own(names: AdapterNames, of_tiny: ModelAdapters, scope: RequestScope) -> None:
     assert (list(of_tiny), len(of_tiny)) == (["sql", "org/legal"], 2)
-    scope.adapters = frozenset({"sql", "none"})
+    scope.caller = Caller(adapters=frozenset({"sql", "none"}))
     assert (list(of_tiny), len(of_tiny)) == (["sql"], 1)
     assert "org/legal" not in of_tiny
     assert of_tiny.find("2") is None

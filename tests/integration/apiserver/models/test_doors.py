@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.core.errors import InvalidRequest, NotFound
@@ -30,7 +31,7 @@ class Door:
 
 @pytest.fixture
 def scope() -> RequestScope:
-    scope = RequestScope(tenant=TenantId("red"))
+    scope = RequestScope(caller=Caller(TenantId("red")))
     enter_scope(scope)
     return scope
 
@@ -83,10 +84,10 @@ def test_an_unknown_name_is_told_the_known_ones_those_like_it_first(
 
 
 def test_a_tenant_sees_what_it_may_use(several: ModelDoors, scope: RequestScope) -> None:
-    scope.tenant = TenantId("blue")
+    scope.caller = Caller(TenantId("blue"))
     assert several.named("secret").name == "secret"
     assert [door.name for door in several.visible()] == ["tiny", "large", "secret"]
-    scope.tenant = TenantId("red")
+    scope.caller = Caller(TenantId("red"))
     assert [door.name for door in several.visible()] == ["tiny", "large"]
 
 

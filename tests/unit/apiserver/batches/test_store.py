@@ -14,7 +14,7 @@ BLUE = TenantId("blue")
 
 
 async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
-    caller = Caller(RED, admin=True, adapters=frozenset({"y", "x"}))
+    caller = Caller(RED, admin=True, adapters=frozenset({"y", "x"}), max_priority=2)
     made = await bench.store.create(caller, NEW)
     assert (made.status, made.expires_at, made.metadata) == ("validating", int(bench.now) + 3600, {"a": "b"})
     assert await bench.store.get(RED, made.id) == made
@@ -25,7 +25,7 @@ async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
     stored = await bench.store.load(one.folder, one.batch_id)
     assert stored is not None
     assert (stored.batch, stored.output_seconds) == (made, 7200.0)
-    assert stored.caller == Caller(RED, adapters=frozenset({"x", "y"}), background=True)
+    assert stored.caller == Caller(RED, adapters=frozenset({"x", "y"}), background=True, max_priority=2)
     assert not stored.has_ended
 
 
