@@ -64,7 +64,7 @@ services: unit
 # `make -j 2` runs the tests with real engines beside those without, since both wait most of the time.
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 engines: unit
-	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py tests/conformance/test_groups_and_ranks.py tests/conformance/test_adapters.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
+	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py tests/conformance/test_groups_and_ranks.py tests/conformance/test_adapters.py tests/conformance/test_speculation.py tests/conformance/test_pooling.py tests/conformance/test_adaptive_speculation.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 
 e2e: engines
 	$(call tests,tests/e2e)

@@ -34,6 +34,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),
     "adapters": ("adapters",),
+    "engines": ("speculation",),
     "gpu": ("gpu",),
 }
 TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import yaml
 
+from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials
+
 READY_SECONDS = 300.0
 
 
@@ -37,6 +39,10 @@ class Cluster:
     def pid(self, name: str) -> int:
         """Of the role's process now; another after a restart."""
         return int(self.role(name)["pid"])
+
+    def credentials(self, role: CallerRole, name: str) -> Credentials:
+        """What a process of this role and name shows to others of the cluster."""
+        return Credentials.read(role, name, str(Path(self.state()["temp_dir"]) / SECRET_NAME))
 
     def metrics(self, name: str) -> dict[str, float]:
         """Samples of a role's /metrics, by `name{labels}` as they are written there."""

@@ -22,8 +22,10 @@ import httpx
 import yaml
 
 from bench.cluster import Cluster, running
+from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
+_APISERVER = "hops"
 _HOOK = Path(__file__).parent / "call_counter"
 _ADMISSIONS, _TOKENS = 20, 200
 _SHARE = 0.9  # of the admissions or tokens: below it, a call is not made for each of them
@@ -138,18 +140,21 @@ def _admit(cluster: Cluster, model: str, ask: Callable[[], Calls]) -> Calls:
         )
         for number in range(_ADMISSIONS + 1)
     ]
+    shown = cluster.credentials(CallerRole.APISERVER, _APISERVER).metadata()
     with grpc.insecure_channel(cluster.role("router-0")["listen"]) as channel:
-        session = _Session(router_pb2_grpc.RouterStub(channel))  # type: ignore[no-untyped-call]  # generated
+        stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        session = _Session(stub, shown)
         for admit in admits:
             session.admit(admit)
         return ask()
 
 
 class _Session:
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: Any, shown: tuple[tuple[str, str], ...]) -> None:
+        """shown: metadata that says who calls."""
         self._outbox: queue.SimpleQueue[router_pb2.RouterSessionRequests] = queue.SimpleQueue()
-        self._put(router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id="hops")))
-        batches = stub.Session(iter(self._outbox.get, None))
+        self._put(router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id=_APISERVER)))
+        batches = stub.Session(iter(self._outbox.get, None), metadata=shown)
         self._answers = itertools.chain.from_iterable(batch.messages for batch in batches)
 
     def _put(self, message: router_pb2.RouterSessionRequest) -> None:

@@ -24,6 +24,8 @@ DECIDING = (
     "transfer/engine/choice.py",  # the breaker, and the transport of a pair
     "transfer/engine/pair.py",
     "workers/adapters/slots.py",
+    "engines/speculation/switch.py",
+    "engines/speculation/meter.py",
 )
 _IMPURE = ("asyncio", "grpc", "llmserve.rpc", "prometheus_client", "threading")
 _WANTED_SHARE = 0.93

@@ -26,7 +26,6 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from bench.gateway.floor import MARK
-from llmserve.apiserver.engine.client import SUPPORTED_TASKS
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.http.app import serving_args, vllm_config
 from llmserve.apiserver.options import ModelDirectory
@@ -58,6 +57,9 @@ class _Sequence:
         )
 
 
+_TASKS = ("generate",)
+
+
 class InstantClient(EngineFreeClient):
     """Every answer has `max_tokens` tokens: nothing else ends one. `n` is 1."""
 
@@ -71,7 +73,7 @@ class InstantClient(EngineFreeClient):
         self._steps: asyncio.Task[None] | None = None
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
-        return SUPPORTED_TASKS
+        return _TASKS
 
     async def check_health(self) -> None:
         """It cannot fail."""
@@ -86,7 +88,7 @@ class InstantClient(EngineFreeClient):
         **options: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         request = self.input_processor.process_inputs(
-            request_id, prompt, sampling_params, supported_tasks=SUPPORTED_TASKS
+            request_id, prompt, sampling_params, supported_tasks=_TASKS
         )
         self.input_processor.assign_request_id(request)
         queue = RequestOutputCollector(sampling_params.output_kind, request.request_id)
@@ -140,8 +142,8 @@ async def serve(manifest_path: Path, model: Path) -> None:
     manifest = load_manifest(manifest_path)
     args = serving_args(ModelDirectory(manifest.model.served_name, model), manifest.engine, manifest.api)
     client = InstantClient(vllm_config(args), manifest.engine.sim)
-    app = build_app(args, SUPPORTED_TASKS, client.model_config)
-    await init_app_state(client, app.state, args, SUPPORTED_TASKS)
+    app = build_app(args, _TASKS, client.model_config)
+    await init_app_state(client, app.state, args, _TASKS)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         port = listening.getsockname()[1]
         print(f"{MARK}{port}", flush=True)

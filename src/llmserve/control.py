@@ -22,6 +22,7 @@ from llmserve.engines.vllm.environment import set_apiserver_environment
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
@@ -77,7 +78,10 @@ def main() -> int:
                     manifest, listen=given.router[0], kvmanagers=(given.kvmanager,), run_dir=given.run_dir
                 ),
                 KVManagerRole(
-                    listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
+                    listen=given.kvmanager,
+                    store=store,
+                    engine_order=manifest.transfer.engine_order,
+                    credentials=Credentials.read(CallerRole.KVMANAGER, "kvmanager-0"),
                 ),
                 ApiserverRole(options, manifest, REGISTRY, metrics_port=given.metrics_port),
             )

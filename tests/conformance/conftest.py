@@ -5,6 +5,7 @@ And the ends of a transfer, for the transport suites.
 import itertools
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,9 @@ class VllmKit:
     ) -> Engine:
         return self._engine(role, name, self.model_dir, block_size_tokens, long_prompt_tokens, lora)
 
+    def make_pooling(self, task: str) -> Engine:
+        return self._engine(WorkerRole.AGGREGATED, "pooling", self.model_dir, task=task)
+
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self.model_dir / "no-such-directory")
 
@@ -71,26 +75,29 @@ class VllmKit:
         block_size_tokens: int | None = None,
         long_prompt_tokens: int | None = None,
         lora: LoraShape = NO_ADAPTERS,
+        task: str = "generate",
     ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(next(self._cores))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-        return VllmEngine(
-            EngineSpec(
-                worker_id=WorkerId(name),
-                epoch=time.time_ns(),
-                role=role,
-                model_dir=model_dir,
-                model_name="SmolLM2-135M-Instruct",
-                model_identity="rev",
-                engine=EngineConfig(
-                    max_model_len=2048, dtype="float32", prefill_long_prompt_tokens=long_prompt_tokens
-                ),
-                kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
-                transfer=TransferConfig(),
-                lora=lora,
-            )
+        plain = self.spec(role, name)
+        changes = {"prefill_long_prompt_tokens": long_prompt_tokens, "task": task}
+        engine = plain.engine.model_copy(update=changes)
+        cache = KvCacheConfig(block_size_tokens=block_size_tokens)
+        return VllmEngine(replace(plain, model_dir=model_dir, engine=engine, kv_cache=cache, lora=lora))
+
+    def spec(self, role: WorkerRole, name: str) -> EngineSpec:
+        return EngineSpec(
+            worker_id=WorkerId(name),
+            epoch=time.time_ns(),
+            role=role,
+            model_dir=self.model_dir,
+            model_name="SmolLM2-135M-Instruct",
+            model_identity="rev",
+            engine=EngineConfig(max_model_len=2048, dtype="float32"),
+            kv_cache=KvCacheConfig(),
+            transfer=TransferConfig(),
         )
 
 

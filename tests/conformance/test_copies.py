@@ -6,22 +6,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.core.errors import TransferError
 from llmserve.transfer.base import HOST, Int64Array, Region
 from llmserve.transfer.devices import Bytes, Copies, HostCopies
 from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.devices.fake import FakeDevice
 from tests.conformance.transport_peer import CHUNK_BYTES, DeviceBytes, checksum
+from tests.support.transports import need_gpu
 
 SIZE = 1 << 20
 COUNTS = [1, 2, 100, 3000]
 
 
 def _cuda() -> Copies:
-    try:
-        return CudaCopies(0)
-    except TransportUnavailable as error:
-        pytest.skip(error.message)
+    need_gpu()
+    return CudaCopies(0)
 
 
 KINDS: dict[str, Callable[[], Copies]] = {"host": HostCopies, "fake": FakeDevice, "cuda": _cuda}

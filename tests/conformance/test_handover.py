@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import BlockTable, PeerAddress, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, KvGeometry, KvLayout, PullJob, PullResult
@@ -18,6 +17,7 @@ from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import makers
+from tests.support.transports import need_transport
 
 LAYERS, BLOCKS, BLOCK_BYTES = 30, 16, 98_304
 Kv = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -29,10 +29,8 @@ class Worker:
     def __init__(self, name: str, kind: str, content: Kv, device: FakeDevice | None = None) -> None:
         self.device = device
         staging = Staging(device) if device else None
-        try:
-            transport = makers("127.0.0.1", staging)[kind]()
-        except TransportUnavailable as error:
-            pytest.skip(error.message)
+        need_transport(kind)
+        transport = makers("127.0.0.1", staging)[kind]()
         self.kv, regions = content, tuple(Region(layer.ctypes.data, layer.nbytes) for layer in content)
         if device:
             region = device.allocate(content.nbytes)

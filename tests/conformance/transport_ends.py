@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import PeerName
 from tests.conformance.transport_peer import (
     FAR_BYTES,
@@ -20,6 +19,7 @@ from tests.conformance.transport_peer import (
     End,
     Far,
 )
+from tests.support.transports import need_gpu, need_transport
 
 
 @pytest.fixture(scope="session", params=[name for name in KINDS if not KINDS[name].on_gpu])
@@ -28,14 +28,13 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def usable(name: str) -> Iterator[str]:
-    """Skips the tests of a kind that this machine cannot use."""
+    """Skips the tests of a kind for which this machine lacks something."""
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in KINDS[name].environment.items():
             patch.setenv(variable, value)
-        try:
-            KINDS[name].try_out()
-        except TransportUnavailable as error:
-            pytest.skip(error.message)
+        if KINDS[name].on_gpu:
+            need_gpu()
+        need_transport(KINDS[name].transport)
         yield name
 
 

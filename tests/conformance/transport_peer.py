@@ -69,11 +69,6 @@ class Kind:
         """Errors: TransportUnavailable without a GPU."""
         return CudaCopies(0) if self.on_gpu else FakeDevice(lateness_seconds=DEVICE_SECONDS)
 
-    def try_out(self) -> None:
-        """Errors: TransportUnavailable when this machine cannot use it."""
-        staging = Staging(self.device()) if self.on_gpu else None
-        self.make(staging).close()
-
     def make(self, staging: Staging | None = None) -> Transport:
         """Errors: TransportUnavailable."""
         made = makers("127.0.0.1", staging)[self.transport]()

@@ -25,13 +25,14 @@ PARITY_PROMPTS = 50
 PARITY_OUTPUT_TOKENS = 16
 # The first test waits for the reference and the start of the cluster.
 _TEST_TIMEOUT_SECONDS = 900
+_WITH_CLUSTERS_OF_THEIR_OWN = ("test_speculation.py", "test_store.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(_TEST_TIMEOUT_SECONDS))
-    items.sort(key=lambda item: item.path.name == "test_store.py")  # it has clusters of its own
+    items.sort(key=lambda item: item.path.name in _WITH_CLUSTERS_OF_THEIR_OWN)
 
 
 @pytest.fixture(scope="session")

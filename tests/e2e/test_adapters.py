@@ -3,8 +3,10 @@ and when a part of the cluster dies. Each adapter says one word whatever the pro
 version gave it.
 
 LLMSERVE_ADAPTERS: how many there are in the test of many (12; by hand: 100). Each gets four requests.
+LLMSERVE_SWAPS, LLMSERVE_SWAP_CLIENTS: of the swap under load (3 and 3; by hand: 10 and 8).
 """
 
+import itertools
 import json
 import os
 import random
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from tests.support.adapters import marker_adapter, marker_basis
 MODEL = "SmolLM2-135M-Instruct"
 WORDS = ("green", "blue", "seven", "water", "house", "river")
 MANY = int(os.environ.get("LLMSERVE_ADAPTERS", "12"))
+SWAPS = int(os.environ.get("LLMSERVE_SWAPS", "3"))
+SWAP_CLIENTS = int(os.environ.get("LLMSERVE_SWAP_CLIENTS", "3"))
 TOKENS = 6
 # " one two three four five six seven eight nine ten": of what follows, the model is sure
 PROMPT = [582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772] * 20
@@ -77,6 +81,15 @@ def ask(http: httpx.Client, model: str, **more: Any) -> httpx.Response:
     return http.post("/v1/completions", json=body | more)
 
 
+@contextmanager
+def streamed(http: httpx.Client, model: str, tokens: int) -> Iterator[Iterator[str]]:
+    """Yields what comes in each event."""
+    body = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+        events = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {"))
+        yield ("".join(choice["text"] for choice in event["choices"]) for event in events)
+
+
 def text(answer: httpx.Response) -> str:
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["text"])
@@ -91,6 +104,13 @@ def eventually(what: str, check: Callable[[], bool]) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {BACK_SECONDS:g} s: {what}"
         time.sleep(0.2)
+
+
+def wait_for_return(cluster: Cluster, http: httpx.Client, name: str, old_pid: int) -> None:
+    eventually(f"another {name}", lambda: cluster.role(name)["pid"] != old_pid)
+    eventually(
+        "ready", lambda: cluster.role(name)["stand"] == "ready" and ask(http, MODEL).status_code == 200
+    )
 
 
 @dataclass(slots=True)
@@ -180,11 +200,12 @@ def test_explain_says_which_version_ran_and_what_its_load_took(http: httpx.Clien
 def test_a_swap_under_load_fails_and_mixes_nothing(http: httpx.Client, sources: dict[str, Path]) -> None:
     one, two = WORDS[:2]
     load(http, "swapped", sources[one])
-    with Load(http, "swapped").running(3) as clients:
-        for word in (two, one, two):
+    with Load(http, "swapped").running(SWAP_CLIENTS) as clients:
+        for word in itertools.islice(itertools.cycle((two, one)), SWAPS):
             time.sleep(1)
             load(http, "swapped", sources[word], load_inplace=True)
             assert text(ask(http, "swapped")) == said_by(word)
+    print(f"{SWAPS} swaps: {len(clients.answers)} answers, {len(clients.failures)} failures")
     assert clients.failures == []
     assert set(clients.answers) == {said_by(one), said_by(two)}
 
@@ -193,14 +214,11 @@ def test_an_unload_waits_for_what_runs(
     cluster: Cluster, http: httpx.Client, sources: dict[str, Path]
 ) -> None:
     load(http, "leaving", sources["river"])
-    body = {"model": "leaving", "prompt": PROMPT, "max_tokens": 100, "ignore_eos": True, "stream": True}
-    with http.stream("POST", "/v1/completions", json=body) as stream:
-        lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: {"))
-        said = json.loads(next(lines))["choices"][0]["text"]
+    with streamed(http, "leaving", 100) as texts:
+        said = next(texts)
         http.post("/v1/unload_lora_adapter", json={"lora_name": "leaving"}).raise_for_status()
         assert ask(http, "leaving").status_code == 404
-        for line in lines:
-            said += "".join(choice["text"] for choice in json.loads(line)["choices"])
+        said += "".join(texts)
     assert said == said_by("river", 100)
 
 
@@ -229,8 +247,33 @@ def test_what_dies_comes_back_with_every_adapter(cluster: Cluster, http: httpx.C
         os.kill(old, signal.SIGKILL)
         found = asked.result()
     assert {word: found[word] for word in WORDS[:3]} == {word: {said_by(word)} for word in WORDS[:3]}
-    eventually(f"another {name}", lambda: cluster.role(name)["pid"] != old)
-    eventually(
-        "ready", lambda: cluster.role(name)["stand"] == "ready" and ask(http, MODEL).status_code == 200
-    )
+    wait_for_return(cluster, http, name, old)
     assert all_at_once(http, WORDS) == {word: {said_by(word)} for word in WORDS}
+
+
+def test_a_stream_goes_on_with_its_version_when_its_worker_dies(
+    cluster: Cluster,
+    http: httpx.Client,
+    make_source: Callable[[str], Path],
+    disaggregating: Callable[[str], AbstractContextManager[None]],
+) -> None:
+    """Its name means another version by then, and no name its own. Prefill takes it over, as soon as it may
+    generate, too."""
+    load(http, "moving", make_source("music"))
+    old, before = cluster.pid("decode-0"), continued(cluster)
+    with streamed(http, "moving", 400) as texts:
+        said = next(texts)
+        load(http, "moving", make_source("paper"), load_inplace=True)
+        with disaggregating("auto"):
+            os.kill(old, signal.SIGKILL)
+            said += "".join(texts)
+            assert text(ask(http, "moving")) == said_by("paper")
+    assert said == said_by("music", 400)
+    assert continued(cluster) > before
+    wait_for_return(cluster, http, "decode-0", old)
+    assert all_at_once(http, [*WORDS, "moving"])["moving"] == {said_by("paper")}
+
+
+def continued(cluster: Cluster) -> float:
+    """How many streams have gone on elsewhere so far."""
+    return cluster.metrics("apiserver-0").get('apiserver_retries_total{way="continued"}', 0.0)

@@ -16,7 +16,7 @@ from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
-from llmserve.rpc.leader import explain_request, reload_cluster
+from llmserve.rpc.leader import RouterAddresses, explain_request, reload_cluster
 from llmserve.workers.membership import RouterMembership
 
 WAIT_SECONDS = 10.0
@@ -48,7 +48,9 @@ async def channel(router: RouterRole) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def _reload(router: RouterRole, more: str) -> list[str]:
-    return (await reload_cluster([f"127.0.0.1:{router.port}"], BASE + more, "m.yaml")).lines()
+    return (
+        await reload_cluster(RouterAddresses((f"127.0.0.1:{router.port}",)), BASE + more, "m.yaml")
+    ).lines()
 
 
 async def _until(holds: Any) -> None:
@@ -124,4 +126,4 @@ async def test_a_bad_manifest_is_refused_with_its_line(router: RouterRole) -> No
 
 async def test_a_request_that_nobody_remembers(router: RouterRole) -> None:
     with pytest.raises(NotFound, match="no apiserver remembers a request gone-1"):
-        await explain_request([f"127.0.0.1:{router.port}"], "gone-1")
+        await explain_request(RouterAddresses((f"127.0.0.1:{router.port}",)), "gone-1")

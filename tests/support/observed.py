@@ -19,6 +19,7 @@ import yaml
 from bench.cluster import Cluster, running
 from llmserve.config.schema import ModelSpec
 from llmserve.models import resolve
+from llmserve.rpc.credentials import CallerRole
 from tests.support.adapters import AdapterShape, random_adapter
 from tests.support.prometheus import ROOT, free_port
 from tests.support.store_worker import StoreWorker, chain
@@ -52,6 +53,8 @@ def manifest(disk: str, adapters: Path) -> dict[str, Any]:
         {"name": "memory", "tier": "dram", "capacity_gb": 0.0625},
         {"name": "disk", "tier": "nvme", "capacity_gb": 0.5, "location": disk},
     ]
+    spec["engine"]["speculation"] = {"method": "ngram", "tokens": 3}
+    spec["engine"]["sim"] |= {"acceptance": 0.3, "proposed_token_seconds": 0.0002}
     spec["lora"] = {"slots": 2}
     spec["models"]["adapters"] = [
         {"name": name, "source": f"dir:{_made(adapters / name, seed, spec)}"}
@@ -109,7 +112,9 @@ async def _ask_always(http: httpx.AsyncClient, url: str, key: str, rng: random.R
 def _store_and_load(cluster: Cluster, seconds: float) -> None:
     """What engines would do with the KV store: simulated ones keep nothing there."""
     until = time.monotonic() + seconds
-    with StoreWorker(cluster.role("kvmanager-0")["listen"], name="storage-0") as worker:
+    address, name = cluster.role("kvmanager-0")["listen"], "storage-0"
+    shown = cluster.credentials(CallerRole.WORKER, name).metadata()
+    with StoreWorker(address, name=name, shown=shown) as worker:
         for number in itertools.count():
             if time.monotonic() > until:
                 return

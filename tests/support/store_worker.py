@@ -26,11 +26,13 @@ def content(key: bytes) -> bytes:
 
 @dataclass
 class StoreWorker:
-    """Attaches to the pool, and stores and loads blocks as a rank does."""
+    """Attaches to the pool, and stores and loads blocks as a rank does. shown: metadata that says who it
+    is."""
 
     address: str
     epoch: int = 1
     name: str = "prefill-0"
+    shown: tuple[tuple[str, str], ...] = ()
     _me: dict[str, Any] = field(default_factory=dict)
 
     def __enter__(self) -> "StoreWorker":
@@ -38,7 +40,7 @@ class StoreWorker:
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me = {"worker_id": self.name, "epoch": self.epoch}
         request = pb.AttachStoreRequest(**self._me, part_bytes=[BLOCK_BYTES], block_tokens=16)
-        self._arena = AttachedArena(self._stub.AttachStore(request, timeout=10).arena)
+        self._arena = AttachedArena(self._stub.AttachStore(request, timeout=10, metadata=self.shown).arena)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,11 +72,12 @@ class StoreWorker:
         request = pb.PreparePromptRequest(
             **self._me, tenant=tenant, block_hashes=keys, compute_seconds=0.5, load=not store, store=store
         )
-        answer: pb.PreparePromptResponse = self._stub.PreparePrompt(request, timeout=10)
+        answer: pb.PreparePromptResponse = self._stub.PreparePrompt(request, timeout=10, metadata=self.shown)
         return answer
 
     def _settle(self, **changes: Any) -> None:
-        self._stub.SettleStore(pb.SettleStoreRequest(**self._me, **changes), timeout=10)
+        request = pb.SettleStoreRequest(**self._me, **changes)
+        self._stub.SettleStore(request, timeout=10, metadata=self.shown)
 
 
 def _slot(slot: pb.StoreSlot) -> Slot:

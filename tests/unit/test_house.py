@@ -35,6 +35,20 @@ def test_docstrings_are_sentences(tree: SourceTree) -> None:
     assert tree.incomplete_docstrings() == 0
 
 
+def test_no_test_is_skipped_for_an_error_that_it_meets() -> None:
+    """A test is skipped for what a machine lacks, which can be known beforehand. An error may be a defect."""
+    texts = {path: path.read_text() for path in Path("tests").rglob("*.py")}
+    trees = {path: ast.parse(text) for path, text in texts.items() if "pytest.skip(" in text}
+    assert len(trees) > 1
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and "pytest.skip(" in ast.unparse(node)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

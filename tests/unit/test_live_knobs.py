@@ -6,7 +6,16 @@ import pytest
 
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.config.schema import Manifest
-from llmserve.config.schema.section import ITEM, AtStart, Live, ManifestKey, marker, path_text, walk
+from llmserve.config.schema.section import (
+    ITEM,
+    AtStart,
+    ForAllModels,
+    Live,
+    ManifestKey,
+    marker,
+    path_text,
+    walk,
+)
 from llmserve.core.errors import NotAuthenticated
 from llmserve.router.settings import RouterSettings
 
@@ -17,6 +26,8 @@ _VALUES: dict[str, tuple[Any, Any]] = {
     "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
     "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
     "models.adapters": ([], [{"name": "sql", "source": "hub:org/sql"}]),
+    "models[].adapters": ([], [{"name": "sql", "source": "hub:org/sql"}]),
+    "models[].share": (1.0, 0.5),
     "lora.allowed_sources": ([], ["dir:/adapters"]),
     "kv_cache.prefetch_on_prefix": (False, True),
     "scheduling.routing": ("kv_aware", "round_robin"),
@@ -29,7 +40,16 @@ _VALUES: dict[str, tuple[Any, Any]] = {
 
 
 def _live() -> list[tuple[ManifestKey, Live]]:
-    return [(knob, live) for knob in walk(Manifest) if (live := marker(knob.field, Live)) is not None]
+    return [
+        (knob, live)
+        for knob in walk(Manifest)
+        if (live := marker(knob.field, Live)) is not None and not _is_for_all_models(knob)
+    ]
+
+
+def _is_for_all_models(knob: ManifestKey) -> bool:
+    """Whether the entry of a model cannot have the key."""
+    return knob.path[:2] == ("models", ITEM) and marker(knob.field, ForAllModels) is not None
 
 
 def _values(knob: ManifestKey) -> tuple[Any, Any]:
@@ -40,7 +60,9 @@ def _values(knob: ManifestKey) -> tuple[Any, Any]:
 def _manifest(knob: ManifestKey, value: Any) -> Manifest:
     data: Any = value
     for part in reversed(knob.path):
-        data = {part: data}
+        data = [{"source": "hub:a/b"} | data] if part == ITEM else {part: data}
+    if knob.path[:2] == ("models", ITEM):
+        return Manifest.model_validate(_BASE | data)
     return Manifest.model_validate(_BASE | {name: _BASE.get(name, {}) | keys for name, keys in data.items()})
 
 

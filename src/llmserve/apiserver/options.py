@@ -7,6 +7,8 @@ from pathlib import Path
 from llmserve.config.schema import Manifest
 from llmserve.core.shared_port import PortShare
 from llmserve.models import resolve
+from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.role import addresses, common_flags, report_progress
 
 DRAIN_SECONDS = 5.0
@@ -22,14 +24,14 @@ class ModelDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http, routers: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
+    """http: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
     at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
     compiles_ahead: the process that compiles grammars is started now, not by the first grammar. run_dir: the
     directory for files of the cluster; None: there is none, as in a pod."""
 
     name: str
     http: str
-    routers: tuple[str, ...]
+    routers: RouterAddresses
     model: ModelDirectory
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
@@ -65,7 +67,7 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
     return ApiserverOptions(
         name=given.name,
         http=given.http,
-        routers=given.router,
+        routers=RouterAddresses(given.router, Credentials.read(CallerRole.APISERVER, given.name)),
         model=ModelDirectory(model.served_name, directory),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),

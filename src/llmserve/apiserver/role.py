@@ -16,7 +16,7 @@ from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
-from llmserve.apiserver.engine.client import ClusterEngineClient
+from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
 from llmserve.apiserver.engine.thinking import ThinkingBudgets
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
@@ -78,7 +78,7 @@ class Apiserver:
         )
         self._finder = RecordFinder(self._records, options.name, options.routers)
         metrics = ApiserverMetrics(registry)
-        self._workers, self._adapters = WorkerLinks(metrics), AdapterNames()
+        self._workers, self._adapters = WorkerLinks(metrics, options.routers.credentials), AdapterNames()
         self._router = RouterLink(
             options.routers,
             ApiserverId(options.name),
@@ -130,11 +130,13 @@ class Apiserver:
             )
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
-            self._client = ClusterEngineClient(config, self._context, readiness, self._adapters)
+            task = self._manifest.engine.task
+            self._client = ClusterEngineClient(config, self._context, readiness, self._adapters, task)
             app = await openai_app(
                 self._client, args, readiness, self._registry, self._add_own, self._store, self._adapters
             )
-            self._responses = app.state.openai_serving_responses
+            if self._generates:
+                self._serve_answers(app, self._client)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise Cause.of(error).as_error() from error
         if failure := await api_failure(app):
@@ -151,11 +153,6 @@ class Apiserver:
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
-        template = (
-            app.state.openai_serving_chat.chat_template or self._client.renderer.tokenizer.chat_template
-        )
-        budgets = {str(effort): tokens for effort, tokens in api.thinking_budgets.items()}
-        self._client.set_thinking_budgets(ThinkingBudgets.of(budgets, config, template))
         if api.stream_interval is None:
             self._client.adapt_stream_interval()
         if self._options.compiles_ahead:
@@ -169,6 +166,17 @@ class Apiserver:
         assert self._gate is not None, "not started"
         return self._gate
 
+    @property
+    def _generates(self) -> bool:
+        return self._manifest.engine.task == GENERATE
+
+    def _serve_answers(self, app: FastAPI, client: ClusterEngineClient) -> None:
+        """Does what only models that generate need."""
+        self._responses = app.state.openai_serving_responses
+        template = app.state.openai_serving_chat.chat_template or client.renderer.tokenizer.chat_template
+        budgets = self._manifest.api.thinking_budgets
+        client.set_thinking_budgets(ThinkingBudgets.of(budgets, client.vllm_config, template))
+
     def _refusals(self) -> Iterator[Conflict]:
         parsers = parsers_here()
         if parsers is not None:
@@ -180,7 +188,7 @@ class Apiserver:
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters)
         add_batches(app, self._batches)
-        if _serves_original_routes(self._manifest):
+        if self._generates and _serves_original_routes(self._manifest):
             baseline = BaselineTurn(lambda: self._live.limits.request)
             add_original_routes(app, self._manifest.engine, baseline)
 

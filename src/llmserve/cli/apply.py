@@ -91,8 +91,11 @@ def _show(
     manifest: Manifest, plan: LocalPlan, path: Path, notes: Sequence[str], warnings: Sequence[str]
 ) -> None:
     console = screen()
-    sources = ", ".join(one.source for one in manifest.served)
-    console.print(f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {sources}", soft_wrap=True)
+    several = len(manifest.served) > 1
+    models = ", ".join(
+        f"{one.served_name} from {one.source}" if several else one.source for one in manifest.served
+    )
+    console.print(f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {models}", soft_wrap=True)
     table = Table("Role", "Process", "Listens on", "Cores", "What it does", box=None, pad_edge=False)
     for row in plan.describe_rows():
         table.add_row(*row)

@@ -1,6 +1,8 @@
 """Finds the running cluster that a command is about."""
 
 import argparse
+import getpass
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
+from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.state import STATE_NAME, ClusterState, read_state
 from llmserve.runner.up import run_dir_of
 
@@ -21,14 +25,27 @@ class FoundCluster:
     state: ClusterState
 
     @property
-    def routers(self) -> list[str]:
-        """HOST:PORT of each router, router-0 first."""
-        return list(routers_of(self.state.roles).values())
+    def routers(self) -> RouterAddresses:
+        """The routers, router-0 first. Errors: StartFailed when the cluster's secret cannot be read."""
+        return RouterAddresses(tuple(routers_of(self.state.roles).values()), self.credentials)
+
+    @property
+    def credentials(self) -> Credentials:
+        """What an operator shows, who may read the cluster's secret. Errors: as above."""
+        return operator(self.state)
 
     @property
     def kvmanagers(self) -> dict[str, str]:
         """HOST:PORT of each kvmanager, by its name."""
         return kvmanagers_of(self.state.roles)
+
+
+def operator(state: ClusterState | None = None) -> Credentials:
+    """Returns the credentials of this user, who may not be allowed to read the cluster's secret. state: that
+    of the cluster; None: it was not started here, and LLMSERVE_CLUSTER_SECRET_FILE names its secret, if it
+    has one. Errors: StartFailed when that cannot be read."""
+    file = os.path.join(state.temp_dir, SECRET_NAME) if state else ""
+    return Credentials.read(CallerRole.OPERATOR, getpass.getuser(), file if os.path.exists(file) else None)
 
 
 def routers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -3,14 +3,13 @@
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
+from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster, operator
 from llmserve.cli.command import EXIT_OK, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import ask_leader
+from llmserve.rpc.leader import RouterAddresses, ask_leader
 from llmserve.runner.board import ProcessState
 from llmserve.runner.state import DrainedMark, read_state
 
@@ -45,7 +44,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.router:
-        _say_what_follows(options, asyncio.run(_order([options.router], options)))
+        _say_what_follows(
+            options, asyncio.run(_order(RouterAddresses((options.router,), operator()), options))
+        )
         return EXIT_OK
     cluster = find_cluster(options)
     _role(cluster, options.worker)
@@ -91,7 +92,7 @@ def _say_what_follows(options: argparse.Namespace, answer: router_pb2.DrainRespo
         )
 
 
-async def _order(routers: Sequence[str], options: argparse.Namespace) -> router_pb2.DrainResponse:
+async def _order(routers: RouterAddresses, options: argparse.Namespace) -> router_pb2.DrainResponse:
     """Errors: NotFound for a worker that the router does not know; LLMServeError."""
     order = router_pb2.DrainOrder(drain=not options.undo, timeout_seconds=max(0.0, options.timeout))
     request = router_pb2.DrainRequest(worker_id=options.worker, order=order)

@@ -149,11 +149,15 @@ def check(path: Path, manifest: Manifest, as_json: bool) -> int:
 
 def _gpu_notes(manifest: Manifest) -> list[str]:
     """Says how KV moves between pods with GPUs, and what each of them pins."""
-    if not is_on_gpu(manifest):
-        return []
-    pinned = PinnedMemory.of_pod(manifest)
-    notes = [f"KV goes from {kv_path_of_pods(manifest)}."] if manifest.deployment.disaggregated else []
-    return notes + ([f"Pinned memory of each pod: {pinned_text(pinned)}."] if pinned.host_bytes else [])
+    every = [manifest.alone(model) for model in manifest.served]
+    models = [alone for alone in every if is_on_gpu(alone)]
+    is_split = any(alone.deployment.disaggregated for alone in models)
+    notes = [f"KV goes from {kv_path_of_pods(manifest)}."] if is_split else []
+    for alone in models:
+        pinned, whose = PinnedMemory.of_pod(alone), f" of {alone.model.served_name}" if len(every) > 1 else ""
+        if pinned.host_bytes:
+            notes.append(f"Pinned memory of each pod{whose}: {pinned_text(pinned)}.")
+    return notes
 
 
 def _preflight(path: Path, manifest: Manifest) -> list[str]:

@@ -41,7 +41,9 @@ _SLO = {"ttft": "first_token_seconds", "itl": "gap_seconds", "e2e": "total_secon
 
 
 def _run(options: argparse.Namespace) -> int:
-    shape = ClusterShape.of(load_manifest(Path(options.file)), _overrides(options))
+    manifest = load_manifest(Path(options.file))
+    name = options.model or manifest.served[0].served_name
+    shape = ClusterShape.of(manifest.for_model(name), _overrides(options))
     goals = _goals(options.slo)
     requests = _requests(options)
     simulation = Simulation(shape, requests, seed=options.seed)
@@ -61,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_manifest(parser)
     add_json(parser)
+    parser.add_argument("--model", metavar="NAME", help="of several in the manifest (default: the first)")
     _configure_load(parser.add_argument_group("the load"))
     _configure_cluster(parser.add_argument_group("in place of what the manifest says"))
     parser.add_argument("--slo", default="", metavar="ttft=S,itl=S,e2e=S", help="what a good request meets")

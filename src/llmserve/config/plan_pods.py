@@ -5,8 +5,9 @@ in both places. Only names, addresses and ports differ.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from llmserve.config.plan import plan_local
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
@@ -21,15 +22,46 @@ POD_NAME = "$(POD_NAME)"
 POD_IP = "$(POD_IP)"
 
 
-def service_name(cluster: str, role: ProcessRole) -> str:
-    """Returns the name of the Service in front of a role, and of its workload."""
-    return f"{cluster}-{role}"
+def service_name(cluster: str, role: ProcessRole, model: str = "") -> str:
+    """Returns the name of the Service in front of a role, and of its workload. model: the slug of the model
+    of workers, when there are several."""
+    return "-".join(filter(None, (cluster, model, role)))
 
 
-def plan_pods(manifest: Manifest) -> Mapping[ProcessRole, ProcessSpec]:
-    """Returns the process in a pod of each role. Pods are drained for as long as a request may take."""
+class PodPlan(NamedTuple):
+    """The process in the pods of a role. manifest: that of their model alone, for workers. model: its slug
+    when there are several, otherwise empty."""
+
+    process: ProcessSpec
+    manifest: Manifest
+    model: str = ""
+
+    @property
+    def role(self) -> ProcessRole:
+        return self.process.role
+
+
+def plan_pods(manifest: Manifest) -> Sequence[PodPlan]:
+    """Returns the pods of each role, those of workers once for each model. They are drained for as long as a
+    request may take."""
+    every = [PodPlan(process, manifest) for process in _processes(manifest)]
+    first = next(index for index, one in enumerate(every) if one.role.is_worker)
+    before, after = every[:first], [one for one in every[first:] if not one.role.is_worker]
+    return [*before, *_workers(manifest), *after]
+
+
+def _workers(manifest: Manifest) -> Iterator[PodPlan]:
+    several = len(manifest.served) > 1
+    for model in manifest.served:
+        alone = manifest.alone(model)
+        for process in _processes(alone):
+            if process.role.is_worker:
+                yield PodPlan(process, alone, model.slug if several else "")
+
+
+def _processes(manifest: Manifest) -> Iterator[ProcessSpec]:
     plan = plan_local(_one_of_each(manifest), (), itertools.count(1).__next__)
-    return {spec.role: _in_pod(spec, manifest) for spec in plan.processes}
+    return (_in_pod(spec, manifest) for spec in plan.processes)
 
 
 def _one_of_each(manifest: Manifest) -> Manifest:

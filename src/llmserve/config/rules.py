@@ -175,6 +175,17 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict.at(message, key, "engine.chunked_prefill", "engine.max_model_len")
 
 
+def _task(manifest: Manifest) -> Iterator[Conflict]:
+    task = manifest.engine.task
+    if task == "generate":
+        return
+    if manifest.engine.kind == "sim":
+        yield Conflict.at("the simulated engine only generates", "engine.task", "engine.kind")
+    if manifest.deployment.disaggregated:
+        message = f"a model that is to {task} decodes nothing: it needs deployment.disaggregated: false"
+        yield Conflict.at(message, "engine.task", "deployment.disaggregated")
+
+
 def _decode_slots(manifest: Manifest) -> Iterator[Conflict]:
     kept, places = manifest.engine.min_decode_slots, manifest.engine.max_decode_concurrency
     if kept >= places:
@@ -268,6 +279,7 @@ _RULES = (
     _cores,
     _block_size,
     _batch,
+    _task,
     _decode_slots,
     _long_prompts,
     _engine_env,

@@ -61,6 +61,9 @@ def speculation_rules(manifest: Manifest) -> Iterator[Conflict]:
     yield from _lookup(manifest.engine.speculation)
     speculation = speculation_of(manifest)
     if speculation is not None:
+        if manifest.engine.task != "generate":
+            message = f"has no effect: a model with engine.task {manifest.engine.task} generates no tokens"
+            yield Conflict.at(message, _METHOD, "engine.task", "models")
         yield from _handover(manifest, speculation)
         yield from _batch(manifest, speculation)
 

@@ -8,6 +8,7 @@ from typing import Any
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
+from llmserve.core.stats import SpeculationReport
 
 # A priority beyond this counts as this, whatever clients send.
 MOST_PRIORITY = 10
@@ -63,7 +64,8 @@ class SamplingLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """sampling_params is the engine's own encoding (vLLM: msgpack of SamplingParams), opaque here.
+    """sampling_params is the engine's own encoding (vLLM: msgpack of SamplingParams), opaque here. So is
+    pooling_params (vLLM: msgpack of PoolingParams); with it, the request is for a pooled output, not tokens.
 
     cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
     engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a PullParams), or to
@@ -81,6 +83,7 @@ class EngineRequest:
     priority: int = 0
     kv_transfer_params: Mapping[str, Any] | None = None
     traceparent: str = ""
+    pooling_params: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,15 @@ class Logprobs:
     token_ids: bytes
     logprobs: bytes
     ranks: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PooledOutput:
+    """What a model makes of a whole prompt: an embedding, or scores. values: float32, little-endian, row by
+    row."""
+
+    shape: tuple[int, ...]
+    values: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ class EngineOutput:
     """What one engine step added to one request. finish_reason: None while the request goes on. handover:
     with the first output of a request that fetched KV. adapter_load: with the first output of a request that
     has an adapter; the worker adds it. acceptance: with the last output of a request for which tokens were
-    proposed."""
+    proposed. pooled: the only output of a request with pooling_params."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()
@@ -155,12 +167,14 @@ class EngineOutput:
     handover: HandoverReport | None = None
     adapter_load: AdapterLoad | None = None
     acceptance: Acceptance | None = None
+    pooled: PooledOutput | None = None
 
 
 @dataclass(slots=True)
 class EngineLoad:
     """A snapshot for the router. Blocks are the device's; transfers are totals since the start. stalled:
-    the worker says that the engine has not answered for so long that it should get no requests."""
+    the worker says that the engine has not answered for so long that it should get no requests. speculation:
+    None: the engine has proposed no tokens."""
 
     running_requests: int = 0
     waiting_requests: int = 0
@@ -172,6 +186,7 @@ class EngineLoad:
     last_transport: str = ""
     pairs: Sequence[PairStatus] = ()
     stalled: bool = False
+    speculation: SpeculationReport | None = None
 
 
 class LeaseState(StrEnum):

@@ -1,4 +1,5 @@
-"""Figures that packages share: percentiles, fairness, what the scheduler and the KV store report."""
+"""Figures that packages share: percentiles, fairness, what the scheduler, the KV store and speculation
+report."""
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -155,3 +156,37 @@ class StoreStats:
 
     tiers: tuple[TierStats, ...] = ()
     saved_prefill_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchGain:
+    """A class of batch sizes of one engine. batch: the smallest size of the class. drafts: whether its steps
+    propose drafts now. gain: tokens per second with drafts, as a multiple of those without, in steps that
+    compute no prompts; 0: not measured yet. steps: of this class, since the start."""
+
+    batch: int
+    drafts: bool
+    gain: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationReport:
+    """What an engine that speculates reports; totals since its start. drafts: times that one request had its
+    proposals verified. draft_tokens, accepted_tokens: tokens of these proposals."""
+
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    gains: Sequence[BatchGain] = ()
+
+    @property
+    def acceptance(self) -> float:
+        """The part of the proposed tokens that was right; 0 before there was one."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens that a request got in a step with proposals, with the one that it gets anyway; 1 before
+        there was one."""
+        return 1.0 + (self.accepted_tokens / self.drafts if self.drafts else 0.0)

@@ -201,17 +201,19 @@ def _manifest(host: Host, subject: Subject, loaded: manifest.Checked[Manifest] |
 
 
 def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]:
-    models = {one.served_name: manifest.model(one) for one in settings.served}
-    yield from (model.finding for model in models.values())
+    models = {one.served_name: manifest.loaded(settings.alone(one)) for one in settings.served}
+    yield from (one.finding for parts in models.values() for one in parts)
     if subject.manifest is not None and not subject.is_running:
-        has_models = all(model.thing is not None for model in models.values())
+        has_models = all(parts[0].thing is not None for parts in models.values())
         yield manifest.start(_refused(subject.manifest, settings, has_models=has_models))
     planned = manifest.engines(settings, plan_here)
     yield planned.finding
     if planned.thing is None or subject.is_running:
         return
     if any(process.cores for process in planned.thing.processes):
-        weights = {name: model.thing.weight_bytes if model.thing else 0 for name, model in models.items()}
+        weights = {
+            name: sum(one.thing.weight_bytes for one in parts if one.thing) for name, parts in models.items()
+        }
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         found = kv_paths(settings, on_gpus, GpuTopology.seen_by(run_tool))

@@ -10,6 +10,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessSpec
 from llmserve.config.plan_types import engine_names, ranges
 from llmserve.config.schema import Manifest, ModelSpec
+from llmserve.config.speculation import loaded_draft
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.models.resolve import PreparationStage, Survey, survey
@@ -85,16 +86,24 @@ _STILL_TO_DO = {
 }
 
 
-def model(spec: ModelSpec) -> Checked[Survey]:
+def model(spec: ModelSpec, name: str = "model") -> Checked[Survey]:
+    """name: of the finding."""
     try:
         seen = survey(spec)
     except ModelNotFound as error:
-        return Checked(problem("model", "not found", error.message))
+        return Checked(problem(name, "not found", error.message))
     figures = {"weight_bytes": seen.weight_bytes}
     if seen.stage is PreparationStage.READY:
-        return Checked(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
+        return Checked(ok(name, f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
     value = f"{spec.served_name}, {seen.stage} from {seen.place}"
-    return Checked(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
+    return Checked(note(name, value, _STILL_TO_DO[seen.stage], **figures), seen)
+
+
+def loaded(manifest: Manifest) -> list[Checked[Survey]]:
+    """Checks what each engine of a manifest of one model loads: the model first, then its draft if it has
+    one."""
+    draft = loaded_draft(manifest)
+    return [model(manifest.model), *([model(draft, "draft model")] if draft else [])]
 
 
 def engine_memory(manifest: Manifest, weight_bytes: Mapping[str, int], available_bytes: float) -> Finding:

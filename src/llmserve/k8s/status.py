@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import DeadlineExceeded, StartFailed, Unavailable
 from llmserve.k8s.api import KubeApi
-from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector, selector
+from llmserve.k8s.render.objects import COMPONENT_LABEL, MODEL_LABEL, Object, pod_selector, selector
 
 # Reasons of a container that waits for nothing but time.
 _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
@@ -67,8 +67,14 @@ def statuses(
     most = {one["spec"]["scaleTargetRef"]["name"]: one["spec"]["maxReplicas"] for one in scalers}
     for workload in workloads:
         role = workload["metadata"]["labels"][COMPONENT_LABEL]
-        own = [pod for pod in pods if pod["metadata"].get("labels", {}).get(COMPONENT_LABEL) == role]
+        own = [pod for pod in pods if _group(pod) == _group(workload)]
         yield _status(workload, role, own, most.get(workload["metadata"]["name"]))
+
+
+def _group(one: Object) -> tuple[str | None, str | None]:
+    """Returns the role and the model of a workload or a pod."""
+    found = one["metadata"].get("labels", {})
+    return found.get(COMPONENT_LABEL), found.get(MODEL_LABEL)
 
 
 def _status(workload: Object, role: str, pods: Sequence[Object], most: int | None) -> WorkloadStatus:

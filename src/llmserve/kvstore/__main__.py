@@ -7,6 +7,7 @@ from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.role import common_flags, configure_logging, run_role
 
 
@@ -23,6 +24,7 @@ def main() -> int:
             metrics_port=flags.metrics_port,
             store=store,
             engine_order=manifest.transfer.engine_order,
+            credentials=Credentials.read(CallerRole.KVMANAGER, flags.name),
         )
 
     return run_role(flags.name, build)

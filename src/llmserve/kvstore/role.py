@@ -18,6 +18,7 @@ from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
@@ -38,6 +39,7 @@ class KVManagerRole:
         metrics_port: int = 0,
         store: BuiltStore | None = None,
         engine_order: Sequence[str] = (),
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         """store: closed with the role. engine_order: transports for workers elsewhere, the best first."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
@@ -54,7 +56,7 @@ class KVManagerRole:
             metrics.store_leases.set_function(lambda: dram.open_leases)
             metrics.store_reserved_blocks.set_function(lambda: dram.reserved_blocks)
         self._service = KVManagerService(manager, self._calls, admin)
-        self._server = RpcServer(listen)
+        self._server = RpcServer(listen, credentials)
         self._server.add(
             kvmanager_pb2_grpc.add_KVManagerServicer_to_server, self._service, "llmserve.v1.KVManager"
         )

@@ -16,6 +16,7 @@ from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
 from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
+from llmserve.rpc.permissions import check_name
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         try:
             async for report in self._until_closing(request_iterator):
                 if not worker_id:
+                    check_name(context, report.worker_id)
                     worker_id = report.worker_id
                     _log.info("worker %s reports, epoch %d", worker_id, report.epoch)
                 yield self._report(connection, worker_id, report)
@@ -91,16 +93,19 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     async def AttachStore(  # noqa: N802
         self, request: kvmanager_pb2.AttachStoreRequest, context: _Context
     ) -> kvmanager_pb2.AttachStoreResponse:
+        check_name(context, request.worker_id)
         return await self._store.attach(request)
 
     async def PreparePrompt(  # noqa: N802
         self, request: kvmanager_pb2.PreparePromptRequest, context: _Context
     ) -> kvmanager_pb2.PreparePromptResponse:
+        check_name(context, request.worker_id)
         return await self._store.prepare(request)
 
     async def SettleStore(  # noqa: N802
         self, request: kvmanager_pb2.SettleStoreRequest, context: _Context
     ) -> kvmanager_pb2.SettleStoreResponse:
+        check_name(context, request.worker_id)
         return self._store.settle(request)
 
     async def ListBlocks(  # noqa: N802

@@ -19,7 +19,7 @@ from llmserve.metrics.dashboards.panels import text
 from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
 from llmserve.metrics.registry import StateCollector, WatchedCounter
 from llmserve.metrics.router import RouterMetrics
-from llmserve.metrics.worker import AdapterMetrics, WorkerMetrics
+from llmserve.metrics.worker import AdapterMetrics, SpeculationMetrics, WorkerMetrics
 
 
 def generated() -> Mapping[str, str]:
@@ -54,6 +54,7 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("apiserver", ApiserverMetrics),
     ("router", RouterMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
+    ("decode, aggregated: speculation", SpeculationMetrics),
     ("prefill, decode, aggregated: LoRA adapters", AdapterMetrics),
     ("kvmanager", KVManagerMetrics),
     ("apiserver, router, prefill, decode, aggregated, with tracing on", TracingMetrics),

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateFamily
 
 
@@ -46,6 +47,60 @@ _PAIR_FAMILIES = (
         "kv_pair_failures_total", "Probes and transfers that failed this way", lambda row: row.failures
     ),
 )
+
+
+def _of_batches(
+    name: str, documentation: str, value: Callable[[BatchGain], float]
+) -> StateFamily[Sequence[BatchGain]]:
+    return StateFamily(
+        name, documentation, ("batch",), lambda rows: (((str(row.batch),), value(row)) for row in rows)
+    )
+
+
+_BATCH_FAMILIES = (
+    _of_batches(
+        "worker_speculation_gain",
+        "Tokens per second with proposals, as a multiple of those without, in steps of so many requests "
+        "(the smallest number of a class); 0: not measured yet",
+        lambda row: row.gain,
+    ),
+    _of_batches(
+        "worker_speculation_on",
+        "1: steps of so many requests propose tokens, apart from those that measure the other way",
+        lambda row: row.drafts,
+    ),
+    _of_batches(
+        "worker_speculation_steps_total",
+        "Steps of so many requests, with those that compute prompts",
+        lambda row: row.steps,
+    ),
+)
+
+
+class SpeculationMetrics:
+    """Stays at 0 on engines that do not speculate."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.drafts_total = counter(
+            "worker_speculation_drafts_total", "Times that one request had its proposed tokens verified"
+        )
+        self.draft_tokens_total = counter(
+            "worker_speculation_draft_tokens_total", "Tokens that were proposed and verified"
+        )
+        self.accepted_tokens_total = counter(
+            "worker_speculation_accepted_tokens_total", "Proposed tokens that were right"
+        )
+        self._last = SpeculationReport()
+        self.batches = StateCollector(_BATCH_FAMILIES, lambda: self._last.gains)
+        registry.register(self.batches)
+
+    def record(self, report: SpeculationReport) -> None:
+        """report: totals since the engine's start."""
+        last, self._last = self._last, report
+        self.drafts_total.inc(report.drafts - last.drafts)
+        self.draft_tokens_total.inc(report.draft_tokens - last.draft_tokens)
+        self.accepted_tokens_total.inc(report.accepted_tokens - last.accepted_tokens)
 
 
 class AdapterMetrics:
@@ -130,6 +185,7 @@ class WorkerMetrics:
             "worker_engine_stalled", "1: the engine has not answered for so long that it gets no requests"
         )
         self.adapters = AdapterMetrics(registry)
+        self.speculation = SpeculationMetrics(registry)
         self._last = EngineLoad()
         self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
         registry.register(self.pairs)
@@ -144,6 +200,8 @@ class WorkerMetrics:
         self.engine_stalled.set(load.stalled)
         self.transfer_bytes_total.inc(max(0, load.transferred_bytes - self._last.transferred_bytes))
         self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
+        if load.speculation is not None:
+            self.speculation.record(load.speculation)
         self._last = _copy(load)
 
     def record_outputs(self, outputs: Sequence[EngineOutput]) -> None:

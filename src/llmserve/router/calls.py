@@ -21,6 +21,7 @@ from llmserve.router.sessions import RouterSession
 from llmserve.router.streams import RouterOutbox, SessionStream
 from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.permissions import check_name
 
 _log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 5.0
@@ -56,6 +57,7 @@ class SessionCalls:
         self, requests: _Requests, context: _Context
     ) -> AsyncIterator[router_pb2.RouterSessionResponses]:
         hello, others = await _read_hello(requests)
+        check_name(context, hello.apiserver_id)
         stream = self._open(hello)
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type

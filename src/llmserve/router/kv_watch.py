@@ -21,6 +21,7 @@ from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.rpc.client import Backoff, open_channel
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -33,10 +34,12 @@ _DROP_AGAIN_SECONDS = (0.5, 30.0)
 class KvWatch:
     """Life: start (once) -> aclose (idempotent). Made inside a running loop."""
 
-    def __init__(self, addresses: Sequence[str], index: PrefixIndex) -> None:
+    def __init__(
+        self, addresses: Sequence[str], index: PrefixIndex, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
         """addresses: one of each KV manager, which is also its name in the index."""
         self.addresses = tuple(addresses)
-        self._index = index
+        self._index, self._credentials = index, credentials
         self._owner = TaskOwner("kv-watch")
         self._channels = AsyncExitStack()
         self._stubs: dict[str, kvmanager_pb2_grpc.KVManagerStub] = {}
@@ -44,7 +47,7 @@ class KvWatch:
 
     async def start(self) -> None:
         for address in self.addresses:
-            channel = await self._channels.enter_async_context(open_channel(address))
+            channel = await self._channels.enter_async_context(open_channel(address, self._credentials))
             self._stubs[address] = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]
             self._owner.spawn(address, self._follow(address), fatal=True)
 

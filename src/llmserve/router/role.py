@@ -21,6 +21,7 @@ from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
@@ -70,6 +71,7 @@ class RouterRole:
             kvmanagers=kvmanagers,
             manifest=manifest,
             read_again=read_again,
+            credentials=Credentials.read(CallerRole.ROUTER, name),
         )
 
     def __init__(
@@ -84,6 +86,7 @@ class RouterRole:
         kvmanagers: Sequence[str] = (),
         manifest: Manifest | None = None,
         read_again: Callable[[], Manifest] | None = None,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         """read_again: returns the manifest as it is when a term begins. Errors: ManifestError."""
         registry = CollectorRegistry()
@@ -91,10 +94,10 @@ class RouterRole:
         self._alone = not settings.terms.shared
         self._state = state or MemoryState(LeaseClock())
         self._rpc_metrics = RouterMetrics(registry)
-        self._peers = Peers(others, settings.terms.call_seconds)
+        self._peers = Peers(others, settings.terms.call_seconds, credentials)
         self._owner = TaskOwner("router")
         index = PrefixIndex()
-        self._kv_watch = KvWatch(kvmanagers, index)
+        self._kv_watch = KvWatch(kvmanagers, index, credentials)
         self._term = LeaderTerm(
             TermParts(
                 settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
@@ -106,7 +109,7 @@ class RouterRole:
         self._election = LeaderElection(self._state, self._peers, self._term, settings.terms, LeaseClock())
         self._term.open(self._election)
         self._listen = listen
-        self._server = RpcServer(listen)
+        self._server = RpcServer(listen, credentials)
         self._server.add(
             router_pb2_grpc.add_RouterServicer_to_server,
             RouterService(self._term, self._election),

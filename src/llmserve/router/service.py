@@ -14,6 +14,7 @@ from llmserve.router.leader.term import LeaderTerm
 from llmserve.rpc.adapters import decode_reports, encode_orders
 from llmserve.rpc.codec import decode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.permissions import check_name
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.RegisterRequest, context: _Context
     ) -> router_pb2.RegisterResponse:
         """Errors: InvalidRequest, as ClusterMembership.register."""
+        check_name(context, request.worker.worker_id)
         services, spec = self._term.services, decode_worker(request.worker)
         settings = services.live.settings
         try:
@@ -55,6 +57,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.HeartbeatRequest, context: _Context
     ) -> router_pb2.HeartbeatResponse:
         """Errors: NotFound, as ClusterMembership.heartbeat."""
+        check_name(context, request.worker_id)
         services, worker_id, load = (
             self._term.services,
             WorkerId(request.worker_id),
@@ -80,6 +83,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def Deregister(  # noqa: N802
         self, request: router_pb2.DeregisterRequest, context: _Context
     ) -> router_pb2.DeregisterResponse:
+        check_name(context, request.worker_id)
         services = self._term.services
         with services.event_loop.deciding() as effects:
             effects += services.controller.deregister(WorkerId(request.worker_id), request.epoch)

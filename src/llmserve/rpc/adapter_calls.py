@@ -1,22 +1,21 @@
 """Asks the router about adapters for operators, and shows its answers."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from llmserve.core.adapters import AdapterTier
 from llmserve.rpc.adapters import decode_adapter_report, decode_named, encode_tier
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import ask_leader
+from llmserve.rpc.leader import RouterAddresses, ask_leader
 
 _ASK_SECONDS = 5.0
 
 
 class AdapterClient:
-    """routers: HOST:PORT of each. model: its name; empty: the only one. seconds: a call waits for no
+    """model: its name; empty: the only one. seconds: a call waits for no
     longer. All calls are idempotent. Errors: InvalidRequest and NotFound as the router says them,
     DeadlineExceeded, Unavailable when no router leads."""
 
-    def __init__(self, routers: Sequence[str], model: str = "") -> None:
+    def __init__(self, routers: RouterAddresses, model: str = "") -> None:
         self._routers, self._model = routers, model
 
     async def load(

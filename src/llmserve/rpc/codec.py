@@ -16,9 +16,11 @@ from llmserve.core.request import (
     HandoverReport,
     Logprobs,
     PairStatus,
+    PooledOutput,
     PrefillStats,
     SamplingLimits,
 )
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2
 
 _FINISH_TO_WIRE: dict[FinishReason, worker_pb2.FinishReason] = {
@@ -88,6 +90,7 @@ def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
         priority=request.priority,
         kv_transfer_params=encode_params(request.kv_transfer_params),
         traceparent=request.traceparent,
+        pooling_params=request.pooling_params,
     )
 
 
@@ -114,6 +117,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         priority=message.priority,
         kv_transfer_params=decode_params(message.kv_transfer_params),
         traceparent=message.traceparent,
+        pooling_params=message.pooling_params,
     )
 
 
@@ -142,6 +146,8 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
         delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
     if output.acceptance is not None:
         delta.acceptance.CopyFrom(_encode_acceptance(output.acceptance))
+    if (pooled := output.pooled) is not None:
+        delta.pooled.CopyFrom(worker_pb2.Pooled(shape=pooled.shape, values=pooled.values))
     return delta
 
 
@@ -161,6 +167,7 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
         handover=_decode_handover(delta.handover) if has("handover") else None,
         adapter_load=_decode_adapter_load(delta.adapter_load) if has("adapter_load") else None,
         acceptance=_decode_acceptance(delta.acceptance) if has("acceptance") else None,
+        pooled=PooledOutput(tuple(delta.pooled.shape), delta.pooled.values) if has("pooled") else None,
     )
 
 
@@ -230,17 +237,37 @@ def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
     )
 
 
-_LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name != "pairs")
+_LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name not in ("pairs", "speculation"))
 _PAIR_FIELDS = tuple(PairStatus.__dataclass_fields__)
+_GAIN_FIELDS = tuple(BatchGain.__dataclass_fields__)
+_SPECULATION_FIELDS = ("drafts", "draft_tokens", "accepted_tokens")
 
 
 def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:
     pairs = [
         common_pb2.TransportPair(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in load.pairs
     ]
-    return common_pb2.WorkerLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS}, pairs=pairs)
+    speculation = _encode_speculation(load.speculation) if load.speculation else None
+    fields = {name: getattr(load, name) for name in _LOAD_FIELDS}
+    return common_pb2.WorkerLoad(**fields, pairs=pairs, speculation=speculation)
 
 
 def decode_load(message: common_pb2.WorkerLoad) -> EngineLoad:
     pairs = tuple(PairStatus(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in message.pairs)
-    return EngineLoad(**{name: getattr(message, name) for name in _LOAD_FIELDS}, pairs=pairs)
+    speculation = _decode_speculation(message.speculation) if message.HasField("speculation") else None
+    fields = {name: getattr(message, name) for name in _LOAD_FIELDS}
+    return EngineLoad(**fields, pairs=pairs, speculation=speculation)
+
+
+def _encode_speculation(report: SpeculationReport) -> common_pb2.Speculation:
+    gains = [
+        common_pb2.BatchGain(**{name: getattr(one, name) for name in _GAIN_FIELDS}) for one in report.gains
+    ]
+    return common_pb2.Speculation(
+        **{name: getattr(report, name) for name in _SPECULATION_FIELDS}, gains=gains
+    )
+
+
+def _decode_speculation(message: common_pb2.Speculation) -> SpeculationReport:
+    gains = tuple(BatchGain(**{name: getattr(one, name) for name in _GAIN_FIELDS}) for one in message.gains)
+    return SpeculationReport(**{name: getattr(message, name) for name in _SPECULATION_FIELDS}, gains=gains)

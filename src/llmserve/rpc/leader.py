@@ -10,11 +10,24 @@ import grpc.aio
 from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.rpc.client import Backoff, open_channel
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
 # A leader that ended is followed within seconds: those who look for the next one look often.
 _LONGEST_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAddresses:
+    """The routers of a cluster. addresses: HOST:PORT of each."""
+
+    addresses: tuple[str, ...]
+    credentials: Credentials = NO_CREDENTIALS
+
+    def open(self, address: str) -> grpc.aio.Channel:
+        """Returns a channel to one of them, which the caller closes."""
+        return open_channel(address, self.credentials)
 
 
 class RouterSelector:
@@ -58,13 +71,13 @@ _T = TypeVar("_T")
 
 
 async def ask_leader(
-    routers: Sequence[str], ask: Callable[[router_pb2_grpc.RouterStub], Awaitable[_T]]
+    routers: RouterAddresses, ask: Callable[[router_pb2_grpc.RouterStub], Awaitable[_T]]
 ) -> _T:
-    """routers: HOST:PORT of each; they are tried in turn. Errors: Unavailable when none leads or answers;
+    """Tries the routers in turn. Errors: Unavailable when none leads or answers;
     what the leader says."""
     away: LLMServeError = Unavailable("no router is known")
-    for address in routers:
-        async with open_channel(address) as channel:
+    for address in routers.addresses:
+        async with routers.open(address) as channel:
             try:
                 return await ask(router_pb2_grpc.RouterStub(channel))  # type: ignore[no-untyped-call]
             except grpc.aio.AioRpcError as error:
@@ -77,8 +90,8 @@ async def ask_leader(
 _EXPLAIN_SECONDS = 8.0  # the router gives its apiservers 5 s
 
 
-async def explain_request(routers: Sequence[str], request_id: str, tenant: str = "") -> bytes:
-    """JSON. routers: HOST:PORT of each. tenant: whose it must be; empty: anybody's. Errors: NotFound,
+async def explain_request(routers: RouterAddresses, request_id: str, tenant: str = "") -> bytes:
+    """JSON. tenant: whose it must be; empty: anybody's. Errors: NotFound,
     Unavailable."""
     question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
     request = router_pb2.ExplainRequest(record=question)
@@ -104,8 +117,8 @@ class Reloaded:
         return lines or ["nothing has changed"]
 
 
-async def reload_cluster(routers: Sequence[str], text: str, file: str) -> Reloaded:
-    """routers: HOST:PORT of each. text: the whole manifest; file: what messages call it. Errors:
+async def reload_cluster(routers: RouterAddresses, text: str, file: str) -> Reloaded:
+    """text: the whole manifest; file: what messages call it. Errors:
     InvalidRequest with path and line when it is wrong, Unavailable when no router leads; nothing is changed
     then."""
     request = router_pb2.ReloadRequest(text=text, file=file)

@@ -13,6 +13,8 @@ from grpc_reflection.v1alpha import reflection
 
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.rpc.client import KEEPALIVE_SECONDS, SHARED_OPTIONS, TRACEPARENT
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.permissions import check_permission, is_open
 from llmserve.rpc.status import code_of, trailing_metadata
 
 _log = logging.getLogger(__name__)
@@ -29,11 +31,13 @@ _RAISES_NOTHING = frozenset({"/llmserve.v1.Worker/Session"})
 
 
 class RpcServer:
-    """Life: add (each service) -> start -> set_serving ... -> aclose. `aclose` is idempotent."""
+    """Life: add (each service) -> start -> set_serving ... -> aclose. `aclose` is idempotent. credentials: by
+    which callers are checked, before anything of their messages is read."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, credentials: Credentials = NO_CREDENTIALS) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(interceptors=[_ErrorMapper()], options=_SERVER_OPTIONS)
+        interceptors = [_CallerCheck(credentials), _ErrorMapper()]
+        self._server = grpc.aio.server(interceptors=interceptors, options=_SERVER_OPTIONS)
         self._health = HealthServicer()
         self._names: list[str] = []
 
@@ -68,6 +72,38 @@ class RpcServer:
         """Refuses new calls at once, lets running ones go on for the grace, then cancels them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
+
+
+class _CallerCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Refuses calls of strangers, and those that are not for the caller's role."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        method = handler_call_details.method
+        try:
+            if not is_open(method):
+                caller = self._credentials.caller_of(handler_call_details.invocation_metadata)
+                if caller is not None:
+                    check_permission(caller, method)
+        except LLMServeError as error:
+            return _refusing(error)
+        return await continuation(handler_call_details)
+
+
+def _refusing(error: LLMServeError) -> Any:
+    """Returns a handler that ends a call of any kind at once: one of streams waits for no message."""
+
+    async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
+        await _abort(context, error)
+        yield  # never reached; it makes this a stream
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class _ErrorMapper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

@@ -20,6 +20,8 @@ from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner, first_done
 from llmserve.rpc.client import Backoff
+from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind
 from llmserve.runner.console import Console, ready_banner
@@ -88,9 +90,10 @@ class _Cluster:
         self._guard = GuardLink(f"{cluster_id}/", self._tasks)
         self._stop = StopRequest()
         self._http_port = HttpPort(job.plan.processes)
+        credentials = Credentials.read(CallerRole.OPERATOR, "llmserve up", str(paths.secret))
         self._reloading = Reloading(
             paths.manifest,
-            _routers(job.plan.processes),
+            RouterAddresses(_routers(job.plan.processes), credentials),
             console.say,
             watch=job.manifest.deployment.local.reload_on_change,
         )
@@ -233,7 +236,7 @@ def _shorten_all(paths: Sequence[Path], most_bytes: int) -> None:
         logs.shorten(path, most_bytes)
 
 
-def _routers(processes: Sequence[ProcessSpec]) -> Sequence[str]:
+def _routers(processes: Sequence[ProcessSpec]) -> tuple[str, ...]:
     """Returns HOST:PORT of each router. Every process that talks to the routers knows all of them."""
     others = (spec.routers for spec in processes if spec.role is not ProcessRole.ROUTER)
     return next((routers for routers in others if routers), ())

@@ -1,6 +1,7 @@
 """The paths of a run, and the environment and command of each process in it."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
 from llmserve.models.adapters.cache import DRAM_VARIABLE
+from llmserve.rpc.credentials import SECRET_NAME, SECRET_VARIABLE, make_secret
 from llmserve.runner.process.child import ProcessCommand
 from llmserve.runner.process.family import MEMBER_VARIABLE, SHARED_MEMORY_DIR
 
@@ -30,6 +32,11 @@ class RunPaths:
         """All directories that are removed at the end."""
         return self.temp_dir, adapter_dram(self.temp_dir)
 
+    @property
+    def secret(self) -> Path:
+        """The file of what all processes of the cluster know."""
+        return self.temp_dir / SECRET_NAME
+
     def log(self, name: str) -> Path:
         return self.log_dir / f"{name}.log"
 
@@ -41,14 +48,21 @@ def adapter_dram(temp_dir: Path) -> Path:
 
 
 def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
-    """Makes the temporary directory. log_dir: see `log_folder`. Errors: StartFailed."""
+    """Makes the temporary directory, with the cluster's secret in it. log_dir: see `log_folder`. Errors:
+    StartFailed."""
     manifest = manifest.absolute()
     logs = log_folder(manifest, run_dir, log_dir)
     try:
         temp_dir = Path(tempfile.mkdtemp(prefix=f"llmserve-{cluster_id[:8]}-"))
     except OSError as error:
         raise StartFailed(f"cannot make a temporary directory: {error.strerror}") from error
-    return RunPaths(manifest, run_dir, logs, temp_dir)
+    paths = RunPaths(manifest, run_dir, logs, temp_dir)
+    try:
+        make_secret(paths.secret)
+    except StartFailed:
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        raise
+    return paths
 
 
 def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
@@ -89,6 +103,7 @@ def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str
 def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, str]:
     return {
         MEMBER_VARIABLE: role_mark(cluster_id, name),
+        SECRET_VARIABLE: str(paths.secret),
         "TMPDIR": str(paths.temp_dir),
         DRAM_VARIABLE: str(adapter_dram(paths.temp_dir)),
         "VLLM_RPC_BASE_PATH": str(paths.temp_dir),

@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import LLMServeError
-from llmserve.rpc.leader import Reloaded, reload_cluster
+from llmserve.rpc.leader import Reloaded, RouterAddresses, reload_cluster
 from llmserve.runner.preflight import check_reload
 
 _log = logging.getLogger(__name__)
@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 
 
-async def reload_now(path: Path, routers: Sequence[str]) -> Reloaded:
-    """Reads and checks the manifest, and brings it to the cluster. routers: HOST:PORT of each.
-    Errors: LLMServeError; nothing is changed then."""
+async def reload_now(path: Path, routers: RouterAddresses) -> Reloaded:
+    """Reads and checks the manifest, and brings it to the cluster. Errors: LLMServeError; nothing is changed
+    then."""
     text = read_again(path)
     await asyncio.to_thread(check_reload, parse_manifest(text, str(path)), path)
     return await reload_cluster(routers, text, str(path))
@@ -62,11 +62,11 @@ class Reloading:
     """Life: run, as one task; ask at any time, also from a signal handler. The result of each reload is
     printed and logged; a reload that fails does not end the task.
 
-    routers: HOST:PORT of each. watch: whether to look at the file.
+    watch: whether to look at the file.
     """
 
     def __init__(
-        self, manifest: Path, routers: Sequence[str], say: Callable[[str], None], *, watch: bool
+        self, manifest: Path, routers: RouterAddresses, say: Callable[[str], None], *, watch: bool
     ) -> None:
         self._manifest, self._routers, self._say = manifest, routers, say
         self._watch = ManifestWatch(manifest) if watch else None

@@ -264,11 +264,10 @@ class TokenBudget:
         """What the request lacks of the limit, or of its model's part. A model that holds nothing has room
         for any request that fits the limit."""
         for_all, held = self._missing_for_all(request), self._of_model[request.model]
-        part = self._shares.part(request.model)
-        if self._limit is None or not held or part == 1.0:
+        if self._limit is None or not held:
             return for_all
         wanted = (held + self._wanted(request)) * self._price(request.model)
-        return max(for_all, wanted - self._limit * part)
+        return max(for_all, wanted - self._limit * self._shares.part(request.model))
 
     def _missing_for_all(self, request: QueuedRequest) -> float:
         price = self._price(request.model)

@@ -30,8 +30,8 @@ class ModelShares:
         self.waiting: Callable[[], Set[str]] = lambda: _NOBODY
 
     def part(self, model: str) -> float:
-        share = self.share(model)
-        return share if share < 1.0 and self.waiting() - {model} else 1.0
+        share = self.shares.get(model)
+        return share if share is not None and self.waiting() - {model} else 1.0
 
     def share(self, model: str) -> float:
         return self.shares.get(model, 1.0)

@@ -85,7 +85,7 @@ class Resources:
 
     def __init__(self, clock: Clock, limits: ClusterLimits) -> None:
         self.shares = ModelShares()
-        self.requests = RequestBudget(0, self.shares, self._most_choices)
+        self.requests = RequestBudget(None, self.shares, self._most_choices)
         self.tokens = TokenBudget(
             *(clock, "tokens in flight", "budgets.max_tokens_in_flight"),
             QueuedRequest.work_tokens,

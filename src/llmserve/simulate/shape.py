@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.config.lora import lora_of
 from llmserve.config.schema import Lora, Manifest, TransferConfig
+from llmserve.config.speculation import speculation_of
 from llmserve.core.adapters import AdapterReport, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId, WorkerId
@@ -59,7 +60,7 @@ class ClusterShape:
 
     @classmethod
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
-        """Errors: InvalidRequest when nothing says how long a step takes."""
+        """manifest: of one model. Errors: InvalidRequest when nothing says how long a step takes."""
         limits = _limits(manifest, over)
         return cls(
             model=manifest.model.served_name,
@@ -122,11 +123,11 @@ def _limits(manifest: Manifest, over: Overrides) -> SimLimits:
 
 
 def _timing(manifest: Manifest, over: Overrides) -> Timing:
-    sim = manifest.engine.sim
+    own = _own_timing(manifest)
     timing = Timing(
-        _first(over.prefill_tokens_per_second, sim.prefill_tokens_per_second),
-        _first(over.decode_step_seconds, sim.decode_step_seconds),
-        _first(over.decode_seconds_per_sequence, sim.decode_seconds_per_sequence),
+        _first(over.prefill_tokens_per_second, own.prefill_tokens_per_second),
+        _first(over.decode_step_seconds, own.decode_step_seconds),
+        _first(over.decode_seconds_per_sequence, own.decode_seconds_per_sequence),
     )
     if not timing.step_seconds(1, 0) or not timing.step_seconds(0, 1):
         raise InvalidRequest(
@@ -134,6 +135,17 @@ def _timing(manifest: Manifest, over: Overrides) -> Timing:
             "or with --prefill-tokens-per-second and --decode-step-seconds, as measured"
         )
     return timing
+
+
+def _own_timing(manifest: Manifest) -> Timing:
+    """Answers grow by one token in each simulated step. With speculation, a step takes as much less time as
+    it would give more tokens."""
+    sim, speculation = manifest.engine.sim, speculation_of(manifest)
+    timing = Timing(sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence)
+    if speculation is None:
+        return timing
+    proposing = timing.proposing(speculation.tokens, sim.proposed_token_seconds)
+    return proposing.for_each_token(speculation.tokens, sim.acceptance)
 
 
 def _first(given: float | None, otherwise: float) -> float:

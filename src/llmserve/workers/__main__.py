@@ -14,6 +14,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import exit_process
 from llmserve.models.adapters import open_adapter_cache
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
@@ -65,6 +66,7 @@ def build_worker(flags: argparse.Namespace, cluster: Manifest, model: WorkerMode
         drain_seconds=flags.drain_seconds,
         check_model=model.check_unchanged,
         open_adapters=lambda shape: open_adapter_cache(manifest, shape, model.path),
+        credentials=Credentials.read(CallerRole.WORKER, flags.name),
     )
     registry = CollectorRegistry()
     tracer = open_tracer(

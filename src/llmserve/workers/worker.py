@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.adapters import LoraShape
@@ -21,6 +22,7 @@ from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.adapters import encode_lora
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
@@ -54,6 +56,7 @@ class WorkerOptions:
     drain_seconds: float = 5.0
     check_model: Callable[[], None] = lambda: None
     open_adapters: Callable[[LoraShape], AdapterStore] = lambda shape: NoAdapterStore()
+    credentials: Credentials = NO_CREDENTIALS
 
 
 class Worker:
@@ -77,7 +80,7 @@ class Worker:
         self._metrics = WorkerMetrics(registry)
         self._tasks = TaskOwner(spec.worker_id)
         self._talk = TaskOwner(f"{spec.worker_id}.router")
-        self._server = RpcServer(options.listen)
+        self._server = RpcServer(options.listen, options.credentials)
         self._open = AsyncExitStack()
         self._membership: RouterMembership | None = None
         self._service: WorkerService | None = None
@@ -129,10 +132,7 @@ class Worker:
 
     async def _join(self, status: WorkerStatus, adapters: AdapterOrders) -> None:
         if self._options.routers:
-            routers = {
-                address: await self._open.enter_async_context(open_channel(address))
-                for address in self._options.routers
-            }
+            routers = {address: await self._channel(address) for address in self._options.routers}
             self._membership = RouterMembership(status, routers, self._engine, self._drainer, adapters)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
@@ -141,8 +141,11 @@ class Worker:
             self._tasks.spawn(f"kv-reports-{index}", stream.run())
 
     async def _report_stream(self, address: str) -> KvReporter:
-        channel = await self._open.enter_async_context(open_channel(address))
-        return KvReporter(DeviceHoldings(self._spec.worker_id, self._spec.epoch, SystemClock()), channel)
+        holdings = DeviceHoldings(self._spec.worker_id, self._spec.epoch, SystemClock())
+        return KvReporter(holdings, await self._channel(address))
+
+    async def _channel(self, address: str) -> grpc.aio.Channel:
+        return await self._open.enter_async_context(open_channel(address, self._options.credentials))
 
     def _describe(self, info: EngineInfo) -> common_pb2.WorkerInfo:
         spec = self._spec

@@ -23,7 +23,14 @@ from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, Ada
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.outcome import FinishReason, Outcome
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import (
+    Acceptance,
+    EngineOutput,
+    HandoverReport,
+    Logprobs,
+    PooledOutput,
+    PrefillStats,
+)
 from llmserve.rpc.adapters import encode_adapter_report, encode_named, encode_names
 from llmserve.rpc.codec import (
     decode_outcome,
@@ -39,7 +46,9 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     KvShape,
     WorkerInfo,
 )
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.server import RpcServer, traceparent_of
+from llmserve.workers.sessions import merge
 
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
@@ -79,7 +88,8 @@ class Pushes:
 
 
 class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
-    """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`."""
+    """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`. at_once:
+    tokens in each output after the first, as of an engine that speculates."""
 
     def __init__(self, name: str, role: int, first_token: int, eos: int) -> None:
         super().__init__()
@@ -90,6 +100,8 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.released_by: list[str] = []  # the traceparents of those calls
         self.running: set[str] = set()
         self.pause_at: int | None = None
+        self.at_once = 1
+        self.acceptance: Acceptance | None = None  # of every request, with its last output
         self.go = asyncio.Event()
         self.obeys_aborts = True
         self.fail_with: LLMServeError | None = None
@@ -168,8 +180,12 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
     async def _generate(
         self, request: worker_pb2.GenerateRequest, outbox: "asyncio.Queue[EngineOutput]"
     ) -> None:
+        if request.pooling_params:
+            outbox.put_nowait(_pooled(request))
+            return
         params = msgspec.msgpack.decode(request.sampling_params)
         prompt = [*request.prompt_token_ids, *await self._arrived(request)]
+        step: EngineOutput | None = None
         for index in range(request.limits.max_tokens):
             if index == self.pause_at:
                 self.changed()
@@ -183,8 +199,12 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             token = self._draw(len(prompt) + index)
             stop = token in request.limits.stop_token_ids
             last = stop or index == request.limits.max_tokens - 1
-            outbox.put_nowait(self._output(request, params, prompt, token, index, last, stop))
-            await asyncio.sleep(0)
+            output = self._output(request, params, prompt, token, index, last, stop)
+            step = output if step is None else merge(step, output)
+            if last or index == 0 or len(step.token_ids) == self.at_once:
+                outbox.put_nowait(step)
+                step = None
+                await asyncio.sleep(0)
         self.running.discard(request.request_id)
         self.changed()
 
@@ -229,6 +249,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             else None,
             handover=self.handover if first and asked.get("do_remote_prefill") else None,
             adapter_load=AdapterLoad(AdapterTier.DISK, 0.25) if first and request.adapter else None,
+            acceptance=self.acceptance if last else None,
         )
 
     def _ticket(self, request: worker_pb2.GenerateRequest) -> dict[str, Any]:
@@ -241,6 +262,18 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.released_by.append(traceparent_of(context.invocation_metadata()))
         self.changed()
         return worker_pb2.ReleaseLeaseResponse(released=True)
+
+
+def _pooled(request: worker_pb2.GenerateRequest) -> EngineOutput:
+    """An embedding that tells the prompt's length and its first token."""
+    prompt = request.prompt_token_ids
+    values = np.array([len(prompt), prompt[0]], dtype="<f4").tobytes()
+    return EngineOutput(
+        RequestId(request.request_id),
+        finish_reason=FinishReason.STOP,
+        prefill_stats=PrefillStats(len(prompt)),
+        pooled=PooledOutput((2,), values),
+    )
 
 
 def _sampled(token: int, params: dict[str, Any]) -> Logprobs | None:
@@ -490,7 +523,7 @@ class FakeCluster:
         options = ApiserverOptions(
             name="apiserver-0",
             http="127.0.0.1:0",
-            routers=(self.router.address,),
+            routers=RouterAddresses((self.router.address,)),
             model=ModelDirectory(self._model, self._model_dir),
             max_body_bytes=100_000,
         )

@@ -166,17 +166,16 @@ async def test_files_come_and_go(red: openai.AsyncOpenAI) -> None:
         await red.files.retrieve(made.id)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
+async def test_uploads_that_are_refused(red: openai.AsyncOpenAI) -> None:
+    late = {"anchor": "created_at", "seconds": 5}
+    for fields, words in (
         ({"purpose": "fine-tune"}, "purpose must be 'batch'"),
         ({"purpose": "batch", "file": b""}, "empty"),
-        ({"purpose": "batch", "expires_after": {"anchor": "created_at", "seconds": 5}}, "expires_after"),
-    ],
-)
-async def test_uploads_that_are_refused(red: openai.AsyncOpenAI, fields: Any, words: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=words):
-        await red.files.create(**{"file": b"x", **fields})
+        ({"purpose": "batch", "expires_after": late}, "expires_after"),
+    ):
+        given: Any = {"file": b"x", **fields}
+        with pytest.raises(openai.BadRequestError, match=words):
+            await red.files.create(**given)
 
 
 async def test_an_upload_over_the_limit(cluster: Any, red: openai.AsyncOpenAI) -> None:
@@ -202,20 +201,18 @@ async def test_an_upload_over_the_limit(cluster: Any, red: openai.AsyncOpenAI) -
         assert "file" in none.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
+async def test_batches_that_are_refused(red: openai.AsyncOpenAI) -> None:
+    refusals: list[tuple[dict[str, Any], str]] = [
         ({"endpoint": "/v1/moderations"}, "endpoint must be one of /v1/chat/completions, "),
         ({"endpoint": "/v1/tokenize"}, "endpoint must be one of"),
         ({"completion_window": "soon"}, "completion_window must be"),
         ({"completion_window": "31d"}, "completion_window must be"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "16 pairs"),
         ({"metadata": {"a": "x" * 513}}, "512"),
-    ],
-)
-async def test_batches_that_are_refused(red: openai.AsyncOpenAI, fields: Any, words: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=words):
-        await submit(red, line("a"), **fields)
+    ]
+    for fields, words in refusals:
+        with pytest.raises(openai.BadRequestError, match=words):
+            await submit(red, line("a"), **fields)
 
 
 async def test_a_file_of_which_no_line_is_good_fails_as_a_whole(red: openai.AsyncOpenAI) -> None:

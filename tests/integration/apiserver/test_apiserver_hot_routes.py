@@ -114,14 +114,13 @@ async def vllm_s(
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
-    from llmserve.apiserver.engine.client import SUPPORTED_TASKS
     from llmserve.apiserver.http.app import serving_args
     from llmserve.apiserver.options import ModelDirectory
 
     client, read = cluster.apiserver._client, Manifest.model_validate(manifest)
     args = serving_args(ModelDirectory("tiny", tiny_model), read.engine, read.api)
-    app = build_app(args, SUPPORTED_TASKS, client.model_config)
-    await init_app_state(client, app.state, args, SUPPORTED_TASKS)
+    app = build_app(args, client.tasks, client.model_config)
+    await init_app_state(client, app.state, args, client.tasks)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vllm") as made:
         yield made
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.outcome import Outcome
+from llmserve.rpc.leader import RouterAddresses
 from tests.integration.apiserver.conftest import MODEL, FakeCluster
 from tests.integration.apiserver.test_apiserver_api import text_after
 from tests.support.valkey import Valkey, valkey
@@ -84,7 +85,7 @@ def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
     options = ApiserverOptions(
         name="apiserver-1",
         http="127.0.0.1:0",
-        routers=(cluster.router.address,),
+        routers=RouterAddresses((cluster.router.address,)),
         model=ModelDirectory(MODEL, model),
     )
     return Apiserver(options, Manifest.model_validate(manifest), CollectorRegistry())

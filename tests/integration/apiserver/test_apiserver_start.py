@@ -12,10 +12,13 @@ from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.role import ApiserverRole
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ManifestError, ModelNotFound, StartFailed
+from llmserve.rpc.leader import RouterAddresses
 
 
 def role(manifest: dict[str, Any], model: Path, http: str = "127.0.0.1:0") -> ApiserverRole:
-    options = ApiserverOptions("apiserver-0", http, ("127.0.0.1:1",), ModelDirectory("tiny", model))
+    options = ApiserverOptions(
+        "apiserver-0", http, RouterAddresses(("127.0.0.1:1",)), ModelDirectory("tiny", model)
+    )
     return ApiserverRole(options, Manifest.model_validate(manifest), CollectorRegistry())
 
 

@@ -36,10 +36,14 @@ class Adapted:
         return f"dir:{random_adapter(self.folder / name, self._base, seed, shape)}"
 
     def command(self, *arguments: str) -> Any:
-        """`llmserve adapters ... --json`, in this process. Returns what it printed, or its error."""
+        """`llmserve adapters ... --json`."""
+        return self.llmserve("adapters", *arguments)
+
+    def llmserve(self, *arguments: str) -> Any:
+        """`llmserve ... --json`, in this process. Returns what it printed, or its error."""
         out, err = StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            code = main(["adapters", *arguments, "--json", "--run-dir", str(self.cluster.run_dir)])
+            code = main([*arguments, "--json", "--run-dir", str(self.cluster.run_dir)])
         return json.loads(out.getvalue()) if code == 0 else err.getvalue()
 
     def complete(self, tokens: int = 3, **fields: Any) -> httpx.Response:
@@ -79,7 +83,8 @@ def test_an_adapter_from_its_load_to_its_end(adapted: Adapted) -> None:
     assert {load["tier"] for load in again["loads"]} == {"device"}
     assert all(load["seconds"] < 0.5 for load in again["loads"]), "nobody waits for what is in a slot"
     assert adapted.adapter_of(adapted.complete(model=adapted.model)) is None
-    (row,) = adapted.command("show", "sql")
+    (row,) = adapted.llmserve("status")["adapters"]
+    assert row == adapted.command("show", "sql")[0]
     assert {place["worker"] for place in row["workers"]} == {"prefill-0", "decode-0"}
     adapted.command("unload", "sql")
     assert adapted.complete(model="sql").status_code == 404

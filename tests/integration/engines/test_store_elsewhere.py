@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from llmserve.core.errors import TransportUnavailable
-from llmserve.transfer.select import makers
+from tests.support.transports import need_transport
 
 ROOT = Path(__file__).parents[3]
 HOST = "127.0.0.1"
@@ -120,20 +119,11 @@ def chain(blocks: int) -> list[str]:
     return [xxhash.xxh3_128_hexdigest(str(number).encode()) * 2 for number in range(blocks)]
 
 
-def usable(kind: str) -> bool:
-    try:
-        makers(HOST)[kind]().close()
-    except TransportUnavailable:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_go_between_hosts_over_each_transport(
     kind: str, start_manager: StartManager, start_rank: StartRank, port: int
 ) -> None:
-    if not usable(kind):
-        pytest.skip(f"{kind} cannot be used here")
+    need_transport(kind)
     order, keys = "" if kind == "tcp" else kind, chain(3)
     near = start_rank("near", port, order, prefix=())
     far = [start_rank(name, port, order) for name in ("one", "two")]
@@ -156,8 +146,7 @@ def test_when_a_transport_fails_the_next_one_copies(
     start_manager: StartManager, start_rank: StartRank, port: int
 ) -> None:
     """A probe makes the first seven copies over tcp; a load makes two: its bytes, and the generations."""
-    if not usable("ucx"):
-        pytest.skip("ucx cannot be used here")
+    need_transport("ucx")
     far = [
         start_rank("one", port, "ucx", faults="ucx: fail_poll=1/1"),
         start_rank("two", port, "ucx", faults="ucx: fail_submit=1/1; tcp: fail_poll=1/1 after 9"),

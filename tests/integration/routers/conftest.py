@@ -25,6 +25,7 @@ from llmserve.core.request import EngineLoad
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.workers.membership import RouterMembership
 from tests.support.valkey import Valkey
 
@@ -189,7 +190,7 @@ class Api:
 
     def __init__(self, addresses: tuple[str, ...], name: str, **options: Any) -> None:
         metrics = ApiserverMetrics(CollectorRegistry())
-        self.link = RouterLink(addresses, ApiserverId(name), metrics, **options)
+        self.link = RouterLink(RouterAddresses(tuple(addresses)), ApiserverId(name), metrics, **options)
         self.link.start()
         self._name, self._count = name, itertools.count()
 

@@ -12,7 +12,7 @@ from llmserve.apiserver.links.router import AdmissionRefused
 from llmserve.core.errors import NotFound, NotLeader, RouterUnavailable, Unavailable
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import ask_leader, explain_request, reload_cluster
+from llmserve.rpc.leader import RouterAddresses, ask_leader, explain_request, reload_cluster
 from llmserve.rpc.status import from_grpc
 from tests.integration.routers.conftest import SOON, Cluster
 
@@ -121,7 +121,7 @@ async def test_commands_reach_the_leader_whichever_router_they_ask_first(cluster
     """A standby knows no worker and no apiserver: it must not answer for the leader."""
     routers = cluster.routers
     leader = await routers.leader()
-    standby_first = [routers.addresses[1 - leader], routers.addresses[leader]]
+    standby_first = RouterAddresses((routers.addresses[1 - leader], routers.addresses[leader]))
     await cluster.worker("decode-0", slots=1)
     order = router_pb2.DrainRequest(
         worker_id="decode-0", order=router_pb2.DrainOrder(drain=False, timeout_seconds=1.0)
@@ -136,7 +136,7 @@ async def test_commands_reach_the_leader_whichever_router_they_ask_first(cluster
     with pytest.raises(NotFound, match="no apiserver remembers"):
         await explain_request(standby_first, "gone")
     with pytest.raises(Unavailable, match="leader is at"):
-        await explain_request(standby_first[:1], "gone")
+        await explain_request(RouterAddresses(standby_first.addresses[:1]), "gone")
 
 
 async def test_the_leader_goes_on_without_redis(cluster: Cluster) -> None:

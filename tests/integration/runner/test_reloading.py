@@ -13,6 +13,7 @@ import pytest
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.machine import pick_port
 from llmserve.runner.reloading import Reloading
 
@@ -39,7 +40,7 @@ async def test_a_changed_file_is_brought_to_the_router_and_a_bad_one_is_said(
     file: Path, router: RouterRole
 ) -> None:
     said: asyncio.Queue[str] = asyncio.Queue()
-    reloading = Reloading(file, [f"127.0.0.1:{router.port}"], said.put_nowait, watch=True)
+    reloading = Reloading(file, RouterAddresses((f"127.0.0.1:{router.port}",)), said.put_nowait, watch=True)
     task = asyncio.create_task(reloading.run())
     try:
         async with asyncio.timeout(20):
@@ -53,7 +54,7 @@ async def test_a_changed_file_is_brought_to_the_router_and_a_bad_one_is_said(
 
 async def test_whoever_asks_is_told_although_nothing_was_changed(file: Path, router: RouterRole) -> None:
     said: asyncio.Queue[str] = asyncio.Queue()
-    reloading = Reloading(file, [f"127.0.0.1:{router.port}"], said.put_nowait, watch=False)
+    reloading = Reloading(file, RouterAddresses((f"127.0.0.1:{router.port}",)), said.put_nowait, watch=False)
     task = asyncio.create_task(reloading.run())
     reloading.ask()
     try:

@@ -66,3 +66,14 @@ def test_a_mistake_is_told_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_one_of_several_models_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    two = ["simulate", "-f", "examples/two-models.yaml", "--seconds", "2", "--json"]
+    workers = []
+    for more in ([], ["--model", "small"]):
+        assert main([*two, *more]) == EXIT_OK
+        workers.append([one["worker"] for one in json.loads(capsys.readouterr().out)["workers"]])
+    assert workers == [["prefill-0", "decode-0", "decode-1"], ["aggregated-0"]]
+    assert main([*two, "--model", "tiny"]) == EXIT_WRONG_USE
+    assert "there is no model 'tiny'; there is large, small" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_engine_env_reaches_the_processes_in_which_vllm_runs() -> None:
     have = {process.name for process in processes if "VLLM_ATTENTION_BACKEND" in process.env}
     assert have == {"apiserver-0", "prefill-0", "decode-0"}
     pods = plan_pods(told)
-    assert {role for role, process in pods.items() if "VLLM_ATTENTION_BACKEND" in process.env} == {
+    assert {one.role for one in pods if "VLLM_ATTENTION_BACKEND" in one.process.env} == {
         *("apiserver", "prefill", "decode")
     }
 
@@ -86,7 +86,10 @@ def test_a_role_drops_nothing_of_what_it_was_started_with() -> None:
     """The role sorts once more, for those that are started by hand."""
     paths = RunPaths(Path("/m.yaml"), Path("/run"), Path("/logs"), Path("/temp"))
     told = manifest(engine={"device": "cpu", "env": [{"name": "VLLM_X", "value": "1"}]})
-    specs = [*plan_local(told, (0, 1), iter(range(5000, 6000)).__next__).processes, *plan_pods(told).values()]
+    specs = [
+        *plan_local(told, (0, 1), iter(range(5000, 6000)).__next__).processes,
+        *(one.process for one in plan_pods(told)),
+    ]
     for spec in specs:
         env = role_command(spec, paths, {}, "c", {"PATH": "p"}).env
         again = inherited(env, told, GIVEN)

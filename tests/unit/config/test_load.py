@@ -290,6 +290,17 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="no-place-for-a-prompt",
         ),
         pytest.param(
+            "engine:\n  task: embed\n",
+            "m.yaml:6: engine.task: a model that is to embed decodes nothing: "
+            "it needs deployment.disaggregated: false",
+            id="pooling-in-two-phases",
+        ),
+        pytest.param(
+            "engine:\n  task: classify\n  kind: sim\ndeployment:\n  disaggregated: false\n",
+            "m.yaml:6: engine.task: the simulated engine only generates",
+            id="pooling-in-a-simulation",
+        ),
+        pytest.param(
             "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",
             "m.yaml:8: scheduling.weights[1]: names tenant 'a' twice",
             id="a-tenant-with-two-weights",
@@ -655,3 +666,14 @@ def test_only_a_file_of_a_similar_name_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "mines.yaml").touch()
     with pytest.raises(ManifestError, match=r"did you mean '.*/mines\.yaml'\?"):
         load_manifest(tmp_path / "mine.yaml")
+
+
+def test_a_key_of_one_model_is_located_in_its_entry(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "kind: LLMServe\nmodels:\n- source: hub:a/one\n- source: hub:a/two\n  engine:\n    dtype: auto\n"
+    )
+    error = ManifestError("engine.dtype: no", key=("engine", "dtype"))
+    assert located(error, path, "two").message == f"{path}:6: models[1].engine.dtype: no"
+    assert located(error, path, "one").message == f"{path}:1: engine.dtype: no"
+    assert located(error, path, "three") is error

@@ -137,6 +137,11 @@ def test_the_manifest_says_how_engines_speculate(text: str, expected: Speculatio
             id="a-step-is-too-small",
         ),
         pytest.param(
+            "engine: {speculation: {method: ngram}, task: embed}\ndeployment: {disaggregated: false}",
+            "4: engine.speculation.method: has no effect: a model with engine.task embed generates no tokens",
+            id="a-model-that-generates-nothing",
+        ),
+        pytest.param(
             "engine: {speculation: {method: ngram, tokens: 0}}",
             "4: engine.speculation.tokens: must be at least 1, got 0",
             id="no-token",

@@ -1,6 +1,8 @@
 """Virtual time passes from event to event."""
 
-from llmserve.core.clock import Agenda
+import time
+
+from llmserve.core.clock import Agenda, ProcessClock
 
 
 def test_events_happen_in_the_order_of_time_and_then_of_writing() -> None:
@@ -18,3 +20,13 @@ def test_what_is_past_happens_now() -> None:
     while agenda.step():
         pass
     assert seen == [5.0]
+
+
+def test_a_process_that_waits_takes_no_time_of_its_own() -> None:
+    clock, began = ProcessClock(), time.monotonic()
+    before = clock.now()
+    time.sleep(0.05)
+    assert clock.now() - before < 0.04 < time.monotonic() - began
+    while time.monotonic() - began < 5 and clock.now() - before < 0.05:
+        pass
+    assert clock.now() - before >= 0.05

@@ -93,6 +93,27 @@ def test_cpu_engines_need_memory(tmp_path: Path) -> None:
     assert "engine memory" in _names(_by_title(Subject(path))["Manifest"])
 
 
+def test_engines_need_memory_for_their_draft_as_well(tmp_path: Path) -> None:
+    for name in ("model", "draft"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "tokenizer.json"):
+            (tmp_path / name / file).write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(1000))
+    path = tmp_path / "m.yaml"
+    model = f"{{primary: {{source: 'dir:{tmp_path}/model'}}}}"
+
+    def findings(speculation: str) -> dict[str, Finding]:
+        path.write_text(f"kind: LLMServe\nmodels: {model}\nengine: {{device: cpu{speculation}}}\n")
+        return {one.name: one for one in _by_title(Subject(path))["Manifest"].findings}
+
+    plain = findings("")
+    drafted = findings(f", speculation: {{draft: {{source: 'dir:{tmp_path}/draft'}}}}")
+    assert "draft model" not in plain
+    assert drafted["draft model"].figures["weight_bytes"] == 1000
+    needed = [found["engine memory"].figures["needed_bytes"] for found in (plain, drafted)]
+    assert needed[1] - needed[0] == 2 * 1000, "two engines"
+
+
 def test_a_machine_that_tells_nothing_is_no_crash(make_host: MakeHost) -> None:
     sections = list(examine(Subject(None), lambda step: None, make_host({})))
     values = {one.name: one.value for one in sections[0].findings}

@@ -127,6 +127,14 @@ def test_memory_for_the_engines() -> None:
     assert checks.engine_memory(alone, {"b": 0}, 100 * GIB).value == "about 3.2 GiB for 1 engine"
 
 
+def test_memory_for_the_engines_of_several_models() -> None:
+    large = "{source: hub:a/large, kv_cache: {memory_gb: 4}, replicas: {prefill: 1, decode: 2}}"
+    small = "{source: hub:a/small, disaggregated: false}"
+    manifest = parse_manifest(f"kind: LLMServe\nmodels: [{large}, {small}]\n", "m.yaml")
+    found = checks.engine_memory(manifest, {"large": 2 * GIB, "small": 0}, 100 * GIB)
+    assert found.value == "about 27.8 GiB for 4 engines"
+
+
 def _state(pid: int, started: int) -> ClusterState:
     return ClusterState("id", "mine", "m.yaml", pid, started, 0.0, "ready")
 

@@ -57,7 +57,7 @@ def test_each_role_has_a_workload_of_its_own(parse: Parse, rendered: Render) -> 
 def test_the_commands_are_the_plan_s(parse: Parse, rendered: Render) -> None:
     manifest = parse("")
     found = workloads(rendered(manifest))
-    for role, spec in plan_pods(manifest).items():
+    for role, spec in ((one.role, one.process) for one in plan_pods(manifest)):
         container = pod(found[role.value])["containers"][0]
         command = [*container["command"], *container["args"]]
         assert command == ["python", *spec.command("/etc/llmserve/llmserve.yaml", "/tmp")]
@@ -473,3 +473,93 @@ def test_only_those_who_must_reach_a_role(parse: Parse, rendered: Render) -> Non
         "decode": {"apiserver", "prefill", "decode"},
         "apiserver": set(),  # everybody, on its HTTP port
     }
+
+
+_TWO = """\
+kind: LLMServe
+metadata: {name: demo}
+deployment: {k8s: {max_replicas: {decode: 5}}}
+models:
+- source: hub:org/Large.v1
+  engine: {tensor_parallel: 2}
+  replicas: {prefill: 1, decode: 3}
+- source: hub:org/small
+  disaggregated: false
+  engine: {device: cpu}
+  replicas: {decode: 2}
+  lora: {}
+"""
+
+
+def _pod(objects: dict[str, Object], name: str) -> Any:
+    return objects[f"Deployment {name}"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def two(rendered: Render) -> dict[str, Object]:
+    return rendered(parse_manifest(_TWO, "two.yaml"))
+
+
+def test_each_model_has_workloads_of_its_own(two: dict[str, Object]) -> None:
+    assert {title.partition(" ")[2] for title in two if title.startswith("Deployment ")} == {
+        *("demo-router", "demo-apiserver", "demo-large-v1-prefill", "demo-large-v1-decode"),
+        "demo-small-aggregated",
+    }
+    for name, model, role in (
+        ("large-v1-decode", "large-v1", "decode"),
+        ("small-aggregated", "small", "aggregated"),
+    ):
+        deployment = two[f"Deployment demo-{name}"]
+        selected = deployment["spec"]["selector"]["matchLabels"]
+        assert selected["llmserve/model"] == model
+        assert selected["app.kubernetes.io/component"] == role
+        assert selected.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+        assert deployment["metadata"]["labels"]["llmserve/model"] == model
+        budget = two[f"PodDisruptionBudget demo-{name}"]
+        assert budget["spec"]["selector"]["matchLabels"] == selected
+    apiserver = two["Deployment demo-apiserver"]["spec"]["template"]["metadata"]["labels"]
+    assert "llmserve/model" not in apiserver
+
+
+def test_pods_of_a_model_have_its_devices_its_adapters_and_its_weights(two: dict[str, Object]) -> None:
+    large, small = (_pod(two, f"demo-{name}") for name in ("large-v1-decode", "small-aggregated"))
+    limits = [one["containers"][0]["resources"]["limits"] for one in (large, small)]
+    assert [one.get("nvidia.com/gpu") for one in limits] == ["2", None]
+    assert "adapters" in {one["name"] for one in small["volumes"]}
+    assert "adapters" not in {one["name"] for one in large["volumes"]}
+    for pod, name in ((large, "Large.v1"), (small, "small")):
+        assert pod["initContainers"][0]["args"][-2:] == ["--model", name]
+        args = pod["containers"][0]["args"]
+        assert args[args.index("--model") + 1] == name
+    assert "--model" not in _pod(two, "demo-apiserver")["initContainers"][0]["args"]
+
+
+def test_each_model_scales_by_itself(two: dict[str, Object]) -> None:
+    scalers = {
+        title: one["spec"] for title, one in two.items() if title.startswith("HorizontalPodAutoscaler")
+    }
+    counts = {
+        spec["scaleTargetRef"]["name"]: (spec["minReplicas"], spec["maxReplicas"])
+        for spec in scalers.values()
+    }
+    assert counts["demo-large-v1-decode"] == (3, 5)
+    assert counts["demo-small-aggregated"] == (2, 5)
+
+
+def test_policies_are_for_a_role_whatever_the_model(two: dict[str, Object]) -> None:
+    policy = two["NetworkPolicy demo-decode"]
+    assert "llmserve/model" not in policy["spec"]["podSelector"]["matchLabels"]
+    assert "NetworkPolicy demo-large-v1-decode" not in two
+
+
+def test_the_number_of_a_model_s_pods_rolls_nothing_but_where_engines_share_a_rate(rendered: Render) -> None:
+    def text(more: str, decode: int) -> str:
+        manifest = parse_manifest(_TWO.replace("decode: 3", f"decode: {decode}") + more, "two.yaml")
+        return str(rendered(manifest)["ConfigMap demo-manifest"]["data"]["llmserve.yaml"])
+
+    assert text("", 3) == text("", 4)
+    limited = "budgets: {max_kv_io_gbps: 8.0}\n"
+    assert text(limited, 3) != text(limited, 4)
+    again = parse_manifest(text(limited, 3), "pod.yaml")
+    assert [again.alone(one).deployment.replicas.decode for one in again.served] == [3, 2]
+    assert [one.served_name for one in again.served] == ["Large.v1", "small"]

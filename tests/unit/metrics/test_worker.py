@@ -3,6 +3,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineLoad, EngineOutput, PrefillStats
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.metrics.worker import WorkerMetrics
 
 
@@ -28,3 +29,20 @@ def test_prompt_tokens_are_counted_by_source() -> None:
     assert values == {"computed": 4, "local": 16, "external": 80}
     assert registry.get_sample_value("worker_output_tokens_total") == 2
     assert registry.get_sample_value("worker_requests_total", {"finish_reason": "stop"}) == 1
+
+
+def test_what_speculation_brings_is_counted_and_shown_by_batch_size() -> None:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    gains = (BatchGain(1, True, 1.4, 70), BatchGain(8, False, 0.9, 30))
+    for report in (SpeculationReport(10, 30, 12, gains[:1]), SpeculationReport(15, 45, 20, gains)):
+        metrics.record_load(EngineLoad(speculation=report))
+    metrics.record_load(EngineLoad())
+    names = ("drafts", "draft_tokens", "accepted_tokens")
+    totals = [registry.get_sample_value(f"worker_speculation_{name}_total") for name in names]
+    assert totals == [15, 45, 20]
+    shown = {
+        name: [registry.get_sample_value(f"worker_speculation_{name}", {"batch": batch}) for batch in "18"]
+        for name in ("gain", "on", "steps_total")
+    }
+    assert shown == {"gain": [1.4, 0.9], "on": [1, 0], "steps_total": [70, 30]}

@@ -65,3 +65,20 @@ def test_an_error_is_one_line(
     assert out == ""
     assert "config.json is missing" in err
     assert err.count("\n") == 1
+
+
+def test_each_of_several_models_is_prepared_or_one_of_them(
+    manifest: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = "".join(f"- {{source: 'dir:{model_dir}', name: {name}}}\n" for name in "ab")
+    manifest.write_text(f"kind: LLMServe\nmodels:\n{entries}")
+    fetch = ("fetch", "--manifest", manifest, "--cache-dir", manifest.parent / "cache")
+    assert called(monkeypatch, *fetch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "LLMSERVE_PROGRESS a: computing the digest of the model"
+    found = [json.loads(line.partition(" ")[2]) for line in lines if line.startswith("LLMSERVE_MODEL ")]
+    assert [one["name"] for one in found] == ["a", "b"]
+    assert called(monkeypatch, *fetch, "--model", "b") == 0
+    assert '"name": "b"' in capsys.readouterr().out
+    assert called(monkeypatch, *fetch, "--model", "c") == 1
+    assert "there is no model 'c'; there is a, b" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What goes over the wire comes back as it was."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from llmserve.core.request import (
     EngineOutput,
     EngineRequest,
     Logprobs,
+    PooledOutput,
     PrefillStats,
     SamplingLimits,
 )
+from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc import codec
 
 REQUEST = EngineRequest(
@@ -74,6 +77,13 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
     assert codec.decode_output(codec.encode_output(output)) == output
 
 
+def test_pooling_round_trip() -> None:
+    request = replace(REQUEST, sampling_params=b"", pooling_params=b"\x90")
+    assert codec.decode_request(codec.encode_request(request)) == request
+    output = EngineOutput(RequestId("r"), [], pooled=PooledOutput((2, 3), bytes(24)))
+    assert codec.decode_output(codec.encode_output(output)) == output
+
+
 def test_an_empty_output_stays_empty() -> None:
     output = EngineOutput(RequestId("r"), [])
     assert codec.decode_output(codec.encode_output(output)) == output
@@ -88,6 +98,9 @@ def test_a_tier_that_is_not_known_is_named() -> None:
 
 def test_load_round_trip() -> None:
     load = EngineLoad(1, 2, 3, 4, 5, 6, 7, "nixl")
+    assert codec.decode_load(codec.encode_load(load)) == load
+    gains = (BatchGain(1, True, 1.5, 9), BatchGain(8, False, 0.0, 2))
+    load = EngineLoad(speculation=SpeculationReport(4, 12, 5, gains))
     assert codec.decode_load(codec.encode_load(load)) == load
 
 

@@ -117,6 +117,15 @@ def greeted(urls: tuple[str, ...] = (URL,), **sections: Any) -> str:
     return ready_banner(manifest, urls, 12.6, "/run/logs")
 
 
+def test_several_models_are_named_and_the_first_is_asked() -> None:
+    models = [{"source": "hub:org/large"}, {"source": "hub:org/small"}]
+    text = ready_banner(
+        Manifest.model_validate({"kind": "LLMServe", "models": models}), (URL,), 12.6, "/run/logs"
+    )
+    assert f"Ready after 13 s. large, small are at {URL}/v1" in text
+    assert json.loads(command(text)[-1])["model"] == "large"
+
+
 def command(text: str) -> list[str]:
     """The arguments that a shell would give curl."""
     pasted = text[text.index("  curl") :].split("\n\n")[0]

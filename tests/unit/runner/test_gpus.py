@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -55,6 +56,16 @@ def manifest(text: str = "") -> Manifest:
 
 def worker(role: ProcessRole, *gpus: int) -> ProcessSpec:
     return ProcessSpec(role=role, name=f"{role}-{gpus[0]}", module="llmserve.workers", gpus=gpus)
+
+
+def test_kv_goes_between_the_engines_of_one_model() -> None:
+    workers = [
+        replace(worker(role, gpu), name=f"{model}-{role}", model=model)
+        for gpu, (model, role) in enumerate(
+            (model, role) for model in "ab" for role in (ProcessRole.PREFILL, ProcessRole.DECODE)
+        )
+    ]
+    assert set(by_nixl(*workers)) == {"a-prefill > a-decode", "b-prefill > b-decode"}
 
 
 def by_nixl(*workers: ProcessSpec) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -270,3 +271,33 @@ def test_a_reload_waits_for_no_model_and_asks_no_environment(write: Write) -> No
     path = write("security: {api_keys: [{tenant: a, key_env: NOT_SET_HERE}]}\n", source="dir:/gone")
     assert "NOT_SET_HERE" not in os.environ
     preflight.check_reload(_read(path), path)
+
+
+def test_each_of_several_models_is_checked_and_named(write: Write, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "config.json").write_text(json.dumps(_SMALL | {"max_position_embeddings": 128}))
+    path = write()
+    path.write_text(
+        "kind: LLMServe\nengine: {device: cpu, max_model_len: 256}\nmodels:\n"
+        f"- source: dir:{model}\n  engine:\n    tool_call_parser: herms\n"
+        f"- source: dir:{other}\n  adapters: [{{name: a, source: dir:/no/such/adapter}}]\n"
+        "- source: dir:/no/such/thing\n  engine: {max_model_len: 64}\n"
+    )
+    found = _refused(path)
+    assert [line.partition(": ")[0] + ": " + line.split(": ")[1] for line in found] == [
+        "2: engine.max_model_len",
+        "6: models[0].engine.tool_call_parser",
+        "8: models[1].adapters[0].source",
+        "9: models[2].source",
+    ]
+    assert "made for at most 128 tokens" in found[0]
+
+
+def test_a_reload_does_not_ask_where_models_are(write: Write, model: Path) -> None:
+    path = write()
+    path.write_text(f"kind: LLMServe\nmodels:\n- source: dir:{model}\n- source: dir:/no/such/thing\n")
+    preflight.check_reload(_read(path), path)
+    path.write_text(f"kind: LLMServe\nmodels:\n- {{source: 'dir:{model}', engine: {{max_model_len: 513}}}}\n")
+    with pytest.raises(ManifestError, match=r"3: models\[0\]\.engine\.max_model_len: the model was made"):
+        preflight.check_reload(_read(path), path)

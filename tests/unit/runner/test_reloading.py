@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.reloading import ManifestWatch, Reloading
 
 
@@ -67,14 +68,14 @@ def right(file: Path) -> Path:
 
 async def test_a_file_that_is_gone_is_said_without_guessing_at_another(file: Path) -> None:
     os.rename(file, file.with_name("a" + file.name))
-    reloading = Reloading(file, "127.0.0.1:1", lambda text: None, watch=False)
+    reloading = Reloading(file, RouterAddresses(("127.0.0.1:1",)), lambda text: None, watch=False)
     (said,) = await reloading._reload()
     assert f"{file}: the manifest of this cluster is gone; put it back there" in said
     assert "did you mean" not in said
 
 
 async def test_a_bad_file_is_said_with_its_line(wrong: Path) -> None:
-    reloading = Reloading(wrong, "127.0.0.1:1", lambda text: None, watch=False)
+    reloading = Reloading(wrong, RouterAddresses(("127.0.0.1:1",)), lambda text: None, watch=False)
     said = await reloading._reload()
     assert said
     assert all(line.startswith("Reload: nothing was changed: ") for line in said)
@@ -82,5 +83,7 @@ async def test_a_bad_file_is_said_with_its_line(wrong: Path) -> None:
 
 
 async def test_a_router_that_is_away_is_said(right: Path) -> None:
-    (said,) = await Reloading(right, "127.0.0.1:1", lambda text: None, watch=False)._reload()
+    (said,) = await Reloading(
+        right, RouterAddresses(("127.0.0.1:1",)), lambda text: None, watch=False
+    )._reload()
     assert said.startswith("Reload: nothing was changed: ")

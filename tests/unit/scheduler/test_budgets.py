@@ -462,6 +462,15 @@ def test_a_model_has_its_share_while_others_wait_and_all_otherwise(clock: Virtua
     assert resources.held_of_share("small") == 0.0
 
 
+def test_the_share_of_a_model_in_hbm_is_one_of_bytes(clock: VirtualClock) -> None:
+    resources = _models(clock, hbm_bytes=1000.0, shares={"large": 0.5})
+    resources.shares.waiting = lambda: frozenset({"small"})
+    resources.hbm.reserve(_request("a", prompt=5, model="large"))  # 200 bytes
+    assert resources.hbm.fits(_request("b", prompt=7, model="large"))
+    assert not resources.hbm.fits(_request("b", prompt=8, model="large"))
+    assert not resources.hbm.full_for_all(_request("b", prompt=8, model="large"))
+
+
 def test_a_request_larger_than_its_model_s_share_runs_when_the_model_holds_nothing(
     clock: VirtualClock,
 ) -> None:
@@ -496,3 +505,21 @@ def test_of_the_budgets_that_have_no_room_one_that_is_full_for_all_is_named(cloc
     assert budgets.full_in_cluster(_request("b", prompt=10, model="small")) is None
     assert budgets.full_in_cluster(_request("b", prompt=10, model="large")) is resources.requests
     assert budgets.full_in_cluster(_request("b", prompt=50, model="large")) is resources.tokens
+
+
+def test_a_request_that_fits_exactly_has_no_wait_before_anything_has_ended(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.work_tokens)
+    tokens.set_limit(100)
+    tokens.reserve(_request("a", prompt=60))
+    assert tokens.wait(_request("b", prompt=40), 0).seconds == 0.0
+    assert tokens.wait(_request("b", prompt=41), 0).seconds == float("inf")
+
+
+def test_the_used_part_is_known_when_the_size_of_one_model_is(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.context_tokens)
+    tokens.set_limit(100.0, {"a": 0.0})
+    assert tokens.used_ratio is None
+    tokens.set_limit(100.0, {"a": 0.0, "b": 5.0})
+    tokens.reserve(_request("a", prompt=4, model="a"))
+    tokens.reserve(_request("b", prompt=4, model="b"))
+    assert tokens.used_ratio == 0.2

@@ -248,3 +248,11 @@ def test_retry_after_is_by_the_model_s_own_rate(clock: VirtualClock) -> None:
     scheduler.queue.release(first.request_id, 1)
     slow, unknown = (scheduler.queue.retry_after_seconds(_request(f"{model}z")) for model in "ab")
     assert slow < unknown == 60.0
+
+
+def test_a_request_that_ends_without_an_answer_was_served_its_prompt(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("a1", prompt=10))
+    assert _dispatch(scheduler) == ["a1"]
+    assert scheduler.queue.release(RequestId("a1"))
+    assert [one.served_tokens for one in scheduler.stats().tenants] == [10]

@@ -192,3 +192,15 @@ def test_prompts_leave_places_for_decoding(
     report = simulate(shape, requests)
     assert report.gaps.most == pytest.approx(longest_gap)
     assert report.served == 5
+
+
+def test_speculation_makes_answers_shorter_in_time_by_the_tokens_of_a_step(make_shape: MakeShape) -> None:
+    speculation = {"method": "ngram", "tokens": 1}
+    sim = {"acceptance": 0.5, "proposed_token_seconds": 0.003}
+    timing = make_shape(engine={"speculation": speculation}, sim=sim).timing
+    assert timing.decode_step_seconds == pytest.approx(0.01 / 1.5)
+    assert timing.decode_seconds_per_sequence == pytest.approx(0.003 / 1.5)
+    measured = make_shape(
+        engine={"speculation": speculation}, sim=sim, over=Overrides(decode_step_seconds=0.03)
+    ).timing
+    assert measured.decode_step_seconds == 0.03, "what was measured contains it"

@@ -40,6 +40,16 @@ def test_each_rank_pins_the_dram_of_the_store_and_the_host_has_it_once() -> None
     assert pinned.host_bytes == 6 * 96 * MIB + 5 * GIB // 2
 
 
+def test_engines_of_several_models_pin_for_their_own_ranks() -> None:
+    split = "{source: hub:a/large, engine: {tensor_parallel: 2}}"
+    whole = "{source: hub:a/small, disaggregated: false}"
+    text = f"kind: LLMServe\nmodels: [{split}, {whole}]\n"
+    made = parse_manifest(text, "m.yaml")
+    assert PinnedMemory.of_host(made, ["large", "large", "small"]) == PinnedMemory(96 * MIB, 5, 0)
+    assert PinnedMemory.of_host(made, ["small"]) == PinnedMemory(0, 1, 0)
+    assert PinnedMemory.of_host(made, []) == PinnedMemory(0, 0, 0)
+
+
 def test_a_pod_pins_no_memory_of_the_kv_managers_pod() -> None:
     pinned = PinnedMemory.of_pod(manifest(f"engine: {{tensor_parallel: 4}}\n{DRAM}"))
     assert pinned == PinnedMemory(96 * MIB, 4, 0)

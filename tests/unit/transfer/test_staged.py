@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, Region, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice
@@ -15,16 +15,15 @@ from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
 from llmserve.transfer.ucx import UcxTransport
+from tests.support.transports import need_transport
 
 SIZE = 40 << 20
 SLOT = 4 << 20
 
 
 def _ucx(staging: Staging) -> Transport:
-    try:
-        return UcxTransport(staging)
-    except TransportUnavailable as error:
-        pytest.skip(error.message)
+    need_transport("ucx")
+    return UcxTransport(staging)
 
 
 MAKERS: dict[str, Callable[[Staging], Transport]] = {

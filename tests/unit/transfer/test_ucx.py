@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -19,11 +18,11 @@ from hypothesis import given, settings
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
-from llmserve.transfer.nixl import NixlTransport
 from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import UcxTransport, wire
 from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxWorker
 from llmserve.transfer.ucx.server import UcxServer
+from tests.support.transports import need_transport
 
 SIZE = 1 << 20
 
@@ -159,13 +158,7 @@ def finish(transport: UcxTransport, transfer: Transfer, seconds: float = 5.0) ->
 
 @pytest.fixture(scope="module")
 def ucxx() -> None:
-    """NIXL goes first: after it, later suites of this process could make no ucx transport any more."""
-    with suppress(TransportUnavailable):
-        NixlTransport().close()
-    try:
-        UcxTransport().close()
-    except TransportUnavailable as error:
-        pytest.skip(error.message)
+    need_transport("ucx")
 
 
 @pytest.fixture

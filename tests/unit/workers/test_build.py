@@ -15,7 +15,7 @@ from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.outcome import WorkerRole
 from llmserve.models.files import silent
-from llmserve.workers.build import WorkerModel, engine_spec, prepare_model
+from llmserve.workers.build import WorkerModel, engine_spec, kv_io_share, prepare_model
 
 WEIGHTS = "model.safetensors"
 
@@ -126,3 +126,13 @@ def test_without_a_model_the_name_stands_for_it() -> None:
     assert one.path is None
     assert one.identity != two.identity
     one.check_unchanged()
+
+
+def test_engines_of_all_models_share_the_rate_of_kv() -> None:
+    models = [{"source": "hub:a/large"}, {"source": "hub:a/small", "disaggregated": False}]
+    base = {"kind": "LLMServe", "deployment": {"replicas": {"prefill": 3, "decode": 2}}}
+    limited = {"budgets": {"max_kv_io_gbps": 8.0}}
+    assert kv_io_share(Manifest.model_validate(base | {"models": models})) is None
+    assert kv_io_share(Manifest.model_validate(base | limited | {"models": models})) == 1e9 / 4
+    one = {"models": {"primary": {"source": "hub:a/b"}}}
+    assert kv_io_share(Manifest.model_validate(base | limited | one)) == 1e9 / 2

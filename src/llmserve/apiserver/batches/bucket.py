@@ -26,6 +26,8 @@ from llmserve.kvstore.tiers.object.settings import RequestLimits, RetryPolicy
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _RETRIES, _CLAIM_RETRIES = RequestLimits().write, RequestLimits().read
+# Small parts, as those of a journal, take their time in requests.
+_PARTS_AT_ONCE = 8
 # A claim that was not renewed for so long is another's to take. In parts of it: when it is renewed, and when
 # its holder gives it up because that did not work.
 CLAIM_SECONDS = 30.0
@@ -96,9 +98,12 @@ class BucketStorage:
         return None if found is None else found[0]
 
     async def read(self, path: str) -> AsyncGenerator[bytes, None]:
-        for name in await self.names(path):
-            if (part := await self.get(f"{path}/{name}")) is not None:
-                yield part
+        names = await self.names(path)
+        for start in range(0, len(names), _PARTS_AT_ONCE):
+            paths = [f"{path}/{name}" for name in names[start : start + _PARTS_AT_ONCE]]
+            for part in await asyncio.gather(*map(self.get, paths)):
+                if part is not None:
+                    yield part
 
     async def names(self, folder: str) -> list[str]:
         async def listed() -> list[str]:

@@ -6,15 +6,14 @@ objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
-from vllm.outputs import RequestOutput
-from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
@@ -23,8 +22,10 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from llmserve.apiserver.adapters.names import AdapterNames, AdapterRequest
 from llmserve.apiserver.adapters.version import RequestVersion
+from llmserve.apiserver.engine.asked import Asked, sequences_of
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
+from llmserve.apiserver.engine.pooling import PoolingLegs
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
 from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.engine.thinking import ThinkingBudgets
@@ -40,7 +41,7 @@ from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.apiserver.http.headers import check_request_id
 from llmserve.apiserver.http.health import Readiness
 from llmserve.apiserver.http.scope import RequestScope, current_scope
-from llmserve.apiserver.request.context import RequestInfo, RunContext
+from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.placement import ChoiceGroup
 from llmserve.apiserver.request.rules import StageLimits
 from llmserve.apiserver.request.run import RequestRun
@@ -50,18 +51,26 @@ from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.tasks import TaskOwner
 
 _MAX_ERROR_LENGTH = 2000  # of what is remembered: vLLM's messages repeat the values that are wrong
-SUPPORTED_TASKS = ("generate",)
+GENERATE = "generate"
 
 
 class ClusterEngineClient(EngineFreeClient):
     def __init__(
-        self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness, adapters: AdapterNames
+        self,
+        vllm_config: VllmConfig,
+        context: RunContext,
+        readiness: Readiness,
+        adapters: AdapterNames,
+        task: str = GENERATE,
     ) -> None:
+        """task: what the model does, as `engine.task`."""
+        self.tasks = (task,)
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = fitting_renderer(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
-        interval = vllm_config.scheduler_config.stream_interval
+        # Outputs that are pooled come once; vLLM knows no interval for them.
+        interval = vllm_config.scheduler_config.stream_interval if task == GENERATE else 1
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False, stream_interval=interval)
         self._context, self._readiness, self._adapters = context, readiness, adapters
         self._grammars = GrammarCheck(vllm_config)
@@ -75,7 +84,8 @@ class ClusterEngineClient(EngineFreeClient):
 
     def adapt_stream_interval(self) -> None:
         """Lets events of streams carry more tokens from now on while this process is late."""
-        self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
+        if self.tasks == (GENERATE,):
+            self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
 
     def _set_stream_interval(self, tokens: int) -> None:
         self._processor.stream_interval = tokens
@@ -89,13 +99,13 @@ class ClusterEngineClient(EngineFreeClient):
         self._thinking = budgets
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
-        return SUPPORTED_TASKS
+        return self.tasks
 
     async def check_health(self) -> None:
         if reason := self._readiness.missing():
             raise Unavailable(reason)
 
-    async def generate(
+    def generate(
         self,
         prompt: Any,
         sampling_params: SamplingParams,
@@ -112,20 +122,44 @@ class ClusterEngineClient(EngineFreeClient):
         reasoning_ended: bool | None = None,
         reasoning_parser_kwargs: dict[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
-        with the right status; one that comes before any output is also left in the RequestScope."""
+        """Returns the outputs of a request, of all its choices. Errors of these: as of `_outputs`."""
+        self._thinking.limit(sampling_params, reasoning_parser_kwargs)
+        asked = Asked(request_id, prompt, sampling_params, prompt_text, lora_request, priority)
+        return self._outputs(asked, tokenization_kwargs)
+
+    def encode(
+        self,
+        prompt: Any,
+        pooling_params: PoolingParams,
+        request_id: str,
+        lora_request: AdapterRequest | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        reasoning_ended: bool | None = None,
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """Returns the one output of a request for a pooled output. Errors of it: as of `_outputs`."""
+        asked = Asked(request_id, prompt, pooling_params, None, lora_request, priority)
+        return self._outputs(asked, tokenization_kwargs)
+
+    async def _outputs(
+        self, asked: Asked, tokenization_kwargs: dict[str, Any] | None
+    ) -> AsyncGenerator[Any, None]:
+        """Errors: vLLM's, so that its layer answers with the right status; one that comes before any output
+        is also left in the RequestScope."""
         scope = current_scope()
         queue: RequestOutputCollector | None = None
         any_output = False
         try:
-            check_request_id(request_id)
-            scope.explain.known_as(request_id)
-            self._thinking.limit(sampling_params, reasoning_parser_kwargs)
-            await self._grammars.check(sampling_params, scope.tenant)
-            request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
-            request.lora_request = lora_request  # not earlier: this process has no settings of LoRA
+            check_request_id(asked.request_id)
+            scope.explain.known_as(asked.request_id)
+            if isinstance(asked.params, SamplingParams):
+                await self._grammars.check(asked.params, scope.tenant)
+                check_supported(asked.params)
+            request = await self._process(asked, tokenization_kwargs)
+            request.lora_request = asked.adapter  # not earlier: this process has no settings of LoRA
             scope.reached_engine = True
-            queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
+            queue = self._start(request, asked.text(self.model_config))
             finished = False
             while not finished:
                 output = queue.get_nowait() or await queue.get()
@@ -142,39 +176,32 @@ class ClusterEngineClient(EngineFreeClient):
             if queue is not None:
                 self._abort([queue.request_id], internal=True)
 
-    async def _process(
-        self,
-        prompt: Any,
-        params: SamplingParams,
-        request_id: str,
-        tokenization_kwargs: dict[str, Any] | None,
-        priority: int,
-    ) -> EngineCoreRequest:
+    async def _process(self, asked: Asked, tokenization_kwargs: dict[str, Any] | None) -> EngineCoreRequest:
         """Errors: vLLM's validation errors."""
-        check_supported(params)
         # Rendered inputs need no tokenizing; raw ones do, which must not block the loop.
-        rendered = isinstance(prompt, dict) and "type" in prompt
+        rendered = isinstance(asked.prompt, dict) and "type" in asked.prompt
         options = {
-            "supported_tasks": SUPPORTED_TASKS,
+            "supported_tasks": self.tasks,
             "tokenization_kwargs": tokenization_kwargs,
-            "priority": priority,
+            "priority": asked.priority,
         }
+        inputs = (asked.request_id, asked.prompt, asked.params)
         if rendered:
-            request = self.input_processor.process_inputs(request_id, prompt, params, **options)
+            request = self.input_processor.process_inputs(*inputs, **options)
         else:
-            request = await self.input_processor.process_inputs_async(request_id, prompt, params, **options)
+            request = await self.input_processor.process_inputs_async(*inputs, **options)
         if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
             raise VLLMValidationError("only text prompts are available")
-        check_sendable(request.sampling_params, request.priority)
+        check_sendable(request.params, request.priority)
         check_priority(request.priority, current_scope().max_priority)
         self.input_processor.assign_request_id(request)
         return request
 
     def _start(self, request: EngineCoreRequest, prompt_text: str | None) -> RequestOutputCollector:
-        params = request.sampling_params
-        queue = RequestOutputCollector(params.output_kind, request.request_id)
-        parent = ParentRequest(request) if params.n > 1 else None
-        sequences = list(_sequences(request, parent))
+        queue = RequestOutputCollector(request.params.output_kind, request.request_id)
+        several = request.sampling_params is not None and request.sampling_params.n > 1
+        parent = ParentRequest(request) if several else None
+        sequences = list(sequences_of(request, parent))
         infos = [self._info(sequence) for sequence in sequences]
         choices = self._choices(request, infos) if parent else None
         for index, (sequence, info) in enumerate(zip(sequences, infos, strict=True)):
@@ -210,11 +237,16 @@ class ClusterEngineClient(EngineFreeClient):
     def _choices(self, request: EngineCoreRequest, infos: Sequence[RequestInfo]) -> ChoiceGroup:
         """The info of all choices is without a record, which each has of its own."""
         info = replace(infos[0], request_id=RequestId(request.request_id), record=SequenceRecord())
-        legs = self._legs(request)
+        legs = self._sampling_legs(request)
         handovers = current_scope().handovers
         return ChoiceGroup(info, infos, legs, PromptLegs(legs), self._context, handovers)
 
-    def _legs(self, request: EngineCoreRequest) -> SamplingLegs:
+    def _legs(self, request: EngineCoreRequest) -> Legs:
+        if request.pooling_params is not None:
+            return PoolingLegs(request.prompt_token_ids, request.pooling_params, request.priority)
+        return self._sampling_legs(request)
+
+    def _sampling_legs(self, request: EngineCoreRequest) -> SamplingLegs:
         longest = self.model_config.max_model_len
         return SamplingLegs(request.prompt_token_ids, request.sampling_params, longest, request.priority)
 
@@ -262,19 +294,3 @@ class ClusterEngineClient(EngineFreeClient):
 class _RunningSequence(NamedTuple):
     run: RequestRun
     task: asyncio.Task[None]
-
-
-def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:
-    """The request itself, or its children when it asks for several choices."""
-    if parent is None:
-        yield request
-        return
-    for index in range(parent.n):
-        child = copy(request)
-        child.request_id, child.sampling_params = parent.get_child_info(index)
-        yield child
-
-
-def _text_of(model_config: Any, prompt: Any, prompt_text: str | None) -> str | None:
-    text: str | None = extract_prompt_components(model_config, prompt)[0]
-    return text if prompt_text is None else prompt_text

@@ -1,6 +1,6 @@
 """The part of vLLM's EngineClient that is about an engine in this process. There is none here."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from vllm.engine.protocol import EngineClient
@@ -49,9 +49,6 @@ class EngineFreeClient(EngineClient):
         self, request_id: str, kv_transfer_params: dict[str, Any], *, data_parallel_rank: int | None = None
     ) -> None:
         """Clients cannot hand in kv_transfer_params here, so there is nothing to clean up."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        _refuse("pooling")
 
     async def start_profile(self, profile_prefix: str | None = None, **limits: Any) -> None:
         _refuse("profiling")

@@ -13,7 +13,7 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PooledOutput, PrefillStats
 
 _FINISH = {FinishReason(str(reason)): reason for reason in VllmFinishReason}
 
@@ -44,6 +44,7 @@ class OutputSink:
             finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
             stop_reason=output.stop_reason,
             prefill_stats=None if stats is None else _stats(stats),
+            pooling_output=None if output.pooled is None else _pooled(output.pooled),
         )
         processed = self._processor.process_outputs([core_output])
         return output.finish_reason is not None or bool(processed.reqs_to_abort)
@@ -65,6 +66,11 @@ def _arrays(logprobs: Logprobs) -> tuple[Any, Any, Any]:
 def _tensors(logprobs: Logprobs) -> LogprobsTensors:
     """Copies: torch wants writable memory."""
     return LogprobsTensors(*(torch.from_numpy(array.copy()) for array in _arrays(logprobs)))
+
+
+def _pooled(pooled: PooledOutput) -> torch.Tensor:
+    """Copies: torch wants writable memory."""
+    return torch.from_numpy(np.frombuffer(pooled.values, dtype="<f4").reshape(pooled.shape).copy())
 
 
 def _stats(stats: PrefillStats) -> VllmPrefillStats:

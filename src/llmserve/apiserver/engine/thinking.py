@@ -17,7 +17,7 @@ class ThinkingBudgets:
     tokens: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokens: Mapping[str, int], config: VllmConfig, template: object) -> "ThinkingBudgets":
+    def of(cls, tokens: Mapping[Any, int], config: VllmConfig, template: object) -> "ThinkingBudgets":
         """Returns no budgets for a model whose thinking has no marks that vLLM knows, and for one whose chat
         template is told the effort: then the model itself thinks less."""
         marked = config.reasoning_config is not None and config.reasoning_config.enabled

@@ -1,7 +1,6 @@
 """The records of the latest requests, within a number and a size."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -11,7 +10,7 @@ from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
 from llmserve.apiserver.explain.view import view
 from llmserve.core.errors import NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import explain_request
+from llmserve.rpc.leader import RouterAddresses, explain_request
 
 MAX_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
@@ -120,9 +119,9 @@ def _is_worth_keeping(record: HttpRecord) -> bool:
 
 
 class RecordFinder:
-    """apiserver: the name of this one. routers: HOST:PORT of each; the one that leads asks the others."""
+    """apiserver: the name of this one. routers: the one that leads asks the others."""
 
-    def __init__(self, records: RequestRecords, apiserver: str, routers: Sequence[str]) -> None:
+    def __init__(self, records: RequestRecords, apiserver: str, routers: RouterAddresses) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
 
     def find_here(self, question: router_pb2.RecordQuestion) -> bytes:

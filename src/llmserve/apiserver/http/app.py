@@ -26,7 +26,7 @@ from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.adapters.names import AdapterNames
-from llmserve.apiserver.engine.client import SUPPORTED_TASKS, ClusterEngineClient
+from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
 from llmserve.apiserver.http.errors import (
     MISREAD,
     ApiError,
@@ -52,10 +52,15 @@ from llmserve.engines.vllm.environment import asking_about_the_model
 
 # Paths that describe the API.
 DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
+# Those of a model that pools.
+POOLING_PATHS = frozenset(
+    {"/v1/embeddings", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
+)
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
 KEPT_PATHS = frozenset(
     {
         *DOCS_PATHS,
+        *POOLING_PATHS,
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",
@@ -105,6 +110,7 @@ def serving_args(
         "--stream-interval": api.stream_interval,
         "--sse-keep-alive-interval": api.sse_keep_alive_seconds,
         "--chat-template": api.chat_template,
+        "--runner": GENERATE if engine.task == GENERATE else "pooling",
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
         "--speculative-config": json.dumps(_ANY_METHOD) if speculates else None,
     }
@@ -141,7 +147,7 @@ async def openai_app(
     """add_own: adds what is not vLLM's. store: of answers of /v1/responses. adapters: those that requests may
     name."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
-        app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
+        app: FastAPI = build_app(args, client.tasks, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
     _add_operations(app, client, readiness, registry)
     add_models(app)
@@ -160,20 +166,21 @@ async def openai_app(
     app.router.middleware_stack = HotRoutes(
         app.router.middleware_stack, app.router.routes, text_events=makes_text_events
     )
-    await init_app_state(client, app.state, args, SUPPORTED_TASKS)
-    app.state.openai_serving_chat = _as(ChatHandler, app.state.openai_serving_chat)
-    app.state.openai_serving_completion = _as(CompletionHandler, app.state.openai_serving_completion)
-    app.state.anthropic_serving_messages = _as(MessagesHandler, app.state.anthropic_serving_messages)
-    app.state.openai_serving_responses = _as(ResponsesHandler, app.state.openai_serving_responses)
-    app.state.openai_serving_responses.keep_in(store)
-    _serve_adapters(app.state, adapters)
+    await init_app_state(client, app.state, args, client.tasks)
+    app.state.openai_serving_models.lora_requests = adapters
+    if client.tasks == (GENERATE,):
+        _serve_answers(app.state, store)
     return app
 
 
-def _serve_adapters(state: State, adapters: AdapterNames) -> None:
-    """Lets requests name adapters by `model`. vLLM would also choose one by itself, for a chat whose content
-    is of a type (`text`, `image`) that is an adapter's name."""
-    state.openai_serving_models.lora_requests = adapters
+def _serve_answers(state: State, store: ResponseStore | None) -> None:
+    """Puts our handlers in place of vLLM's. vLLM would also choose an adapter by itself, for a chat whose
+    content is of a type (`text`, `image`) that is an adapter's name."""
+    state.openai_serving_chat = _as(ChatHandler, state.openai_serving_chat)
+    state.openai_serving_completion = _as(CompletionHandler, state.openai_serving_completion)
+    state.anthropic_serving_messages = _as(MessagesHandler, state.anthropic_serving_messages)
+    state.openai_serving_responses = _as(ResponsesHandler, state.openai_serving_responses)
+    state.openai_serving_responses.keep_in(store)
     chat, batch = state.openai_serving_chat, state.openai_serving_chat_batch
     for chats in (chat, batch, state.anthropic_serving_messages):
         chats._get_active_default_mm_loras = lambda request: None

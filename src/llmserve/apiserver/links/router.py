@@ -23,11 +23,10 @@ from llmserve.core.request import PrefillStats
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.adapters import decode_names
-from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import decode_outcome, encode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
-from llmserve.rpc.leader import RouterSelector
+from llmserve.rpc.leader import RouterAddresses, RouterSelector
 from llmserve.rpc.outbox import Outbox
 from llmserve.rpc.status import error_named, from_grpc
 
@@ -71,12 +70,11 @@ class _PendingRequest:
 
 
 class RouterLink:
-    """Life: start -> admit / done ... -> aclose (idempotent). addresses: host:port of each router; it has a
-    session with the one that leads."""
+    """Life: start -> admit / done ... -> aclose (idempotent). It has a session with the router that leads."""
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        routers: RouterAddresses,
         apiserver_id: ApiserverId,
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
@@ -84,7 +82,8 @@ class RouterLink:
         answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
         on_adapters: Callable[[Sequence[NamedAdapter]], None] = lambda adapters: None,
     ) -> None:
-        self._routers, self._apiserver_id = RouterSelector(addresses), apiserver_id
+        self._open, self._routers = routers.open, RouterSelector(routers.addresses)
+        self._apiserver_id = apiserver_id
         self._stubs: dict[str, router_pb2_grpc.RouterStub] = {}
         self._epoch = 0  # the latest term that was heard of
         self._metrics, self._answer = metrics, answer
@@ -182,7 +181,7 @@ class RouterLink:
         """Returns the stub of the router to talk to."""
         address = self._routers.address
         if address not in self._stubs:
-            channel = await channels.enter_async_context(open_channel(address))
+            channel = await channels.enter_async_context(self._open(address))
             self._stubs[address] = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
         return self._stubs[address]
 

@@ -21,6 +21,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.client import open_channel, trace_metadata
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.rpc.outbox import Outbox
@@ -128,10 +129,16 @@ def _raise_if_failed(output: EngineOutput) -> None:
 
 
 class WorkerLink:
-    def __init__(self, info: WorkerInfo, owner: TaskOwner, on_broken: Callable[["WorkerLink"], None]) -> None:
+    def __init__(
+        self,
+        info: WorkerInfo,
+        owner: TaskOwner,
+        on_broken: Callable[["WorkerLink"], None],
+        credentials: Credentials,
+    ) -> None:
         self.info = info
         self._on_broken = on_broken
-        self._channel = open_channel(info.address)
+        self._channel = open_channel(info.address, credentials)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._outbox: Outbox[worker_pb2.WorkerSessionRequest] = Outbox()
         self._legs: dict[str, LegStream] = {}
@@ -224,8 +231,8 @@ _Incarnation = tuple[str, int]  # worker_id, epoch
 class WorkerLinks:
     """The links to all workers: made on first use, dropped when broken or no longer needed."""
 
-    def __init__(self, metrics: ApiserverMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: ApiserverMetrics, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self._metrics, self._credentials = metrics, credentials
         self._owner = TaskOwner("worker-links")
         self._links: dict[_Incarnation, WorkerLink] = {}
         self._members: frozenset[_Incarnation] = frozenset()
@@ -264,7 +271,7 @@ class WorkerLinks:
     def _link(self, worker: WorkerInfo) -> WorkerLink:
         key = _incarnation(worker)
         if key not in self._links:
-            self._links[key] = WorkerLink(worker, self._owner, self._forget)
+            self._links[key] = WorkerLink(worker, self._owner, self._forget, self._credentials)
             self._metrics.worker_links.set(len(self._links))
         return self._links[key]
 

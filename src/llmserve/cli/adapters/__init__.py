@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 from llmserve.cli.adapters.page import adapter_lines, adapters_page
 from llmserve.cli.adapters.progress import showing_progress
-from llmserve.cli.cluster import add_cluster, find_cluster
+from llmserve.cli.cluster import add_cluster, find_cluster, operator
 from llmserve.cli.command import EXIT_OK, Command, add_json, positive
 from llmserve.cli.screen import screen
 from llmserve.config.adapter_source import parse_adapter_source
@@ -15,6 +15,7 @@ from llmserve.core.adapters import AdapterTier, short_version
 from llmserve.core.errors import NotFound
 from llmserve.rpc.adapter_calls import AdapterClient, adapter_row
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.leader import RouterAddresses
 
 _ABOUT = """\
 Looks after the LoRA adapters of the cluster that runs here (or of -f, --run-dir, --router). A name is what
@@ -83,7 +84,9 @@ def _add_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    routers = [options.router] if options.router else find_cluster(options).routers
+    routers = (
+        RouterAddresses((options.router,), operator()) if options.router else find_cluster(options).routers
+    )
     run: Run = options.action
     return asyncio.run(run(options, AdapterClient(routers)))
 

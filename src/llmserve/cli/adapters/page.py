@@ -30,12 +30,12 @@ def _cells(row: _Row) -> Iterator[str]:
     yield f"{row['state']}{', pinned' if row['pinned'] else ''}"
     yield str(row["rank"] or "-")
     yield size(row["size_bytes"]) if row["size_bytes"] else "-"
-    yield _places(row)
+    yield places(row)
     yield str(row["running_requests"])
     yield row["error"] or row["source"]
 
 
-def _places(row: _Row) -> str:
+def places(row: _Row) -> str:
     counts = Counter(place["tier"] for place in row["workers"])
     return ", ".join(f"{counts[tier]} {tier}" for tier in AdapterTier if counts[tier]) or "-"
 

@@ -154,7 +154,7 @@ def _add_when(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", help="default: the first that the endpoint lists")
+    group.add_argument("--model", help="default: the first that the endpoint lists, or the manifest")
     group.add_argument(
         "--api-key", metavar="KEY", help=f"@VARIABLE: in the environment (default: @{KEY_VARIABLE}, if set)"
     )

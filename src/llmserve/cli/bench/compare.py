@@ -42,17 +42,21 @@ _LOG_CHARACTERS = 3000
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """One manifest in both shapes, with as many engines in each: agg has those of prefill and decode, each
-    doing both. documents: by AGGREGATED and DISAGGREGATED."""
+    """One model of a manifest in both shapes, with as many engines in each: agg has those of prefill and
+    decode, each doing both. documents: by AGGREGATED and DISAGGREGATED."""
 
     model: str
     engines: int
     documents: Mapping[str, dict[str, Any]]
 
 
-def shapes_of(path: Path) -> Shapes:
-    """Errors: ManifestError; InvalidRequest for a cluster of one engine."""
-    manifest = load_manifest(path)
+def shapes_of(path: Path, model: str | None = None) -> Shapes:
+    """model: one of several in the manifest; None: the first. Errors: ManifestError; InvalidRequest for a
+    cluster of one engine."""
+    loaded = load_manifest(path)
+    names = [one.served_name for one in loaded.served]
+    name = model or names[0]
+    manifest = loaded.for_model(name)
     replicas, disaggregated = manifest.deployment.replicas, manifest.deployment.disaggregated
     engines = replicas.decode + (replicas.prefill if disaggregated else 0)
     if engines < 2:
@@ -60,12 +64,21 @@ def shapes_of(path: Path) -> Shapes:
             f"{path}: disagg needs two engines: set deployment.replicas.prefill and decode, or decode to 2"
         )
     prefill = replicas.prefill if disaggregated else max(1, engines // 2)
-    document: dict[str, Any] = yaml.safe_load(path.read_text())
+    document = _of_one_model(yaml.safe_load(path.read_text()), names.index(name))
     documents = {
         AGGREGATED: _changed(document, False, {"prefill": 0, "decode": engines}),
         DISAGGREGATED: _changed(document, True, {"prefill": prefill, "decode": engines - prefill}),
     }
-    return Shapes(manifest.model.served_name, engines, documents)
+    return Shapes(name, engines, documents)
+
+
+def _of_one_model(document: dict[str, Any], index: int) -> dict[str, Any]:
+    """Leaves the other models out, and the shape that this one has."""
+    spec = document.get("spec", document)
+    if isinstance(spec["models"], list):
+        entry = spec["models"][index]
+        spec["models"] = [{key: entry[key] for key in entry if key not in ("replicas", "disaggregated")}]
+    return document
 
 
 def _changed(document: dict[str, Any], disaggregated: bool, replicas: Mapping[str, int]) -> dict[str, Any]:
@@ -140,7 +153,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    slo, load, shapes = Slo.parse(options.slo), load_of(options), shapes_of(Path(options.file))
+    slo, load, shapes = Slo.parse(options.slo), load_of(options), shapes_of(Path(options.file), options.model)
     base = options.base
     other = DISAGGREGATED if base == AGGREGATED else AGGREGATED
     progress = Console(stderr=True, highlight=False)

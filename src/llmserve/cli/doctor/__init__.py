@@ -69,14 +69,15 @@ def _as_json(sections: Sequence[FindingSection]) -> dict[str, object]:
 
 def _examined(options: argparse.Namespace, on_step: OnStep) -> Iterator[FindingSection]:
     try:
-        state = find_cluster(options).state
+        cluster = find_cluster(options)
+        state = cluster.state
     except LLMServeError as error:
         yield from examine(Subject(_manifest_here(options)), on_step)
         yield section("Cluster", [_absence(error)])
     else:
         yield from examine(Subject(Path(options.file or state.manifest), is_running=True), on_step)
         on_step("Asking the cluster")
-        yield section("Cluster", _cluster(state, asyncio.run(ask(state.roles))))
+        yield section("Cluster", _cluster(state, asyncio.run(ask(state.roles, cluster.credentials))))
 
 
 def _manifest_here(options: argparse.Namespace) -> Path | None:

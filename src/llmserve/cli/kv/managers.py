@@ -146,7 +146,7 @@ async def kv_managers(cluster: FoundCluster) -> AsyncIterator[KvManagers]:
     async with AsyncExitStack() as channels:
         managers = []
         for name, address in addresses.items():
-            channel = await channels.enter_async_context(open_channel(address))
+            channel = await channels.enter_async_context(open_channel(address, cluster.credentials))
             stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
             managers.append(_Manager(name, address, stub))
         yield KvManagers(managers)

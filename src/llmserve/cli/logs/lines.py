@@ -94,9 +94,9 @@ def parse_since(text: str, now: datetime) -> float:
 
 
 def chosen(names: Sequence[str], wanted: str | None) -> list[str]:
-    """Returns the processes of a role (`decode`), or one process (`decode-1`). None: all. Errors:
-    NotFound, with what there is."""
-    found = [name for name in names if wanted in (None, name, _role(name))]
+    """Returns the processes of a role (`decode`), those of a model (`small-decode`), or one process
+    (`decode-1`). None: all. Errors: NotFound, with what there is."""
+    found = [name for name in names if wanted in (None, name, _role(name), _role(name).rpartition("-")[2])]
     if not found:
         there = ", ".join(names) or "none"
         what = f"no process or role is called {wanted}" if wanted else "no process has a log"

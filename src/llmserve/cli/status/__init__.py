@@ -78,7 +78,8 @@ def _frame(run_dir: Path) -> Frame:
 
 
 def _look(found: FoundCluster) -> Snapshot:
-    now, pid = snapshot(found.state, asyncio.run(ask(found.state.roles)), time.time()), found.state.pid
+    answers = asyncio.run(ask(found.state.roles, found.credentials))
+    now, pid = snapshot(found.state, answers, time.time()), found.state.pid
     if not read_effort([pid]).stopped:
         return now
     stopped = f"the supervisor is stopped, so nothing that ends is started again: kill -CONT {pid}"

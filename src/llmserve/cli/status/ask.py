@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.cli.cluster import kvmanagers_of, routers_of
 from llmserve.cli.kv.managers import summed
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -30,30 +31,35 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What the cluster said. healths: HEALTHY, or why not, by the name of the process. router: the answer of
-    the router that leads. leading: its address, empty when none leads. kvmanager: the sum of all answers. A
-    service that did not answer has its default here and a sentence in `problems`."""
+    the router that leads. leading: its address, empty when none leads. adapters: what it lists. kvmanager:
+    the sum of all answers. A service that did not answer has its default here and a sentence in
+    `problems`."""
 
     healths: Mapping[str, str] = field(default_factory=dict)
     router: router_pb2.GetClusterStatusResponse = field(default_factory=router_pb2.GetClusterStatusResponse)
     kvmanager: kvmanager_pb2.GetKvStatusResponse = field(default_factory=kvmanager_pb2.GetKvStatusResponse)
     problems: tuple[str, ...] = ()
     leading: str = ""
+    adapters: tuple[router_pb2.AdapterStatus, ...] = ()
 
 
-async def ask(roles: list[dict[str, Any]]) -> Answers:
+async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
     addresses = routers_of(roles)
     routers, kvmanagers, healths = await asyncio.gather(
-        _ask_each(addresses, _router_status, problems),
-        _ask_each(kvmanagers_of(roles), _kv_status, problems),
+        _ask_each(addresses, credentials, _router_status, problems),
+        _ask_each(kvmanagers_of(roles), credentials, _kv_status, problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
     leader = next((name for name, status in routers.items() if status.leads), "")
     problems += _leader_problems(routers, leader)
     status = routers.get(leader, router_pb2.GetClusterStatusResponse())
-    return Answers(named, status, summed(kvmanagers), tuple(problems), addresses.get(leader, ""))
+    leading = {leader: addresses[leader]} if leader else {}
+    adapters = (await _ask_each(leading, credentials, _adapters, problems)).get(leader, ())
+    address = leading.get(leader, "")
+    return Answers(named, status, summed(kvmanagers), tuple(problems), address, adapters)
 
 
 async def _router_status(channel: grpc.aio.Channel) -> router_pb2.GetClusterStatusResponse:
@@ -62,6 +68,12 @@ async def _router_status(channel: grpc.aio.Channel) -> router_pb2.GetClusterStat
         router_pb2.GetClusterStatusRequest(), timeout=_DEADLINE_SECONDS
     )
     return status
+
+
+async def _adapters(channel: grpc.aio.Channel) -> tuple[router_pb2.AdapterStatus, ...]:
+    stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+    answer = await stub.ListAdapters(router_pb2.ListAdaptersRequest(), timeout=_DEADLINE_SECONDS)
+    return tuple(answer.adapters)
 
 
 async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResponse:
@@ -74,6 +86,7 @@ async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResp
 
 async def _ask_each(
     addresses: Mapping[str, str],
+    credentials: Credentials,
     question: Callable[[grpc.aio.Channel], Awaitable[_T]],
     problems: list[str],
 ) -> dict[str, _T]:
@@ -81,7 +94,7 @@ async def _ask_each(
     answers: dict[str, _T] = {}
 
     async def one(name: str, address: str) -> None:
-        async with open_channel(address) as channel:
+        async with open_channel(address, credentials) as channel:
             try:
                 answers[name] = await question(channel)
             except grpc.aio.AioRpcError as error:

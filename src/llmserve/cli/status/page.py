@@ -1,16 +1,19 @@
 """Lays a snapshot of a cluster out for a screen. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli.adapters.page import places, version
 from llmserve.cli.screen import table
 from llmserve.cli.status.ask import HEALTHY
 from llmserve.cli.status.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 from llmserve.core.request import PairStatus
+from llmserve.core.stats import BatchGain, SpeculationReport
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -22,6 +25,7 @@ _PROOFS = {
 _BAR_COLUMNS = 20
 _NEARLY = 0.9  # of a budget or tier: worth a look
 _MOST_TENANTS = 15
+_MOST_ADAPTERS = 15
 # Below this many columns a process has no pid and no address: load counts more.
 _NARROW_COLUMNS = 110
 # A matrix of more workers than these is for Grafana.
@@ -39,8 +43,12 @@ def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
         parts.append(_tenants(now.tenants))
     if limited := [one for one in now.budgets if one.used_ratio is not None or one.refused_requests]:
         parts.append(_budgets(limited))
+    if now.adapters:
+        parts.append(_adapters(now.adapters))
     if now.tiers:
         parts.append(_tiers(now.tiers))
+    if guesses := [(role.name, role.worker.speculation) for role in now.roles if role.worker]:
+        parts.extend(_speculation([(name, one) for name, one in guesses if one]))
     if moves := [one for one in pairs if one[1].chosen]:
         parts.append(_matrix(moves))
     if shown:
@@ -99,6 +107,16 @@ def _tenants(tenants: Sequence[TenantView]) -> RenderableType:
     return _with_rest(shown, len(ordered) - _MOST_TENANTS)
 
 
+def _adapters(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Those that run the most requests come first."""
+    shown = table("ADAPTER", "VERSION", "STATE", "WORKERS", "RUNNING")
+    ordered = sorted(rows, key=lambda row: (-row["running_requests"], row["name"]))
+    for row in ordered[:_MOST_ADAPTERS]:
+        cells = (row["name"], version(row), row["state"], places(row), str(row["running_requests"]))
+        shown.add_row(*map(Text, cells))
+    return _with_rest(shown, len(ordered) - _MOST_ADAPTERS)
+
+
 def _with_rest(shown: Table, more: int) -> RenderableType:
     return Group(shown, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else shown
 
@@ -125,6 +143,23 @@ def _bar(ratio: float) -> Text:
     full = round(_BAR_COLUMNS * min(1.0, max(0.0, ratio)))
     bar = Text("█" * full, "red" if ratio >= 1 else "yellow" if ratio >= _NEARLY else "green")
     return bar.append("░" * (_BAR_COLUMNS - full), "dim")
+
+
+def _speculation(reports: Sequence[tuple[str, SpeculationReport]]) -> Iterator[Table]:
+    """Shows what proposed tokens brought, and by batch size whether steps propose any and what that gains."""
+    if not reports:
+        return
+    shown = table("SPECULATION", "ACCEPTED", "", "TOKENS A STEP", "BY BATCH SIZE")
+    for name, one in reports:
+        tokens = f"{one.accepted_tokens:,} of {one.draft_tokens:,}"
+        gains = ", ".join(map(_gain, one.gains))
+        shown.add_row(name, f"{one.acceptance:.0%}", tokens, f"{one.mean_length:.2f}", Text(gains or "-"))
+    yield shown
+
+
+def _gain(one: BatchGain) -> str:
+    standing = "on" if one.drafts else "off"
+    return f"{one.batch}: {standing}" + (f" ({one.gain:.2f} x)" if one.gain else "")
 
 
 def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:

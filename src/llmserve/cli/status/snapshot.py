@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 
 from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.core.request import PairStatus
+from llmserve.core.stats import SpeculationReport
+from llmserve.rpc.adapter_calls import adapter_row
 from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.runner.board import ProcessState
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """What the router and the kvmanager know of a worker. available: requests may be placed on it.
-    used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again."""
+    used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again.
+    speculation: None: its engine has proposed no tokens."""
 
     role: str
     available: bool
@@ -38,6 +41,7 @@ class WorkerView:
     transferred_bytes: int
     transfer_failures: int
     pairs: tuple[PairStatus, ...]
+    speculation: SpeculationReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ class BudgetView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """problems: a sentence for each thing that is not as it should be."""
+    """adapters: as `llmserve adapters ls --json` shows them. problems: a sentence for each thing that is not
+    as it should be."""
 
     cluster: str
     stand: str
@@ -127,6 +132,7 @@ class Snapshot:
     queue_limit_requests: int
     tenants: tuple[TenantView, ...]
     budgets: tuple[BudgetView, ...]
+    adapters: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
 
 
@@ -151,6 +157,7 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         index=_index(answers.router.prefix_index),
         tenants=tuple(map(_tenant, answers.router.tenants)),
         budgets=tuple(map(_budget, answers.router.budgets)),
+        adapters=tuple(map(adapter_row, answers.adapters)),
         problems=(*answers.problems, *_problems(roles, kv), *_index_problems(answers.router.prefix_index)),
     )
 
@@ -182,6 +189,7 @@ def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
                 stored_blocks=stored.get(info.worker_id, 0),
                 transports=tuple(info.transports),
                 pairs=tuple(decode_load(load).pairs),
+                speculation=decode_load(load).speculation,
             ),
         )
 

@@ -59,6 +59,10 @@ class EngineConfig(ManifestSection):
 
     kind: Literal["vllm", "sim"] = "vllm"
     """`vllm` is the real engine. `sim` is a simulated one: see `engine.sim`."""
+    task: Annotated[Literal["generate", "embed", "classify"], VllmOnly()] = "generate"
+    """What the model does: it answers prompts, makes an embedding of each (`/v1/embeddings`, `/v1/score`,
+    `/v1/rerank`), or classifies them (`/classify`; with one label: `/v1/score`, `/v1/rerank`). The last two
+    need `deployment.disaggregated: false`."""
     device: Annotated[Literal["auto", "cpu", "cuda"], VllmOnly()] = "auto"
     """The engines run on this device. `auto` uses GPUs if there are any, and otherwise the CPU."""
     tensor_parallel: Annotated[Ranks, VllmOnly()] = Field(default=1, ge=1)

@@ -10,7 +10,7 @@ from llmserve.config.schema.section import ManifestSection, Tokens
 
 class Speculation(ManifestSection):
     """Speculative decoding: a cheap method proposes tokens, and the model verifies all of them in one step.
-    The answers are those of the model alone."""
+    The answers are those of the model alone (docs/speculation.md)."""
 
     method: Literal["none", "ngram", "draft", "eagle", "mtp"] | None = None
     """`ngram` proposes what followed the last tokens earlier in the prompt or the answer. `draft` proposes
@@ -22,5 +22,8 @@ class Speculation(ManifestSection):
     """`ngram` proposes only what followed at least this many of the last tokens."""
     lookup_max: Tokens = Field(default=4, ge=1)
     """`ngram` looks for at most this many of the last tokens."""
+    adaptive: bool = True
+    """Each engine measures, by the number of requests in a step, how many tokens per second it generates with
+    proposals and without, and proposes nothing where that is faster. With `false`, every step proposes."""
     draft: ModelSpec | None = None
     """The draft model, or the eagle head. `models.draft` is a short form of it."""

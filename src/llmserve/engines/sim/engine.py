@@ -44,9 +44,7 @@ class SimEngine:
         self._scheduler = SimScheduler[SimSequence](self._pool, self._limits.batch)
         self._drawing = TokenDrawing(spec, self._scheduler, self._write, self._limits.max_model_len)
         self._timing = Timing(
-            sim.prefill_tokens_per_second,
-            sim.decode_step_seconds,
-            sim.decode_seconds_per_sequence + self._drawing.proposed_tokens * sim.proposed_token_seconds,
+            sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
         )
         self._adapters = SimAdapters(spec.lora.slots, sim.adapter_load_seconds, timer)
         self._memory: KvMemory | None = None
@@ -185,6 +183,7 @@ class SimEngine:
             waiting_requests=self._scheduler.waiting_requests,
             used_blocks=self._pool.used_blocks,
             pairs=() if self._spec.role is WorkerRole.PREFILL else load.pairs,
+            speculation=self._drawing.report(),
         )
 
     async def ping(self) -> None:
@@ -207,6 +206,7 @@ class SimEngine:
             if step.work:
                 self._reported_blocks = None
                 seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
+                seconds = self._drawing.began(step, seconds)
                 await self._timer.sleep_until(self._timer.now() + seconds)
                 self._commit(step)
             else:
@@ -235,6 +235,7 @@ class SimEngine:
             self._handing.computed(sequence, count)
         for sequence in committed.complete:
             self._deliver(self._advance(sequence))
+        self._drawing.ended(step)
         self._note_kv_changes()
 
     def _write(self, filled: Iterable[tuple[SimSequence, int]]) -> None:

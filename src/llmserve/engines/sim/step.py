@@ -1,7 +1,7 @@
 """What the scheduler of a simulated engine orders for one step, and how long the step takes."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from llmserve.engines.sim.link import KvSource
@@ -69,6 +69,22 @@ class Timing:
         if decode_sequences:
             seconds += self.decode_step_seconds + self.decode_seconds_per_sequence * decode_sequences
         return seconds
+
+    def proposing(self, tokens: int, token_seconds: float) -> "Timing":
+        """Returns that of an engine that proposes and verifies so many tokens for each sequence in each
+        step."""
+        per_sequence = self.decode_seconds_per_sequence + tokens * token_seconds
+        return replace(self, decode_seconds_per_sequence=per_sequence)
+
+    def for_each_token(self, tokens: int, acceptance: float) -> "Timing":
+        """Returns the time of a step by the tokens that it gives a sequence on average, when so many are
+        proposed."""
+        given = sum(acceptance**accepted for accepted in range(tokens + 1))
+        return replace(
+            self,
+            decode_step_seconds=self.decode_step_seconds / given,
+            decode_seconds_per_sequence=self.decode_seconds_per_sequence / given,
+        )
 
 
 class StepTimer(Protocol):

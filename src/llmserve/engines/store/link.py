@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 from llmserve.transfer.shm.identity import ProcessNamespace
@@ -79,6 +80,7 @@ class StoreLink:
         """part_shapes, block_tokens: see AttachStoreRequest. notify: called, on any thread, when there is an
         answer to take."""
         self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
+        self._shown = Credentials.read(CallerRole.WORKER, worker_id).metadata()
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
@@ -99,7 +101,7 @@ class StoreLink:
             return
         usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
         request = self._request(ask, attached.arena_id)
-        call = self._stub.PreparePrompt.future(request, timeout=ask.timeout_seconds)
+        call = self._stub.PreparePrompt.future(request, timeout=ask.timeout_seconds, metadata=self._shown)
         empty = StoreAnswer(ask, attached.arena, usable_until=usable_until)
         self._hold(call, partial(self._prepared, empty))
 
@@ -118,7 +120,8 @@ class StoreLink:
         fields of SettleStoreRequest. What does not arrive ends by itself."""
         if self._attached and self._attached.arena == arena:
             request = pb.SettleStoreRequest(**self._me, arena_id=self._attached.arena_id, **changes)
-            self._hold(self._stub.SettleStore.future(request, timeout=_SETTLE_SECONDS), self._settled)
+            call = self._stub.SettleStore.future(request, timeout=_SETTLE_SECONDS, metadata=self._shown)
+            self._hold(call, self._settled)
 
     def close(self) -> None:
         self._channel.close()
@@ -139,8 +142,9 @@ class StoreLink:
 
     def _attach(self) -> None:
         request = pb.AttachStoreRequest(**self._me, **self._parts, place=self._place)
-        stub = self._stub.AttachStore
-        self._attaching = stub.future(request, timeout=_ATTACH_SECONDS, wait_for_ready=True)
+        self._attaching = self._stub.AttachStore.future(
+            request, timeout=_ATTACH_SECONDS, wait_for_ready=True, metadata=self._shown
+        )
 
     def _lose(self) -> None:
         if self._attached:

@@ -12,7 +12,7 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.executor import Executor, UniProcExecutor
 
 from llmserve.config.refusals import block_size_tokens
-from llmserve.config.schema import EngineConfig
+from llmserve.config.schema import EngineConfig, Speculation
 from llmserve.core.adapters import LoraShape
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
@@ -24,6 +24,7 @@ CONNECTOR_MODULE = "llmserve.engines.connector.connector"
 STORE_MODULE = "llmserve.engines.store.spec"
 CPU_LORA_WORKER = "llmserve.engines.vllm.cpu_lora.CpuLoraWorker"
 BOTH_MODULE = "llmserve.engines.vllm.both"
+SCHEDULER_MODULE = "llmserve.engines.speculation.scheduler"
 
 _KV_ROLE = {
     WorkerRole.PREFILL: "kv_producer",
@@ -76,6 +77,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
         ),
+        runner="generate" if engine.task == "generate" else "pooling",
         **{name: value for name, value in optional.items() if value is not None},
         **_lora(spec.lora),
         **_speculation(spec),
@@ -98,7 +100,7 @@ def _speculation(spec: EngineSpec) -> dict[str, Any]:
     config: dict[str, Any] = {
         "method": proposing_method(spec),
         "num_speculative_tokens": speculation.tokens,
-        "num_speculative_tokens_per_batch_size": [[1, spec.engine.max_decode_concurrency, proposed]],
+        "num_speculative_tokens_per_batch_size": _schedule(spec, proposed),
     }
     if speculation.method == "ngram":
         config |= {
@@ -110,6 +112,16 @@ def _speculation(spec: EngineSpec) -> dict[str, Any]:
     return {"speculative_config": config, "per_request_spec_decode_metrics": "summary"}
 
 
+def _schedule(spec: EngineSpec, proposed: int) -> list[list[int]]:
+    """Returns vLLM's table of tokens by batch size. Our scheduler overrules it (set_scheduler), but on a GPU
+    there are CUDA graphs only for the numbers in it: for proposals, and for none."""
+    most = spec.engine.max_decode_concurrency
+    is_switched = spec.speculation is not None and spec.speculation.adaptive
+    if current_platform.is_cpu() or not is_switched or most == 1:
+        return [[1, most, proposed]]
+    return [[1, most - 1, proposed], [most, most, 0]]
+
+
 def proposing_method(spec: EngineSpec) -> str:
     """Returns vLLM's name of the method. Of heads there are two kinds, which their architecture tells."""
     assert spec.speculation is not None
@@ -119,6 +131,17 @@ def proposing_method(spec: EngineSpec) -> str:
         if any("eagle3" in name.lower() for name in names):
             return "eagle3"
     return _METHODS[spec.speculation.method]
+
+
+def set_scheduler(config: VllmConfig, speculation: Speculation | None) -> None:
+    """Lets the engine propose tokens only while that pays, if it is to. One that never proposes any keeps
+    vLLM's own scheduler."""
+    found = config.speculative_config
+    schedule = found.num_speculative_tokens_per_batch_size if found else ()
+    if speculation is not None and speculation.adaptive and any(tokens for _, _, tokens in schedule):
+        is_async = config.scheduler_config.async_scheduling
+        name = "AsyncSpeculatingScheduler" if is_async else "SpeculatingScheduler"
+        config.scheduler_config.scheduler_cls = f"{SCHEDULER_MODULE}.{name}"
 
 
 def _lora(lora: LoraShape) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Converts our requests and outputs to and from those of vLLM's EngineCore."""
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import torch
 from vllm.lora.request import LoRARequest
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
@@ -23,21 +25,23 @@ from llmserve.core.request import (
     EngineRequest,
     HandoverReport,
     Logprobs,
+    PooledOutput,
     PrefillStats,
 )
 
+_Params = TypeVar("_Params", SamplingParams, PoolingParams)
 _FINISH = {reason: FinishReason(str(reason)) for reason in VllmFinishReason}
 
 
 def to_core_request(request: EngineRequest, adapter: LoRARequest | None = None) -> EngineCoreRequest:
-    """adapter: as the engine knows that of the request. Errors: InvalidRequest when sampling_params is not
+    """adapter: as the engine knows that of the request. Errors: InvalidRequest when its parameters are not
     vLLM's msgpack encoding."""
     return EngineCoreRequest(
         request_id=request.request_id,
         prompt_token_ids=list(request.prompt_token_ids),
         mm_features=None,
-        sampling_params=_sampling_params(request),
-        pooling_params=None,
+        sampling_params=None if request.pooling_params else _sampling_params(request),
+        pooling_params=_decode(request.pooling_params, PoolingParams) if request.pooling_params else None,
         arrival_time=time.time(),
         lora_request=adapter,
         cache_salt=request.cache_salt or None,
@@ -49,7 +53,7 @@ def to_core_request(request: EngineRequest, adapter: LoRARequest | None = None) 
 def _sampling_params(request: EngineRequest) -> SamplingParams:
     """Returns the client's parameters; without any, greedy ones within the limits (conformance tests,
     probes)."""
-    params = _decode_params(request.sampling_params) if request.sampling_params else _greedy(request)
+    params = _decode(request.sampling_params, SamplingParams) if request.sampling_params else _greedy(request)
     params.max_tokens = request.limits.max_tokens
     params.min_tokens = request.limits.min_tokens
     if kv := _kv_transfer(request):
@@ -69,12 +73,11 @@ def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
     return params
 
 
-def _decode_params(raw: bytes) -> SamplingParams:
+def _decode(raw: bytes, kind: type[_Params]) -> _Params:
     try:
-        params: SamplingParams = msgspec.msgpack.decode(raw, type=SamplingParams)
+        return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
-        raise InvalidRequest(f"sampling_params cannot be decoded: {error}") from error
-    return params
+        raise InvalidRequest(f"the request's {kind.__name__} cannot be decoded: {error}") from error
 
 
 def _greedy(request: EngineRequest) -> SamplingParams:
@@ -105,6 +108,7 @@ def to_engine_output(
         error=_error(ungrammatical) if output.finish_reason is VllmFinishReason.ERROR else "",
         handover=handover,
         acceptance=_acceptance(output.spec_decode_metrics),
+        pooled=None if output.pooling_output is None else _pooled(output.pooling_output),
     )
 
 
@@ -114,6 +118,11 @@ def _acceptance(counted: RequestSpecDecodeMetrics | None) -> Acceptance | None:
         return None
     accepted = sum(tokens * steps for tokens, steps in enumerate(counted.histogram))
     return Acceptance(sum(counted.histogram), counted.num_draft_tokens, accepted)
+
+
+def _pooled(values: torch.Tensor) -> PooledOutput:
+    array = np.ascontiguousarray(values.float().numpy(), dtype="<f4")
+    return PooledOutput(array.shape, array.tobytes())
 
 
 def _error(ungrammatical: bool) -> str:

@@ -2,18 +2,22 @@
 
 vLLM's ops for CPUs (vllm/lora/ops/torch_ops/lora_ops.py) index the slots with -1 for a row without an
 adapter: the row gets the last slot's adapter, which may be another tenant's (vllm#48421). They also copy an
-adapter's weights for each row. Here, each adapter's rows are multiplied at once, and rows without an adapter
-by nothing. Which rows are whose is found once in a step.
+adapter's weights for each row, and multiply by the zeros of modules that the adapter does not change. Here,
+each adapter's rows are multiplied at once, by what the adapter has, and rows without one by nothing. Which
+rows are whose is found once in a step; what an adapter has, in the first step that uses it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+Stacked = tuple[torch.Tensor, ...]
 SlotRows = Sequence[tuple[int, slice | torch.Tensor]]
 
 
@@ -30,58 +34,107 @@ def rows_by_slot(slots: torch.Tensor) -> SlotRows:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """b: [rank, width], for the columns of the output and of the shrunk rows that a slice has."""
+
+    output: slice
+    shrunk: slice
+    b: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleWeights:
+    """What one adapter adds to a module that may be several in one (q, k and v). a: those of its slices, one
+    after another: [ranks, in]. Slices that it does not change are not in it."""
+
+    a: torch.Tensor
+    expansions: Sequence[Expansion]
+
+    @classmethod
+    def read(cls, slot: int, a: Stacked, b: Stacked) -> Self:
+        """Reads a slot. a, b: of each slice [slots, 1, max_rank, in] and [slots, 1, width, max_rank]. Rows of
+        A that are zero, as behind the rank of an adapter, add nothing."""
+        column, ranks, parts, expansions = 0, 0, [a[0][slot, 0, :0]], []
+        for one_a, one_b in zip(a, b, strict=True):
+            used = one_a[slot, 0].any(dim=1).nonzero()
+            rank, width = int(used[-1]) + 1 if len(used) else 0, one_b.shape[2]
+            if rank:
+                output, shrunk = slice(column, column + width), slice(ranks, ranks + rank)
+                expansions.append(Expansion(output, shrunk, one_b[slot, 0, :, :rank].T))
+                parts.append(one_a[slot, 0, :rank])
+            column, ranks = column + width, ranks + rank
+        return cls(torch.cat(parts), expansions)
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
+        """Adds x @ A.T @ B.T * scale to y. The shrunk rows are of the model's element type, as in PEFT."""
+        shrunk = x @ self.a.T
+        for one in self.expansions:
+            y[:, one.output].addmm_(shrunk[:, one.shrunk], one.b, alpha=scale)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRows:
+    """The rows of an adapter in a step. modules: what it adds to each module, as far as it was read."""
+
+    slot: int
+    rows: slice | torch.Tensor
+    modules: dict[torch.Tensor, ModuleWeights]
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, a: Stacked, b: Stacked, scale: float) -> None:
+        weights = self.modules.get(a[0])
+        if weights is None:
+            weights = self.modules[a[0]] = ModuleWeights.read(self.slot, a, b)
+        if not weights.expansions:
+            return
+        changed = y[self.rows]
+        weights.add(changed, x[self.rows], scale)
+        if not isinstance(self.rows, slice):
+            y[self.rows] = changed  # it was a copy
+
+
 class GroupedPunica(PunicaWrapperCPU):
-    """What vLLM's layers with LoRA call in each step. Embeddings and lm_head have ops of their own, which are
-    not replaced: `config/schema/lora.py` lets no engine adapt them."""
+    """What vLLM's layers with LoRA call in each step. Embeddings, lm_head and layers with
+    `fully_sharded_loras` have ops of their own, which are not replaced: `config/schema/lora.py` and
+    `engines/vllm/args.py` let no engine use them.
 
-    _rows: SlotRows = ()
+    What was read of an adapter is known by vLLM's number of the adapter, which is used for one load only
+    (engines/vllm/adapters.py).
+    """
 
-    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        super().update_metadata(*args, **kwargs)
-        self._rows = rows_by_slot(self.token_lora_indices)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read: dict[int, dict[torch.Tensor, ModuleWeights]] = {}
+        self._step: Sequence[AdapterRows] = ()
 
-    def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
-        """Without an adapter in the batch there is nothing to add."""
-        if self._rows:
-            super().add_lora_linear(*args, **kwargs)
-
-    def add_shrink(
-        self,
-        y: tuple[torch.Tensor, ...] | torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        **kwargs: Any,
+    def update_metadata(
+        self, mapping: LoRAMapping, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any
     ) -> None:
-        """Sets y[i] = x @ A[i].T * scale in the rows with an adapter. y: of each slice [rows, rank]; x:
-        [rows, in]; lora_a_stacked: of each slice [slots, 1, rank, in]."""
-        x = x.view(-1, x.shape[-1])
-        for out, stacked in zip(y, lora_a_stacked, strict=True):
-            for slot, rows in self._rows:
-                a = stacked[slot, 0].to(out.dtype)
-                out[rows, : len(a)] = x[rows].to(out.dtype) @ a.T * scale
+        """vLLM calls this before each step that differs from the one before in its rows or in the slots."""
+        super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
+        self._read = {number: self._read.get(number, {}) for number in lora_index_to_id if number is not None}
+        groups = rows_by_slot(self.token_lora_indices)
+        self._step = [
+            AdapterRows(slot, rows, self._read[number])
+            for slot, rows in groups
+            if (number := lora_index_to_id[slot]) is not None
+        ]
 
-    def add_expand(
+    def add_lora_linear(
         self,
         y: torch.Tensor,
-        x: tuple[torch.Tensor, ...] | torch.Tensor,
-        lora_b_stacked: tuple[torch.Tensor, ...],
+        x: torch.Tensor,
+        lora_a_stacked: Stacked,
+        lora_b_stacked: Stacked,
+        scale: float,
         output_slices: tuple[int, ...],
-        offset_start: int = 0,
-        add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Adds x[i] @ B[i].T to the columns of slice i of y. y: [rows, out]; x: of each slice [rows, rank];
-        lora_b_stacked: of each slice [slots, 1, output_slices[i], rank]; the slices begin at column
-        offset_start."""
-        assert add_inputs, "only layers with two CUDA streams do not add"
-        y = y.view(-1, y.shape[-1])
-        start = offset_start
-        for shrunk, stacked, width in zip(x, lora_b_stacked, output_slices, strict=True):
-            for slot, rows in self._rows:
-                b = stacked[slot, 0].to(shrunk.dtype)
-                y[rows, start : start + width] += (shrunk[rows] @ b.T).to(y.dtype)
-            start += width
+        """Adds x @ A.T @ B.T * scale of each row's adapter to y, for each slice of its columns. y:
+        [rows, sum of output_slices]; x: [rows, in]; lora_a_stacked: of each slice [slots, 1, max_rank, in];
+        lora_b_stacked: of each slice [slots, 1, width, max_rank]."""
+        for one in self._step:
+            one.add(y, x, lora_a_stacked, lora_b_stacked, scale)
 
 
 class CpuLoraWorker(CPUWorker):

@@ -31,7 +31,7 @@ from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.adapters import VllmAdapters
-from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
+from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler, set_scheduler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import (
     asking_about_the_model,
@@ -79,7 +79,7 @@ class VllmEngine:
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
             self._core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
-            await warm_up(self._core, self._spec.engine.grammar_backend)
+            await self._make_ready(self._core)
         except StartFailed:
             raise
         except Exception as error:
@@ -105,6 +105,14 @@ class VllmEngine:
         )
         return self._info
 
+    async def _make_ready(self, core: AsyncMPClient) -> None:
+        """Errors: ManifestError for a model that cannot do what it is to do; StartFailed."""
+        task = self._spec.engine.task
+        if task == "generate":
+            await warm_up(core, self._spec.engine.grammar_backend)
+        elif task not in (known := await core.get_supported_tasks_async()):
+            refuse([Conflict.at(f"the model cannot {task}, but {', '.join(known)}", "engine.task")])
+
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
         yield from wrong_build(self._spec.engine.device, for_cpus=current_platform.is_cpu())
@@ -122,6 +130,7 @@ class VllmEngine:
         args = engine_args(self._spec, self._kv_events.endpoint, card_path)
         with asking_about_the_model(self._spec.model_dir):
             config = args.create_engine_config()
+        set_scheduler(config, self._spec.speculation)
         config.logging_config = _telling_cause(config.logging_config, scratch)
         with executor_class(config) as executor:
             return EngineCoreClient.make_async_mp_client(config, executor, log_stats=True), config
@@ -129,7 +138,8 @@ class VllmEngine:
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
         core_request = to_core_request(request, self._adapters.named_by(request.adapter))
-        if core_request.sampling_params.structured_outputs is not None:
+        params = core_request.sampling_params
+        if params is not None and params.structured_outputs is not None:
             self._constrained.add(request.request_id)
         if self._own_metrics is not None:
             self._own_metrics.added(core_request)
@@ -138,6 +148,9 @@ class VllmEngine:
 
     def _validate(self, request: EngineRequest) -> None:
         assert self._info is not None
+        task = self._spec.engine.task
+        if bool(request.pooling_params) != (task != "generate"):
+            raise InvalidRequest(f"the request is not for a model that is to {task}")
         longest = self._info.max_model_len_tokens
         if len(request.prompt_token_ids) >= longest:
             raise InvalidRequest(

@@ -1,7 +1,7 @@
 """What vLLM's steps report: as an EngineLoad, as lease changes, and as vLLM's own metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -12,6 +12,8 @@ from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStat
 
 from llmserve.core.ids import LeaseId
 from llmserve.core.request import EngineLoad, HandoverReport, LeaseChange, LeaseState, PairStatus
+from llmserve.core.stats import BatchGain, SpeculationReport
+from llmserve.engines.speculation.meter import GainRow
 from llmserve.engines.vllm.args import CONNECTOR
 from llmserve.metrics.pages import PassedOn
 
@@ -44,6 +46,7 @@ class EngineStats:
         for name in _FROM_CONNECTOR:
             if name in connector:
                 setattr(load, name, connector[name])
+        self._record_speculation(stats.spec_decoding_stats, connector.get("speculation"))
         is_idle = not (load.running_requests or load.waiting_requests)
         self.became_idle = is_idle and _activity(load) != before
         leases = [
@@ -52,6 +55,22 @@ class EngineStats:
         ]
         reports = {request_id: _report(*fields) for request_id, *fields in connector.get("pulls", ())}
         return leases, reports
+
+    def _record_speculation(self, verified: Any, gains: list[GainRow] | None) -> None:
+        """verified: vllm.v1.spec_decode.metrics.SpecDecodingStats of the step; None: it verified nothing."""
+        if verified is None and gains is None:
+            return
+        known = self._load.speculation or SpeculationReport()
+        if verified is not None:
+            known = replace(
+                known,
+                drafts=known.drafts + verified.num_drafts,
+                draft_tokens=known.draft_tokens + verified.num_draft_tokens,
+                accepted_tokens=known.accepted_tokens + verified.num_accepted_tokens,
+            )
+        if gains is not None:
+            known = replace(known, gains=tuple(BatchGain(*row) for row in gains))
+        self._load.speculation = known
 
     def record_pairs(self, pairs: Sequence[PairStatus]) -> None:
         self._load.pairs = pairs

@@ -39,18 +39,18 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
     plan = plan_pods(manifest)
     yield service_account(cluster, namespace)
     yield configuration
-    for role in plan:
-        yield network_policy(cluster, namespace, role, plan)
-    for role in plan:
+    roles = list(dict.fromkeys(pods.role for pods in plan))
+    for role in roles:
+        yield network_policy(cluster, namespace, role, roles)
+    for role in roles:
         if not role.is_worker:
             yield service(cluster, namespace, role)
-    for role in plan:
-        yield disruption_budget(cluster, namespace, role)
-    for role, process in plan.items():
-        context = PodContext(manifest, process, target.image, configuration)
-        yield workload(manifest, namespace, role, pod_template(context))
-    for role in plan:
-        yield from autoscaler(manifest, namespace, role)
+    for pods in plan:
+        yield disruption_budget(pods, namespace)
+    for pods in plan:
+        yield workload(pods, namespace, pod_template(PodContext(pods, target.image, configuration)))
+    for pods in plan:
+        yield from autoscaler(pods, namespace)
     if k8s.pod_monitor:
         yield pod_monitor(cluster, namespace)
     if k8s.prometheus_rules:
@@ -88,9 +88,9 @@ def impossible(manifest: Manifest) -> Iterator[Conflict]:
 
 def _too_much_pinned(manifest: Manifest) -> Iterator[Conflict]:
     """What an engine on GPUs pins counts as memory of its pod."""
-    pinned_bytes = PinnedMemory.of_pod(manifest).host_bytes if is_on_gpu(manifest) else 0
-    for role in (role for role in plan_pods(manifest) if role.is_worker):
-        wanted, resources = wanted_resources(manifest, role)
+    for pods in (pods for pods in plan_pods(manifest) if pods.role.is_worker):
+        pinned_bytes = PinnedMemory.of_pod(pods.manifest).host_bytes if is_on_gpu(pods.manifest) else 0
+        wanted, resources = wanted_resources(manifest, pods.role)
         if pinned_bytes > wanted.ram_gb * (1 << 30):
             message = (
                 f"is less than the {pinned_bytes / (1 << 30):.3g} GiB that an engine's ranks pin of it, "

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Manifest, Models
 from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
 from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.metrics.dashboards import DASHBOARDS, rule_groups
@@ -31,6 +31,8 @@ def manifest_text(manifest: Manifest) -> str:
     pods restarts nothing."""
     data = manifest.model_dump(mode="json", exclude_unset=True)
     data["deployment"] = _deployment(manifest)
+    if not isinstance(manifest.models, Models):
+        data["models"] = [_without_counts(manifest, entry) for entry in data["models"]]
     if (order := engine_order(manifest)) != manifest.transfer.engine_order:
         data.setdefault("transfer", {})["engine_order"] = list(order)
     head = {key: data.pop(key) for key in _HEAD if key in data}
@@ -69,11 +71,22 @@ def _deployment(manifest: Manifest) -> dict[str, Any]:
     capacity of the tiers."""
     replicas = manifest.deployment.replicas
     counted: dict[str, int] = {}
-    if manifest.budgets.max_kv_io_gbps is not None:
+    if _counts_decode(manifest):
         counted["decode"] = replicas.decode
     if manifest.storageClasses:
         counted["kvmanager"] = replicas.kvmanager
     return {"disaggregated": manifest.deployment.disaggregated, **({"replicas": counted} if counted else {})}
+
+
+def _counts_decode(manifest: Manifest) -> bool:
+    return manifest.budgets.max_kv_io_gbps is not None
+
+
+def _without_counts(manifest: Manifest, entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entry of a model with the numbers of pods that processes read."""
+    replicas = entry.pop("replicas", {})
+    kept = {"decode": replicas["decode"]} if _counts_decode(manifest) and "decode" in replicas else {}
+    return entry | ({"replicas": kept} if kept else {})
 
 
 def manifest_hash(configuration: Object) -> str:

@@ -13,19 +13,22 @@ Object = dict[str, Any]
 NAME_LABEL = "app.kubernetes.io/name"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 COMPONENT_LABEL = "app.kubernetes.io/component"
+MODEL_LABEL = "llmserve/model"
 MANAGER_LABEL = "app.kubernetes.io/managed-by"
 PRODUCT = "llmserve"
 
 
-def labels(cluster: str, role: ProcessRole | None = None) -> dict[str, str]:
-    """The labels of an object; with a role, also those by which its pods are selected."""
+def labels(cluster: str, role: ProcessRole | None = None, model: str = "") -> dict[str, str]:
+    """The labels of an object; with a role, also those by which its pods are selected. model: the slug of the
+    model of workers, when there are several; without it, the pods of all models are selected."""
     component = {} if role is None else {COMPONENT_LABEL: role.value}
-    return {NAME_LABEL: PRODUCT, INSTANCE_LABEL: cluster, **component}
+    of_model = {MODEL_LABEL: model} if model else {}
+    return {NAME_LABEL: PRODUCT, INSTANCE_LABEL: cluster, **component, **of_model}
 
 
-def managed_labels(cluster: str, role: ProcessRole | None = None) -> dict[str, str]:
+def managed_labels(cluster: str, role: ProcessRole | None = None, model: str = "") -> dict[str, str]:
     """The labels of objects that LLMServe makes itself and therefore may delete."""
-    return labels(cluster, role) | {MANAGER_LABEL: PRODUCT}
+    return labels(cluster, role, model) | {MANAGER_LABEL: PRODUCT}
 
 
 def selector(cluster: str) -> str:
@@ -47,9 +50,12 @@ def named(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole |
     return {"apiVersion": api, "kind": kind, "metadata": metadata}
 
 
-def of_role(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole) -> Object:
-    """The one object of this kind that a role has; it is named as the role's Service."""
-    return named(api, kind, cluster, namespace, role, service_name(cluster, role))
+def of_role(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole, model: str = "") -> Object:
+    """The one object of this kind that a role has, or a role of a model; it is named as the role's
+    Service."""
+    found = named(api, kind, cluster, namespace, role, service_name(cluster, role, model))
+    found["metadata"]["labels"] = managed_labels(cluster, role, model)
+    return found
 
 
 _MIB_OF_A_GIB = 1024

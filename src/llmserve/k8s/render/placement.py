@@ -1,5 +1,6 @@
 """Which nodes a pod may run on, and what it takes there."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmserve.config.plan_types import ProcessRole
@@ -10,11 +11,13 @@ from llmserve.k8s.render.volumes import dram_gb
 
 
 def is_on_gpu(manifest: Manifest) -> bool:
-    """`auto` means a GPU here: engines on the CPUs of a cluster have to be asked for."""
-    return manifest.engine.kind == "vllm" and manifest.engine.device != "cpu"
+    """Whether the engines of any model are. `auto` means a GPU here: engines on the CPUs of a cluster have to
+    be asked for."""
+    engines = (manifest.alone(model).engine for model in manifest.served)
+    return any(engine.kind == "vllm" and engine.device != "cpu" for engine in engines)
 
 
-def placement(manifest: Manifest, role: ProcessRole) -> dict[str, Any]:
+def placement(manifest: Manifest, role: ProcessRole, model: str = "") -> dict[str, Any]:
     """The fields of a pod's spec that choose its node. An engine for both phases counts as a decode
     engine."""
     label = manifest.deployment.k8s.node_label
@@ -24,7 +27,7 @@ def placement(manifest: Manifest, role: ProcessRole) -> dict[str, Any]:
     return {
         **chosen,
         **({"tolerations": tolerations} if tolerations else {}),
-        "topologySpreadConstraints": _spread(manifest.metadata.name, role),
+        "topologySpreadConstraints": _spread(labels(manifest.metadata.name, role, model)),
     }
 
 
@@ -39,14 +42,14 @@ def _tolerations(manifest: Manifest, label: str | None, role: ProcessRole) -> li
     return found
 
 
-def _spread(cluster: str, role: ProcessRole) -> list[Object]:
+def _spread(pods: Mapping[str, str]) -> list[Object]:
     """Spreads pods over zones and nodes as far as there is room: a pod somewhere is better than none."""
     return [
         {
             "topologyKey": key,
             "maxSkew": 1,
             "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": labels(cluster, role)},
+            "labelSelector": {"matchLabels": dict(pods)},
         }
         for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmserve.config.adapter_source import AdapterSourceKind
 from llmserve.config.lora import adapter_kinds, lora_of
-from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT, PodPlan
 from llmserve.config.plan_types import ProcessRole, ProcessSpec, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
@@ -26,12 +26,19 @@ _STARTUP_PERIOD_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class PodContext:
-    """process: the process as plan_pods made it. configuration: the ConfigMap that the pod mounts."""
+    """pods: as plan_pods made them. configuration: the ConfigMap that the pod mounts."""
 
-    manifest: Manifest
-    process: ProcessSpec
+    pods: PodPlan
     image: str
     configuration: Object
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.pods.manifest
+
+    @property
+    def process(self) -> ProcessSpec:
+        return self.pods.process
 
     @property
     def role(self) -> ProcessRole:
@@ -61,13 +68,13 @@ def pod_template(context: PodContext) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": _grace_seconds(context.process),
-        **placement(context.manifest, context.role),
+        **placement(context.manifest, context.role, context.pods.model),
         **({"initContainers": [_fetcher(context)]} if context.needs_model else {}),
         "containers": [_container(context)],
         "volumes": volumes(context.manifest, context.role, context.needs_model),
     }
     metadata = {
-        "labels": labels(cluster, context.role),
+        "labels": labels(cluster, context.role, context.pods.model),
         "annotations": {
             HASH_ANNOTATION: manifest_hash(context.configuration),
             "kubectl.kubernetes.io/default-container": CONTAINER,
@@ -98,15 +105,20 @@ def _container(context: PodContext) -> Object:
 
 
 def _fetcher(context: PodContext) -> Object:
-    """The container that prepares the model, as `llmserve up` does before it starts a role."""
+    """The container that prepares the models, as `llmserve up` does before it starts a role."""
     return {
         "name": FETCH_CONTAINER,
-        **_program(context, fetch_arguments(f"{CONFIG_DIR}/{FILE}")),
+        **_program(context, fetch_arguments(f"{CONFIG_DIR}/{FILE}", _only_model(context))),
         "env": [*_places(), *_hub_token(context)],
         "resources": resources(context.manifest, context.role, devices=False),
         "volumeMounts": mounts(context.manifest, context.role, needs_model=True),
         "securityContext": _security(context, devices=False),
     }
+
+
+def _only_model(context: PodContext) -> str:
+    """Returns the model that a worker needs, when there are several."""
+    return context.process.model if context.pods.model else ""
 
 
 def _program(context: PodContext, command: list[str]) -> Object:

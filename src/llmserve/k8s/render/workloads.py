@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmserve.config.plan_pods import PodPlan
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.objects import Object, labels, of_role
@@ -40,13 +41,14 @@ def max_replicas_of(manifest: Manifest, role: ProcessRole) -> int | None:
     return allowed if allowed is not None and allowed > replicas_of(manifest, role) else None
 
 
-def autoscaler(manifest: Manifest, namespace: str, role: ProcessRole) -> Iterator[Object]:
+def autoscaler(pods: PodPlan, namespace: str) -> Iterator[Object]:
     """Yields no autoscaler for a fixed number of pods. The router is one pod: its state is in its memory."""
+    manifest, role = pods.manifest, pods.role
     most = max_replicas_of(manifest, role)
     if most is None:
         return
     cluster = manifest.metadata.name
-    found = of_role("autoscaling/v2", "HorizontalPodAutoscaler", cluster, namespace, role)
+    found = of_role("autoscaling/v2", "HorizontalPodAutoscaler", cluster, namespace, role, pods.model)
     yield found | {
         "spec": {
             "scaleTargetRef": {
@@ -97,13 +99,14 @@ def _behavior(role: ProcessRole) -> dict[str, Any]:
     }
 
 
-def disruption_budget(cluster: str, namespace: str, role: ProcessRole) -> Object:
+def disruption_budget(pods: PodPlan, namespace: str) -> Object:
     """One pod of a role may be away at a time. A role of one pod must not stop a node from being drained."""
-    found = of_role("policy/v1", "PodDisruptionBudget", cluster, namespace, role)
+    cluster = pods.manifest.metadata.name
+    found = of_role("policy/v1", "PodDisruptionBudget", cluster, namespace, pods.role, pods.model)
     return found | {
         "spec": {
             "maxUnavailable": 1,
-            "selector": {"matchLabels": labels(cluster, role)},
+            "selector": {"matchLabels": labels(cluster, pods.role, pods.model)},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         }
     }
@@ -112,25 +115,28 @@ def disruption_budget(cluster: str, namespace: str, role: ProcessRole) -> Object
 _REVISIONS = 5
 
 
-def workload(manifest: Manifest, namespace: str, role: ProcessRole, template: Object) -> Object:
+def workload(pods: PodPlan, namespace: str, template: Object) -> Object:
     """A StatefulSet for the role that keeps data, a Deployment for the others."""
+    manifest, role = pods.manifest, pods.role
     if role is ProcessRole.KVMANAGER:
-        return _stateful_set(manifest, namespace, template)
+        return _stateful_set(pods, namespace, template)
     spec = {
-        **_common(manifest, role, template),
+        **_common(pods, template),
         "strategy": _strategy(role),
         "progressDeadlineSeconds": int(manifest.deployment.k8s.ready_timeout_seconds),
     }
-    return of_role("apps/v1", "Deployment", manifest.metadata.name, namespace, role) | {"spec": spec}
+    found = of_role("apps/v1", "Deployment", manifest.metadata.name, namespace, role, pods.model)
+    return found | {"spec": spec}
 
 
-def _common(manifest: Manifest, role: ProcessRole, template: Object) -> dict[str, Any]:
+def _common(pods: PodPlan, template: Object) -> dict[str, Any]:
     """The number of pods is left out where an autoscaler sets it."""
+    manifest, role = pods.manifest, pods.role
     fixed = max_replicas_of(manifest, role) is None
     return {
         **({"replicas": replicas_of(manifest, role)} if fixed else {}),
         "revisionHistoryLimit": _REVISIONS,
-        "selector": {"matchLabels": labels(manifest.metadata.name, role)},
+        "selector": {"matchLabels": labels(manifest.metadata.name, role, pods.model)},
         "template": template,
     }
 
@@ -144,11 +150,12 @@ def _strategy(role: ProcessRole) -> Object:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge}}
 
 
-def _stateful_set(manifest: Manifest, namespace: str, template: Object) -> Object:
+def _stateful_set(pods: PodPlan, namespace: str, template: Object) -> Object:
+    manifest = pods.manifest
     found = of_role("apps/v1", "StatefulSet", manifest.metadata.name, namespace, ProcessRole.KVMANAGER)
     claims = list(_claims(manifest))
     spec = {
-        **_common(manifest, ProcessRole.KVMANAGER, template),
+        **_common(pods, template),
         "serviceName": found["metadata"]["name"],
         "podManagementPolicy": "Parallel",
         "updateStrategy": {"type": "RollingUpdate"},

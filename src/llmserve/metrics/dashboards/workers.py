@@ -132,6 +132,44 @@ _ENGINES = DashboardSection(
         ),
     ),
 )
+_SPECULATION = DashboardSection(
+    "Speculation",
+    (
+        panel(
+            "Proposed tokens that were right",
+            "By each engine that speculates.",
+            Unit.RATIO,
+            Query(
+                f"{total(rate('worker_speculation_accepted_tokens_total'), 'process')} / "
+                f"{total(rate('worker_speculation_draft_tokens_total'), 'process')}",
+                "{{process}}",
+            ),
+        ),
+        panel(
+            "Tokens of a request in a step with proposals",
+            "One comes anyway.",
+            Unit.NONE,
+            Query(
+                f"1 + {total(rate('worker_speculation_accepted_tokens_total'), 'process')} / "
+                f"{total(rate('worker_speculation_drafts_total'), 'process')}",
+                "{{process}}",
+            ),
+        ),
+        panel(
+            "Gain",
+            "Tokens per second with proposals, as a multiple of those without, by batch size. Below 1 they "
+            "are switched off.",
+            Unit.NONE,
+            Query(f"{series('worker_speculation_gain')} > 0", "{{process}}: {{batch}}"),
+        ),
+        panel(
+            "Proposals are on",
+            "1 for each batch size whose steps propose tokens.",
+            Unit.NONE,
+            Query(series("worker_speculation_on"), "{{process}}: {{batch}}"),
+        ),
+    ),
+)
 _ADAPTERS = DashboardSection(
     "LoRA adapters",
     (
@@ -199,5 +237,5 @@ WORKERS = Dashboard(
     "llmserve-workers",
     "LLMServe: workers",
     "The engines: how many, how busy, how well.",
-    (_MEMBERS, _ENGINES, _ADAPTERS),
+    (_MEMBERS, _ENGINES, _SPECULATION, _ADAPTERS),
 )

@@ -9,6 +9,7 @@ import grpc.aio
 
 from llmserve.router.leader.state import Term
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
 
@@ -16,8 +17,10 @@ class Peers:
     """Connects on the first question. addresses: host:port of each other router. call_seconds: deadline of
     each question."""
 
-    def __init__(self, addresses: Sequence[str], call_seconds: float) -> None:
-        self._addresses, self._call_seconds = addresses, call_seconds
+    def __init__(
+        self, addresses: Sequence[str], call_seconds: float, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
+        self._addresses, self._call_seconds, self._credentials = addresses, call_seconds, credentials
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._open = AsyncExitStack()
 
@@ -33,7 +36,8 @@ class Peers:
 
     async def _ask(self, address: str, request: router_pb2.PromiseRequest) -> bool:
         if address not in self._channels:
-            self._channels[address] = await self._open.enter_async_context(open_channel(address))
+            channel = open_channel(address, self._credentials)
+            self._channels[address] = await self._open.enter_async_context(channel)
         stub = router_pb2_grpc.RouterStub(self._channels[address])  # type: ignore[no-untyped-call]  # generated
         try:
             answer: router_pb2.PromiseResponse = await stub.Promise(request, timeout=self._call_seconds)

@@ -1,8 +1,10 @@
 """What vLLM is asked for by role when engines speculate, and how it verifies on a CPU."""
 
 import inspect
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector import verifying
 from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm import args
 from llmserve.engines.vllm.args import engine_args
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -37,9 +40,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
 
 
 def asked(spec: EngineSpec) -> dict[str, Any] | None:
-    args = engine_args(spec, "ipc:///x", "card.json")
-    assert args.per_request_spec_decode_metrics == ("summary" if args.speculative_config else "none")
-    config: dict[str, Any] | None = args.speculative_config
+    made = engine_args(spec, "ipc:///x", "card.json")
+    assert made.per_request_spec_decode_metrics == ("summary" if made.speculative_config else "none")
+    config: dict[str, Any] | None = made.speculative_config
     return config
 
 
@@ -56,6 +59,25 @@ def test_ngram_is_for_those_that_decode(
         "prompt_lookup_max": 3,
     }
     assert asked(replace(spec, role=role, speculation=speculation)) == (expected if proposed else None)
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "places", "proposed"),
+    [(True, 8, [[1, 7, 3], [8, 8, 0]]), (True, 1, [[1, 1, 3]]), (False, 8, [[1, 8, 3]])],
+)
+def test_on_a_gpu_there_are_graphs_for_proposals_and_for_none(
+    spec: EngineSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    adaptive: bool,
+    places: int,
+    proposed: list[list[int]],
+) -> None:
+    """The switch may choose either, for any number of requests."""
+    monkeypatch.setattr(args, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    engine = spec.engine.model_copy(update={"max_decode_concurrency": places})
+    found = asked(replace(spec, engine=engine, speculation=Speculation(method="ngram", adaptive=adaptive)))
+    assert found is not None
+    assert found["num_speculative_tokens_per_batch_size"] == proposed
 
 
 @pytest.mark.parametrize(("role", "tokens"), [(PREFILL, 0), (DECODE, 3), (BOTH, 3)])
@@ -107,13 +129,31 @@ def test_values_of_requests_are_repeated_for_each_of_their_tokens(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through vLLM's module, in the types that it has: of a temperature, a top_k and a seed."""
-    monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", rejection_sampler.expand_batch_to_tokens)
-    verifying.install("cpu", rejection_sampler)
+    _install(monkeypatch)
     values = torch.tensor([2, 0, 7, 5], dtype=dtype)
     ends = torch.tensor([2, 5, 5, 6], dtype=torch.int32)
     expanded = rejection_sampler.expand_batch_to_tokens(values, ends, 6, replace_from=0, replace_to=1)
     assert expanded.tolist() == [2, 2, 1, 1, 1, 5]
     assert expanded.dtype == dtype
+
+
+def _install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("expand_batch_to_tokens", "apply_sampling_constraints"):
+        monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
+    verifying.install("cpu", rejection_sampler)
+
+
+@pytest.mark.parametrize("proposals", [0, 1, 3])
+def test_a_step_without_proposals_has_nothing_to_constrain(
+    monkeypatch: pytest.MonkeyPatch, proposals: int
+) -> None:
+    _install(monkeypatch)
+    request = SimpleNamespace(
+        all_greedy=False, temperature=torch.tensor([0.5]), top_k=torch.tensor([2]), top_p=None
+    )
+    logits, ends = torch.tensor([[1.0, 2.0, 3.0]]).repeat(proposals, 1), torch.tensor([proposals])
+    constrained = rejection_sampler.apply_sampling_constraints(logits, ends, request)
+    assert constrained.tolist() == [[-math.inf, 4.0, 6.0]] * proposals
 
 
 def test_temperatures_keep_their_fractions() -> None:

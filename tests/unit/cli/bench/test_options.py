@@ -11,7 +11,7 @@ from llmserve.cli.bench import COMMAND
 from llmserve.cli.bench.compare import shapes_of
 from llmserve.cli.bench.run import adapters_of, api_key, load_of, target_of, ways_of
 from llmserve.config.load import parse_manifest
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, ManifestError
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.workload import AdapterMix
 
@@ -131,6 +131,28 @@ def test_both_shapes_have_as_many_engines(tmp_path: Path) -> None:
         "disagg": (True, {"prefill": 2, "decode": 4}),
     }
     assert shapes(tmp_path, False, decode=3)["disagg"] == (True, {"prefill": 1, "decode": 2})
+
+
+def test_one_of_several_models_is_compared_alone(tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    large = {"source": "hub:a/large", "replicas": {"prefill": 1, "decode": 3}, "tenants": ["red"]}
+    document["spec"]["models"] = [large, {"source": "hub:a/small", "disaggregated": False}]
+    document["spec"]["deployment"] = {"replicas": {"prefill": 1, "decode": 2}}
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(document))
+    for name, engines in (("large", 4), ("small", 2)):
+        found = shapes_of(path, name)
+        assert (found.model, found.engines) == (name, engines)
+        for shape, changed in found.documents.items():
+            loaded = parse_manifest(yaml.safe_dump(changed), "changed")
+            assert loaded.model.served_name == name
+            deployment = loaded.alone(loaded.model).deployment
+            assert deployment.disaggregated is (shape == "disagg")
+            assert deployment.replicas.prefill + deployment.replicas.decode == engines
+    assert shapes_of(path).model == "large"
+    assert parse_manifest(yaml.safe_dump(shapes_of(path).documents["agg"]), "m").model.tenants == ("red",)
+    with pytest.raises(ManifestError, match="there is no model 'tiny'; there is large, small"):
+        shapes_of(path, "tiny")
 
 
 def test_one_engine_cannot_be_compared(tmp_path: Path) -> None:

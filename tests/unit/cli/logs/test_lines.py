@@ -111,3 +111,12 @@ def test_which_processes() -> None:
         chosen(names, "decod")
     with pytest.raises(NotFound, match="no process has a log; there are: none"):
         chosen([], None)
+
+
+def test_which_processes_of_several_models() -> None:
+    names = ["large-decode-0", "large-decode-1", "small-v2-decode-0", "router-0"]
+    assert chosen(names, "decode") == names[:3]
+    assert chosen(names, "large-decode") == names[:2]
+    assert chosen(names, "small-v2-decode-0") == names[2:3]
+    with pytest.raises(NotFound, match="no process or role is called large"):
+        chosen(names, "large")

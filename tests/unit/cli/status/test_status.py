@@ -104,6 +104,31 @@ def test_each_storage_class_has_a_line() -> None:
     assert f"disk (nvme) {'█' * 5 + '░' * 15} 0.50 of 2.00 GiB 7 4 64" in _rows(now)
 
 
+def _adapter(name: str, running: int = 0, **more: Any) -> router_pb2.AdapterStatus:
+    named = router_pb2.NamedAdapter(name=name, digest="ab" * 32, parent="m", source=f"dir:/{name}")
+    return router_pb2.AdapterStatus(adapter=named, running_requests=running, **{"state": "ready", **more})
+
+
+def test_adapters_are_listed_in_short() -> None:
+    report = router_pb2.AdapterReport(tier=router_pb2.ADAPTER_TIER_DEVICE)
+    places = [router_pb2.AdapterPlace(worker_id=name, report=report) for name in ("decode-0", "prefill-0")]
+    adapters = (
+        _adapter("[b]idle", state="draining"),
+        _adapter("busy", 3, places=places),
+        *(_adapter(f"more-{number:02}") for number in range(14)),
+    )
+    now = snapshot(_state(), Answers(adapters=adapters), 0.0)
+    assert [row["name"] for row in now.adapters][:2] == ["[b]idle", "busy"]
+    rows = _rows(now)
+    first = rows.index("ADAPTER VERSION STATE WORKERS RUNNING") + 1
+    assert rows[first : first + 3] == [
+        "busy abababababab ready 2 device 3",
+        "[b]idle abababababab draining - 0",
+        "more-00 abababababab ready - 0",
+    ]
+    assert "and 1 more (--json has them)" in rows
+
+
 def test_each_trouble_is_named() -> None:
     roles = (
         _role("decode-0"),
@@ -246,3 +271,20 @@ def test_a_narrow_screen_has_the_load() -> None:
     assert "2+0" in narrow
     assert all(len(line) <= 80 for line in narrow.splitlines())
     assert all(len(line) <= 30 for line in _text(now, 30).splitlines())
+
+
+def test_what_speculation_brings_has_a_line_for_each_engine_that_speculates() -> None:
+    gains = [
+        common_pb2.BatchGain(batch=1, drafts=True, gain=1.42, steps=90),
+        common_pb2.BatchGain(batch=8, drafts=False, gain=0.9, steps=20),
+        common_pb2.BatchGain(batch=16, drafts=True, steps=3),
+    ]
+    speaking, silent = _worker("decode-0"), _worker("decode-1")
+    speaking.load.speculation.CopyFrom(
+        common_pb2.Speculation(drafts=1000, draft_tokens=3000, accepted_tokens=1500, gains=gains)
+    )
+    now = snapshot(_state(_role("decode-0"), _role("decode-1")), _answers(speaking, silent), 0.0)
+    rows = _rows(now)
+    assert "SPECULATION ACCEPTED TOKENS A STEP BY BATCH SIZE" in rows
+    assert "decode-0 50% 1,500 of 3,000 2.50 1: on (1.42 x), 8: off (0.90 x), 16: on" in rows
+    assert "SPECULATION" not in _text(snapshot(_state(_role("decode-1")), _answers(silent), 0.0))

@@ -27,6 +27,7 @@ def make_spec() -> MakeSpec:
         slots: int = 0,
         role: WorkerRole = WorkerRole.AGGREGATED,
         proposed_tokens: int = 0,
+        adaptive: bool = False,
         **sim: Any,
     ) -> EngineSpec:
         transfer = TransferConfig(on_failure=sim.pop("on_failure", "recompute"))
@@ -41,7 +42,9 @@ def make_spec() -> MakeSpec:
             kv_cache=KvCacheConfig(),
             transfer=transfer,
             lora=LoraShape(slots, 16) if slots else NO_ADAPTERS,
-            speculation=Speculation(method="ngram", tokens=proposed_tokens) if proposed_tokens else None,
+            speculation=Speculation(method="ngram", tokens=proposed_tokens, adaptive=adaptive)
+            if proposed_tokens
+            else None,
         )
 
     return make

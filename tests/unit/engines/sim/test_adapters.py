@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from llmserve.core.adapters import BASE_MODEL
-from llmserve.core.errors import AdapterUnavailable, InvalidRequest
+from llmserve.core.adapters import BASE_MODEL, AdapterTier
+from llmserve.core.errors import AdapterUnavailable, InvalidRequest, LLMServeError
 from llmserve.core.ids import AdapterDigest, RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.core.tasks import TaskOwner
 from llmserve.engines.sim.engine import SimEngine
+from llmserve.metrics.worker import AdapterMetrics
+from llmserve.workers.adapters.build import build_adapters
+from tests.support.adapter_pool import FakeStore
 from tests.unit.engines.sim.local_fabric import VirtualStepTimer
 
 Start = Callable[..., Awaitable[SimEngine]]
@@ -115,6 +120,46 @@ async def test_kv_is_pulled_within_a_version_only(
     assert tokens(outputs) == tokens(alone)
     assert outputs[0].prefill_stats is not None
     assert outputs[0].prefill_stats.external_cached_tokens == len(PROMPT)
+
+
+@pytest.mark.parametrize("on_failure", ["recompute", "fail"])
+async def test_a_leg_that_waits_for_its_adapter_longer_than_prefill_keeps_the_kv(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, tmp_path: Path, on_failure: str
+) -> None:
+    """Loading takes 40 s, and a lease ends after 30 s. As with any KV that is gone, `on_failure` decides."""
+    prefill = await start_engine("p", slots=1)
+    decode = await start_engine("d", slots=1, on_failure=on_failure, adapter_load_seconds=40.0)
+    await prefill.load_adapter(RED, tmp_path)
+    alone = await answer(prefill, replace(request_of("alone", PROMPT, 5), adapter=RED), until_done)
+    leg = replace(request_of("a", PROMPT, 1, {"do_remote_decode": True}), adapter=RED)
+    (first,) = await answer(prefill, leg, until_done)
+    leg = replace(request_of("a", PROMPT, 5, dict(first.kv_transfer_params or {})), adapter=RED)
+    outputs = await _after_loading(decode, leg, FakeStore(tmp_path), until_done)
+    assert (await prefill.load()).leased_blocks == 0
+    if on_failure == "fail":
+        assert outputs[-1].error == "loading KV failed: the lease has ended"
+        return
+    assert tokens(outputs) == tokens(alone)
+    assert outputs[0].prefill_stats is not None
+    assert outputs[0].prefill_stats.external_cached_tokens == 0
+
+
+async def _after_loading(
+    engine: SimEngine, leg: EngineRequest, store: FakeStore, until_done: UntilDone
+) -> list[EngineOutput]:
+    """Runs a leg as its worker does: the engine gets it when its adapter is loaded."""
+    tasks, metrics, errors = TaskOwner("worker"), AdapterMetrics(CollectorRegistry()), list[LLMServeError]()
+    adapters = build_adapters(engine, 1, store, tasks, metrics, lambda: None)
+    adapters.pool.serve(leg.adapter, f"dir:/{leg.adapter}", AdapterTier.SOURCE)
+    try:
+        await adapters.legs.add(leg, errors.append)
+        outputs = (await until_done(engine, leg.request_id))[leg.request_id]
+        assert errors == []
+        return outputs
+    finally:
+        adapters.pool.close()
+        await tasks.aclose()
+        await adapters.files.aclose()
 
 
 async def test_a_push_meets_only_a_leg_of_the_same_version(

@@ -88,3 +88,49 @@ async def test_proposals_take_time(answer: Answer, pace: VirtualStepTimer) -> No
     settings = {"decode_step_seconds": 1.0, "decode_seconds_per_sequence": 0.5}
     await answer(9, proposed_tokens=4, acceptance=0.0, proposed_token_seconds=0.125, **settings)
     assert pace.now() == pytest.approx(8 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "gain", "on", "drafts"),
+    [(1.0, 2.5, True, range(35, 50)), (0.0, 0.5, False, range(15, 40))],
+)
+async def test_an_engine_proposes_only_while_it_pays(
+    start_engine: Start,
+    request_of: RequestOf,
+    until_done: UntilDone,
+    pace: VirtualStepTimer,
+    acceptance: float,
+    gain: float,
+    on: bool,
+    drafts: range,
+) -> None:
+    """Four proposals make a step of a second last two, and give up to five tokens. The first step of the
+    answer has fewer, and so has the last one."""
+    engine = await start_engine(
+        "w",
+        proposed_tokens=4,
+        adaptive=True,
+        acceptance=acceptance,
+        decode_step_seconds=1.0,
+        proposed_token_seconds=0.25,
+    )
+    assert (await engine.load()).speculation is None
+    await engine.add(request_of("a", PROMPT, 201))
+    outputs = (await until_done(engine, "a"))["a"]
+    report, accepted = (await engine.load()).speculation, outputs[-1].acceptance
+    assert report is not None
+    assert accepted == Acceptance(report.drafts, report.draft_tokens, report.accepted_tokens)
+    (found,) = report.gains
+    assert (found.batch, found.drafts, found.steps) == (1, on, len(outputs))
+    assert found.gain == pytest.approx(gain, rel=0.1)
+    assert report.drafts in drafts
+
+
+async def test_steps_with_prompts_tell_nothing_of_proposals(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualStepTimer
+) -> None:
+    engine = await start_engine("w", proposed_tokens=4, adaptive=True, decode_step_seconds=1.0)
+    for number in range(40):
+        await engine.add(request_of(f"r{number}", [number, *PROMPT], 1))
+        await until_done(engine, f"r{number}")
+    assert (await engine.load()).speculation is None

@@ -203,6 +203,16 @@ def test_a_short_prompt_counts_as_a_step_of_256_tokens(book: Book) -> None:
     assert reason == "slow at first token: 1562 ms for each 1,000 prompt tokens, the others 195 ms"
 
 
+def test_a_worker_that_speculates_is_as_fast_as_its_tokens_not_its_steps(book: Book) -> None:
+    """Both take 50 steps of 20 ms for their answer; one of them gets two tokens in each."""
+    plain, speculating = book.members["decode-0"], book.members["decode-1"]
+    for _ in range(60):
+        book.speeds.answer_generated(plain, tokens=50, seconds=1.0, running=1.0)
+        book.speeds.answer_generated(speculating, tokens=100, seconds=1.0, running=1.0)
+    seconds = [m.slots.latency.decode.seconds(1.0) for m in (plain, speculating) if m.slots.latency]
+    assert seconds == pytest.approx([0.02, 0.01], rel=0.05)
+
+
 def test_what_was_measured_is_predicted_for_the_worker_and_its_model(book: Book) -> None:
     for _ in range(200):
         book.speeds.prompt_computed(book.members["prefill-0"], 1000, 9.0, 2.0)

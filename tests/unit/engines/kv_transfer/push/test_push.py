@@ -258,6 +258,23 @@ def test_a_lease_that_ended_during_the_push_spoils_it(
     assert "lease ended before all was written" in result.fallbacks[0]
 
 
+def test_a_reservation_that_comes_after_the_lease_has_ended_gets_nothing(
+    make_side: Make, push: Make, result_of: Make, clock: VirtualClock
+) -> None:
+    """As when the leg waits for its adapter. The prompt is computed again."""
+    prefill = make_side(1, clock=clock)
+    request = push(prefill, make_side(2, receive_limits=QUICK))
+    request.announce()
+    request.compute(0, 3)
+    request.finish()
+    clock.advance(31)
+    assert prefill.node.server.take_ended() == {"t1"}
+    request.reserve()
+    result = result_of(request)
+    assert not result.ok
+    assert "begin: ended" in result.reason
+
+
 def test_a_prefill_that_is_aborted_ends_the_push(make_side: Make, push: Make, result_of: Make) -> None:
     request = push(make_side(1), make_side(2, receive_limits=QUICK))
     request.reserve()

@@ -44,7 +44,7 @@ class AbortRequest(_message.Message):
     def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params", "tenant", "traceparent")
+    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params", "tenant", "pooling_params", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSFER_PARAMS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    POOLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -64,8 +65,9 @@ class GenerateRequest(_message.Message):
     priority: int
     kv_transfer_params: bytes
     tenant: str
+    pooling_params: bytes
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ..., tenant: _Optional[str] = ..., pooling_params: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class SamplingLimits(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "stop_token_ids")
@@ -84,7 +86,7 @@ class WorkerSessionResponse(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover", "adapter_load", "acceptance")
+    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover", "adapter_load", "acceptance", "pooled")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +100,7 @@ class TokenDelta(_message.Message):
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_LOAD_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    POOLED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
@@ -111,7 +114,16 @@ class TokenDelta(_message.Message):
     handover: Handover
     adapter_load: AdapterLoad
     acceptance: Acceptance
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., adapter_load: _Optional[_Union[AdapterLoad, _Mapping]] = ..., acceptance: _Optional[_Union[Acceptance, _Mapping]] = ...) -> None: ...
+    pooled: Pooled
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., adapter_load: _Optional[_Union[AdapterLoad, _Mapping]] = ..., acceptance: _Optional[_Union[Acceptance, _Mapping]] = ..., pooled: _Optional[_Union[Pooled, _Mapping]] = ...) -> None: ...
+
+class Pooled(_message.Message):
+    __slots__ = ("shape", "values")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    values: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Acceptance(_message.Message):
     __slots__ = ("steps", "proposed_tokens", "accepted_tokens")

@@ -1,0 +1,1 @@
+"""Whether speculation pays on an engine: measured in its steps, and switched by that."""
