@@ -1,9 +1,9 @@
 """A real engine with a real model proposes tokens while it copies, and none while it writes at random."""
 
-import os
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +15,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.core.stats import BatchGain, SpeculationReport
 from tests.conformance.conftest import VllmKit
-from tests.conformance.engine_pair import SALT, Harness, numbers
+from tests.conformance.engine_pair import SALT, Harness, finished, numbers
 
 pytestmark = [
     pytest.mark.real_vllm,
@@ -25,6 +25,7 @@ pytestmark = [
 
 WORDS = "river stone market clock sailor window garden letter copper winter basket candle engine silver"
 PROPOSED = 4
+ANSWER, ANSWERS, ANSWER_SECONDS = 40, 10, 200.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -33,12 +34,13 @@ async def harness(vllm_kit: VllmKit) -> AsyncIterator[Harness]:
     from llmserve.engines.vllm.engine import VllmEngine
 
     speculation = Speculation(method="ngram", tokens=PROPOSED, lookup_min=1)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ["OMP_NUM_THREADS"] = "1"
     spec = replace(vllm_kit.spec(WorkerRole.AGGREGATED, "adaptive"), speculation=speculation)
-    harness = await Harness.open(VllmEngine(spec), 10.0)
-    yield harness
-    await harness.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        harness = await Harness.open(VllmEngine(spec), 10.0)
+        yield harness
+        await harness.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +51,17 @@ def encode(vllm_kit: VllmKit) -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer.encode(text))
 
 
-async def _write(harness: Harness, prompt: list[int], tokens: int, temperature: float) -> SpeculationReport:
-    """Returns what the engine reports after an answer of so many tokens."""
+async def _write(harness: Harness, prompt: list[int], **sampling: Any) -> SpeculationReport:
+    """Returns what the engine reports after an answer. sampling: of vLLM's SamplingParams."""
     from vllm.sampling_params import SamplingParams
 
     name = RequestId(f"r{next(numbers)}")
-    params = SamplingParams(temperature=temperature, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    limits = SamplingLimits(tokens)
+    params = SamplingParams(max_tokens=ANSWER, ignore_eos=True, detokenize=False, **sampling)
+    limits = SamplingLimits(ANSWER)
     await harness.engine.add(
         EngineRequest(name, prompt, limits, msgspec.msgpack.encode(params), cache_salt=SALT)
     )
-    await harness.result(name)
+    await harness.until(lambda: finished(harness.outputs.get(name, ())), ANSWER_SECONDS)
     report = (await harness.engine.load()).speculation
     assert report is not None
     return report
@@ -71,18 +73,19 @@ def _alone(report: SpeculationReport) -> BatchGain:
 
 
 async def test_it_proposes_while_that_pays(harness: Harness, encode: Callable[[str], list[int]]) -> None:
+    """What is written at random has few words, so that each step finds something to propose."""
     draw = random.Random(5)
     copied = encode(f"{WORDS} " * 12)
-    for _ in range(3):
-        report = await _write(harness, copied, 150, temperature=0.0)
+    for _ in range(ANSWERS):
+        report = await _write(harness, copied, temperature=0.0)
     copying = _alone(report)
     assert report.mean_length > 3
     assert copying.drafts
     assert copying.gain > 1.2
-    for _ in range(3):
-        report = await _write(
-            harness, encode(" ".join(draw.choices(WORDS.split(), k=100))), 100, temperature=1.5
-        )
+    known = sorted(set(copied))
+    for _ in range(ANSWERS):
+        prompt = draw.choices(known, k=150)
+        report = await _write(harness, prompt, temperature=9.0, allowed_token_ids=known)
     written = _alone(report)
     assert not written.drafts
     assert written.gain < 1

@@ -16,7 +16,11 @@ from llmserve.engines.base import Engine
 from tests.conformance.conftest import VllmKit
 from tests.conformance.engine_pair import SALT
 
-pytestmark = [pytest.mark.real_vllm, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.real_vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 PROMPTS = [list(range(5, 5 + length)) for length in (1, 3, 128, 129, 700)]
 names = (RequestId(f"pooled-{number}") for number in itertools.count())

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, AdapterOrder, AdapterReport, LoraShape
 from llmserve.core.errors import EngineDead, NotFound
 from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
@@ -123,9 +123,12 @@ class Cluster:
         step_seconds: float = 0.001,
         drain_seconds: float = 0.1,
         lora: LoraShape = NO_ADAPTERS,
+        speculation: Speculation | None = None,
+        sim: Mapping[str, float] | None = None,
         **options: Any,
     ) -> tuple[Worker, grpc.aio.Channel]:
-        spec = replace(self._spec(step_seconds), lora=lora)
+        """sim: of `engine.sim`."""
+        spec = replace(self._spec(step_seconds, sim or {}), lora=lora, speculation=speculation)
         engine = MortalEngine(spec)
         worker = Worker(
             spec,
@@ -139,7 +142,7 @@ class Cluster:
         return worker, channel
 
     @staticmethod
-    def _spec(step_seconds: float) -> EngineSpec:
+    def _spec(step_seconds: float, sim: Mapping[str, float]) -> EngineSpec:
         return EngineSpec(
             worker_id=WorkerId("decode-0"),
             epoch=7,
@@ -148,7 +151,9 @@ class Cluster:
             model_name="sim",
             model_identity="rev",
             engine=EngineConfig(
-                kind="sim", hang_seconds=HANG_SECONDS, sim=SimSpec(decode_step_seconds=step_seconds)
+                kind="sim",
+                hang_seconds=HANG_SECONDS,
+                sim=SimSpec(decode_step_seconds=step_seconds).model_copy(update=sim),
             ),
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(),

@@ -1,10 +1,12 @@
 """The command line of the apiserver, and the options it gives."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Manifest, ServedModel
+from llmserve.core.errors import InvalidRequest
 from llmserve.core.shared_port import PortShare
 from llmserve.models import resolve
 from llmserve.rpc.credentials import CallerRole, Credentials
@@ -16,7 +18,8 @@ DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelDirectory:
-    """directory: config, tokenizer, chat template; its weights are not read here."""
+    """A model that was prepared. name: that for clients. directory: config, tokenizer, chat template; its
+    weights are not read here."""
 
     name: str
     directory: Path
@@ -24,15 +27,16 @@ class ModelDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
-    at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
-    compiles_ahead: the process that compiles grammars is started now, not by the first grammar. run_dir: the
-    directory for files of the cluster; None: there is none, as in a pod."""
+    """http: host:port. models: those of the manifest, in its order. max_body_bytes: of one HTTP
+    request. drain_seconds: for running requests at the stop. manifest: the file, for `/admin/reload`. share:
+    of a port that other processes serve too. compiles_ahead: the process that compiles grammars is started
+    now, not by the first grammar. run_dir: the directory for files of the cluster; None: there is none, as in
+    a pod."""
 
     name: str
     http: str
     routers: RouterAddresses
-    model: ModelDirectory
+    models: tuple[ModelDirectory, ...]
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
@@ -51,7 +55,12 @@ def flags() -> argparse.ArgumentParser:
         help="inherited descriptors of a port that several apiservers serve, in addition to --http",
     )
     parser.add_argument("--router", required=True, type=addresses, help="host:port,... of each router")
-    parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
+    parser.add_argument(
+        "--model-dir",
+        action="append",
+        metavar="[NAME=]DIR",
+        help="a prepared model, which is prepared here when not given; with NAME= when there are several",
+    )
     parser.add_argument(
         "--drain-seconds", type=float, default=DRAIN_SECONDS, help="for running requests at stop"
     )
@@ -59,19 +68,36 @@ def flags() -> argparse.ArgumentParser:
 
 
 def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
-    """Prepares the model unless its directory was given. Errors: ModelNotFound."""
-    model = manifest.model
-    if given.model_dir is None:
-        report_progress(f"preparing the model {model.source}")
-    directory = given.model_dir or Path(resolve(model).path)
+    """Prepares the models whose directories were not given. Errors: ModelNotFound; InvalidRequest for a
+    directory of no model."""
+    directories = model_directories(given.model_dir or (), [one.served_name for one in manifest.served])
     return ApiserverOptions(
         name=given.name,
         http=given.http,
         routers=RouterAddresses(given.router, Credentials.read(CallerRole.APISERVER, given.name)),
-        model=ModelDirectory(model.served_name, directory),
+        models=tuple(_prepared(model, directories) for model in manifest.served),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),
         share=given.port_share,
         compiles_ahead=manifest.engine.kind == "vllm",
         run_dir=given.run_dir,
     )
+
+
+def model_directories(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """Returns the directories of `--model-dir` by model. names: those of all models; their directories are
+    `NAME=DIR`, and that of an only model is `DIR`. Errors: InvalidRequest for a directory of no model."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name = next((one for one in names if text.startswith(f"{one}=")), None)
+        if name is None and len(names) > 1:
+            raise InvalidRequest(f"--model-dir {text} has to be NAME=DIR, with one of {', '.join(names)}")
+        found[name or names[0]] = Path(text if name is None else text.removeprefix(f"{name}="))
+    return found
+
+
+def _prepared(model: ServedModel, directories: Mapping[str, Path]) -> ModelDirectory:
+    name = model.served_name
+    if name not in directories:
+        report_progress(f"preparing the model {model.source}")
+    return ModelDirectory(name, directories.get(name) or Path(resolve(model).path))

@@ -3,54 +3,50 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from functools import partial
 
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from llmserve.apiserver.adapters.choice import AdapterChoice
 from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
-from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
-from llmserve.apiserver.engine.thinking import ThinkingBudgets
+from llmserve.apiserver.engine.client import GENERATE
+from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
-from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
+from llmserve.apiserver.grammars.process import SharedCompiler
+from llmserve.apiserver.http.app import DOCS_PATHS
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
-from llmserve.apiserver.http.health import Readiness, api_failure
 from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_routes
 from llmserve.apiserver.http.response import STOPPING
-from llmserve.apiserver.http.routes import add_admin, add_explain
+from llmserve.apiserver.http.routes import add_admin, add_explain, add_models, add_operations
 from llmserve.apiserver.http.server import HttpServer
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
-from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.models.choice import ModelChoice
+from llmserve.apiserver.models.door import ModelDoor
+from llmserve.apiserver.models.doors import ModelDoors
+from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
-from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import build_store
-from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.load import read_again
-from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
-from llmserve.config.speculation import speculation_of
 from llmserve.core.clock import SystemClock
-from llmserve.core.errors import InvalidRequest, StartFailed, Unavailable
+from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.logs import KnownFailures
-from llmserve.engines.vllm.failures import Cause
-from llmserve.engines.vllm.parsers import parsers_here
+from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.registry import MetricsServer
-from llmserve.models.directory import read_config
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
@@ -63,7 +59,8 @@ _ANSWER_SECONDS = 5.0
 
 
 class Apiserver:
-    """Life: start (once) -> aclose (idempotent, also after a failed start)."""
+    """Life: start (once) -> aclose (idempotent, also after a failed start). What is of one model is in its
+    ModelDoor; what all models share is here."""
 
     def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
         self._options, self._manifest, self._registry = options, manifest, registry
@@ -77,38 +74,26 @@ class Apiserver:
             registry=registry,
         )
         self._finder = RecordFinder(self._records, options.name, options.routers)
-        metrics = ApiserverMetrics(registry)
-        self._workers, self._adapters = WorkerLinks(metrics, options.routers.credentials), AdapterNames()
+        self._metrics = ApiserverMetrics(registry)
+        credentials = options.routers.credentials
+        self._workers, self._adapters = WorkerLinks(self._metrics, credentials), AdapterNames()
         self._router = RouterLink(
             options.routers,
             ApiserverId(options.name),
-            metrics,
+            self._metrics,
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
             answer=CommandHandler(self._apply, self._finder.find_here).answer,
             on_adapters=self._adapters.update,
         )
-        self._adapter_manager = AdapterManager(
-            AdapterClient(options.routers, options.model.name),
-            self._adapters,
-            lambda: self._live.limits.request,
-        )
-        retries = _retries(manifest.scheduling)
-        metrics.retry_budget.set_function(lambda: retries.left)
-        self._context = RunContext(
-            router=self._router,
-            workers=self._workers,
-            identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
-            metrics=metrics,
-            model=options.model.name,
-            limits=self._live.limits,
-            retries=retries,
-            tracer=self._tracer,
-        )
-        self._batches = build_batches(manifest.batches, options.run_dir, metrics, self._front_door)
+        self._adapter_manager = self._manager_of("")
+        self._retries = _retries(manifest.scheduling)
+        self._metrics.retry_budget.set_function(lambda: self._retries.left)
+        self._batches = build_batches(manifest.batches, options.run_dir, self._metrics, self._front_door)
         self._store = build_store(manifest, os.environ, SystemClock())
-        self._responses: ResponsesHandler | None = None
-        self._client: ClusterEngineClient | None = None
+        self.models, self._compiler = ModelDoors(), SharedCompiler()
+        self._baseline = BaselineTurn(lambda: self._live.limits.request)
+        self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
@@ -116,47 +101,22 @@ class Apiserver:
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
         Errors: StartFailed; ManifestError when another try would end alike."""
-        refuse(self._refusals())
         torch.set_num_threads(1)
         self._router.start()
-        needs_pairs = self._manifest.scheduling.disaggregate == "always"
-        readiness = Readiness(self._router, needs_pairs=needs_pairs)
-        try:
-            args = serving_args(
-                self._options.model,
-                self._manifest.engine,
-                self._manifest.api,
-                speculates=speculation_of(self._manifest) is not None,
-            )
-            # In a thread: it takes seconds, in which the session with the router must be served.
-            config = await asyncio.to_thread(vllm_config, args)
-            task = self._manifest.engine.task
-            self._client = ClusterEngineClient(config, self._context, readiness, self._adapters, task)
-            app = await openai_app(
-                self._client, args, readiness, self._registry, self._add_own, self._store, self._adapters
-            )
-            if self._generates:
-                self._serve_answers(app, self._client)
-        except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
-            raise Cause.of(error).as_error() from error
-        if failure := await api_failure(app):
-            raise StartFailed(failure)
-        spans = HttpSpans(self._tracer, self._options.model.name)
+        for files, model in zip(self._options.models, self._manifest.served, strict=True):
+            await self.add_model(files, self._manifest.alone(model))
         api = self._manifest.api
         paths = Paths.of(
             api.root_path,
             DOCS_PATHS if api.public_docs else frozenset(),
             streamed_paths(self._manifest.batches),
         )
-        choice = AdapterChoice(app, self._adapters, self._adapter_manager, self._options.model.name)
+        choice, spans = ModelChoice(self.models), HttpSpans(self._tracer)
         self._gate = Gate(choice, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
-        self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         if api.stream_interval is None:
-            self._client.adapt_stream_interval()
-        if self._options.compiles_ahead:
-            await self._client.start_compiler()
+            self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
         port = await self._http.start()
         if self._batches is not None:
             self._batches.start()
@@ -166,31 +126,73 @@ class Apiserver:
         assert self._gate is not None, "not started"
         return self._gate
 
-    @property
-    def _generates(self) -> bool:
-        return self._manifest.engine.task == GENERATE
+    # -- models
 
-    def _serve_answers(self, app: FastAPI, client: ClusterEngineClient) -> None:
-        """Does what only models that generate need."""
-        self._responses = app.state.openai_serving_responses
-        template = app.state.openai_serving_chat.chat_template or client.renderer.tokenizer.chat_template
-        budgets = self._manifest.api.thinking_budgets
-        client.set_thinking_budgets(ThinkingBudgets.of(budgets, client.vllm_config, template))
+    async def add_model(self, files: ModelDirectory, manifest: Manifest) -> None:
+        """Serves one more model from the moment in which this returns. manifest: that of this model alone.
+        Errors: InvalidRequest when one of its name is there; as start."""
+        async with self._adding:
+            self.models.check_free(files.name)
+            context, manager = self._context_of(files.name), self._manager_of(files.name)
+            door = ModelDoor(files, manifest, context, self._adapters, manager, self._compiler)
+            try:
+                add_own, ahead = partial(self._add_own, manifest), self._options.compiles_ahead
+                await door.open(add_own, self._store, compiles_ahead=ahead)
+                door.set_limits(self._live.limits)
+            except BaseException:
+                await door.drain(0, Unavailable(STOPPING))
+                await door.aclose()
+                raise
+            self.models.add(door)
 
-    def _refusals(self) -> Iterator[Conflict]:
-        parsers = parsers_here()
-        if parsers is not None:
-            yield from unknown_parsers(self._manifest.engine, parsers)
-        yield from too_long(self._manifest.engine, read_config(self._options.model.directory))
+    async def drop_model(self, name: str, drain_seconds: float) -> None:
+        """Ends a model: new requests do not know it, and those that run have this long to end. Errors:
+        NotFound; InvalidRequest for the only one."""
+        await self.models.drop(name, drain_seconds)
 
-    def _add_own(self, app: FastAPI) -> None:
+    def _set_stream_interval(self, tokens: int) -> None:
+        for door in self.models:
+            door.client.set_stream_interval(tokens)
+
+    def _context_of(self, model: str) -> RunContext:
+        return RunContext(
+            router=self._router,
+            workers=self._workers,
+            identity=KvIdentity(tenants_share=self._manifest.security.kv_sharing == "cluster"),
+            metrics=self._metrics,
+            model=model,
+            limits=self._live.limits,
+            retries=self._retries,
+            tracer=self._tracer,
+        )
+
+    def _manager_of(self, model: str) -> AdapterManager:
+        """model: empty for calls by a name, which is that of one adapter whatever its model."""
+        client = AdapterClient(self._options.routers, model)
+        return AdapterManager(client, self._adapters, lambda: self._live.limits.request)
+
+    def _manager_for(self, named: str | None) -> AdapterManager:
+        """named: the model that an admin names. Errors: as ModelDoors.named."""
+        return self.models.named(named).manager
+
+    async def _missing(self) -> str:
+        """Returns which model of the manifest cannot be served now, and why; empty when all can."""
+        for files in self._options.models:
+            door = self.models.get(files.name)
+            if door is not None and (reason := await door.missing()):
+                return reason if len(self._options.models) == 1 else f"model {files.name}: {reason}"
+        return ""
+
+    def _add_own(self, manifest: Manifest, app: FastAPI) -> None:
+        """manifest: that of the application's model alone."""
+        add_operations(app, self.models, self._missing, self._registry)
+        add_models(app, self.models)
         add_admin(app, self._reload)
         add_explain(app, self._finder)
-        add_adapters(app, self._adapter_manager, self._adapters)
+        add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
         add_batches(app, self._batches)
-        if self._generates and _serves_original_routes(self._manifest):
-            baseline = BaselineTurn(lambda: self._live.limits.request)
-            add_original_routes(app, self._manifest.engine, baseline)
+        if manifest.engine.task == GENERATE and _serves_original_routes(manifest):
+            add_original_routes(app, manifest.engine, self._baseline, self.models)
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""
@@ -206,8 +208,8 @@ class Apiserver:
             set_log_level(live.log_level)
         self._live = live
         self._records.set_limit(live.explain_requests)
-        if self._client is not None:
-            self._client.set_limits(live.limits)
+        for door in self.models:
+            door.set_limits(live.limits)
         if self._gate is not None:
             self._gate.keys = live.keys
         if self._cors is not None:
@@ -234,14 +236,16 @@ class Apiserver:
             self._gate.draining.begun = True
         if self._http is not None:
             await self._http.stop_listening()
-        if self._client is not None:
-            await self._client.drain(drain_seconds, Unavailable(STOPPING))
+        why = Unavailable(STOPPING)
+        await asyncio.gather(*(door.drain(drain_seconds, why) for door in self.models))
         if self._http is not None:
             await self._http.aclose()
-        if self._responses is not None:
-            await self._responses.aclose()
-        if self._client is not None:
-            self._client.shutdown()
+        for door in self.models:
+            await door.aclose()
+        await self._owner.aclose()
+        await self._compiler.aclose()
+        if self._store is not None:
+            await self._store.aclose()
         await self._workers.aclose()
         await self._router.aclose()
 

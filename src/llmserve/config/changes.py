@@ -38,6 +38,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("engine", "max_model_len"): ("apiserver", "worker"),
     ("engine", "env"): ("apiserver", "worker"),
     ("engine", "speculation"): ("apiserver", "worker"),
+    ("engine", "task"): ("apiserver", "worker"),
     ("engine", "speculative_tokens"): ("apiserver", "worker"),
     ("engine", "max_logprobs"): ("apiserver", "worker"),
     ("engine", "tool_call_parser"): ("apiserver",),

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 
 class LLMServeError(Exception):
-    """The root. message: what went wrong and where, in words for the user."""
+    """The root. message: what went wrong and where, in words for the user. field: the part of the request
+    that is at fault; empty when there is no single one."""
 
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message, self.field = message, field
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -21,14 +22,9 @@ class LLMServeError(Exception):
 
 
 class InvalidRequest(LLMServeError):
-    """The request is wrong, and would be so anywhere: it is never tried again. field: the part that is
-    wrong; empty when there is no single one."""
+    """The request is wrong, and would be so anywhere: it is never tried again."""
 
     http_status = 400
-
-    def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
-        self.field = field
 
 
 class RequestTooLarge(InvalidRequest):

@@ -170,13 +170,13 @@ class AdmissionQueue:
     # -- out
 
     def release(self, request_id: RequestId, output_tokens: int = 0) -> QueuedRequest | None:
-        """A running request is over, however it ended. Returns it; None: no such request runs."""
+        """A running request is over, however it ended. Returns it; None: no such request runs. The caller
+        tells the queues of all models, with tenant_released."""
         request = self._running.pop(request_id, None)
         if request is None:
             return None
         self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
-        self.tenant_released(request.tenant)
         self._estimates.learn(request.tenant, output_tokens // request.choices)
         self._rate.departed(self._clock.now())
         self.accounts.ended(request, output_tokens)

@@ -91,9 +91,9 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
     """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`. at_once:
     tokens in each output after the first, as of an engine that speculates."""
 
-    def __init__(self, name: str, role: int, first_token: int, eos: int) -> None:
+    def __init__(self, name: str, role: int, first_token: int, eos: int, model: str = MODEL) -> None:
         super().__init__()
-        self.name, self.role = name, role
+        self.name, self.role, self.model = name, role, model
         self.seen: dict[str, worker_pb2.GenerateRequest] = {}
         self.aborted: list[str] = []
         self.released: list[str] = []
@@ -133,9 +133,9 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             role=self.role,  # type: ignore[arg-type]
             address=self.address,
             epoch=self._epoch,
-            model=MODEL,
+            model=self.model,
             kv_shape=KvShape(
-                model_revision="r1",
+                model_revision="r1" if self.model == MODEL else f"r1 of {self.model}",
                 kv_dtype="bfloat16",
                 layout="LBHNC",
                 block_size_tokens=self.block_size_tokens,
@@ -303,8 +303,9 @@ async def messages_of(batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
-    """Places on the first worker of a role that is not excluded. refuse_with: the next answers. silent: no
-    hello is answered before members are told. gone: versions of adapters that requests are refused for."""
+    """Places on the first worker of the model and of a role that is not excluded. refuse_with: the next
+    answers. silent: no hello is answered before members are told. gone: versions of adapters that requests
+    are refused for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -410,7 +411,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         at_source = self.sources.get(request.source, ModelNotFound(f"nothing is at {request.source}"))
         if isinstance(at_source, LLMServeError):
             raise at_source
-        adapter = NamedAdapter(request.name, at_source, MODEL, request.source)
+        adapter = NamedAdapter(request.name, at_source, request.model or MODEL, request.source)
         await self.names(*(one for one in self.adapters if one.name != request.name), adapter)
         return router_pb2.LoadAdapterResponse(adapter=self._status(adapter))
 
@@ -456,7 +457,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
             return _refusal(admit, *self.refuse_with)
         if admit.adapter in self.gone:
             return _refusal(admit, Outcome.REJECTED, NotFound(f"no adapter has the digest {admit.adapter}"))
-        usable = [worker for worker in self.workers if worker.name not in admit.excluded_workers]
+        of_model = [worker for worker in self.workers if worker.model == admit.model]
+        usable = [worker for worker in of_model if worker.name not in admit.excluded_workers]
         prefill = next((w for w in usable if w.role == WORKER_ROLE_PREFILL), None)
         decode = next((w for w in usable if w.role != WORKER_ROLE_PREFILL), None)
         if decode is None or (prefill is None and decode.role != WORKER_ROLE_AGGREGATED):
@@ -485,10 +487,11 @@ def _refusal(
 
 
 class FakeCluster:
-    """A router with one worker of each disaggregated role, and an apiserver in front."""
+    """A router with one worker of each disaggregated role, and an apiserver in front. others: more models,
+    of the same directory, without workers."""
 
-    def __init__(self, model_dir: Path, model: str = MODEL) -> None:
-        self._model_dir, self._model = model_dir, model
+    def __init__(self, model_dir: Path, model: str = MODEL, others: tuple[str, ...] = ()) -> None:
+        self._model_dir, self._model, self._others = model_dir, model, others
         self._tokens = json.loads((model_dir / "tokens.json").read_text())
         self.registry = CollectorRegistry()
         self.pushes = Pushes()
@@ -499,13 +502,13 @@ class FakeCluster:
         self.apiserver: Any = None
         self.url = ""
 
-    def worker(self, name: str, role: int) -> FakeWorker:
-        worker = FakeWorker(name, role, self._tokens["first"], self._tokens["eos"])
+    def worker(self, name: str, role: int, model: str = "") -> FakeWorker:
+        worker = FakeWorker(name, role, self._tokens["first"], self._tokens["eos"], model or self._model)
         worker.pushes = self.pushes
         return worker
 
-    async def add(self, name: str, role: int) -> FakeWorker:
-        worker = self.worker(name, role)
+    async def add(self, name: str, role: int, model: str = "") -> FakeWorker:
+        worker = self.worker(name, role, model)
         await worker.start()
         self.extra.append(worker)
         await self.router.members(*self.router.workers, worker)
@@ -524,12 +527,14 @@ class FakeCluster:
             name="apiserver-0",
             http="127.0.0.1:0",
             routers=RouterAddresses((self.router.address,)),
-            model=ModelDirectory(self._model, self._model_dir),
+            models=tuple(ModelDirectory(name, self._model_dir) for name in (self._model, *self._others)),
             max_body_bytes=100_000,
         )
         self.apiserver = Apiserver(options, Manifest.model_validate(manifest), self.registry)
         self.url = f"http://127.0.0.1:{await self.apiserver.start()}"
-        await self.router.until(lambda: bool(self.router.hellos))
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not self.apiserver._router.connected:
+                await self.router.turn()
 
     async def aclose(self) -> None:
         for worker in (self.prefill, self.decode, *self.extra):
@@ -545,7 +550,7 @@ class FakeCluster:
         names, expected = self.apiserver._adapters, {one.name: one for one in adapters}
         await self.router.names(*adapters)
         async with asyncio.timeout(WAIT_SECONDS):
-            while {name: names[name].adapter for name in names} != expected:
+            while {name: names.meaning(name) for name in names.requests} != expected:
                 await names.changed.wait()
 
     def count(self, name: str, **labels: str) -> float:

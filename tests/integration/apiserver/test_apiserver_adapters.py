@@ -216,7 +216,7 @@ async def test_explain_says_nothing_of_adapters_of_the_model_itself(
 def swapped(cluster: Any) -> Callable[..., None]:
     """Moves the name to these versions while the next request is on its way through vLLM's layer, and lets
     the router forget others."""
-    client = cluster.apiserver._client
+    client = cluster.apiserver.models.first.client
     process = client._process
 
     def swap(*adapters: NamedAdapter, gone: set[AdapterDigest]) -> None:

@@ -88,7 +88,7 @@ async def test_an_effort_that_is_none_is_refused(cluster: Any, http: httpx.Async
 async def test_a_model_that_is_told_the_effort_or_has_no_marks_has_no_budgets(cluster: Any) -> None:
     import copy
 
-    config = cluster.apiserver._client.vllm_config
+    config = cluster.apiserver.models.first.client.vllm_config
     assert ThinkingBudgets.of({"low": 7}, config, "{{ messages }}").tokens == {"low": 7}
     assert ThinkingBudgets.of({"low": 7}, config, TEMPLATE_WITH_EFFORT).tokens == {}
     without = copy.copy(config)

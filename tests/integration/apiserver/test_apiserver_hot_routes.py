@@ -117,7 +117,7 @@ async def vllm_s(
     from llmserve.apiserver.http.app import serving_args
     from llmserve.apiserver.options import ModelDirectory
 
-    client, read = cluster.apiserver._client, Manifest.model_validate(manifest)
+    client, read = cluster.apiserver.models.first.client, Manifest.model_validate(manifest)
     args = serving_args(ModelDirectory("tiny", tiny_model), read.engine, read.api)
     app = build_app(args, client.tasks, client.model_config)
     await init_app_state(client, app.state, args, client.tasks)

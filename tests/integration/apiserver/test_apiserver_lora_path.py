@@ -117,7 +117,7 @@ async def test_model_and_lora_path_in_conflict(cluster: Any, http: httpx.AsyncCl
 
 async def test_a_digest_is_served_even_when_its_name_moves_on(cluster: Any, http: httpx.AsyncClient) -> None:
     """The name moves while the request is on its way through vLLM's layer."""
-    client, names = cluster.apiserver._client, cluster.apiserver._adapters
+    client, names = cluster.apiserver.models.first.client, cluster.apiserver._adapters
     process = client._process
 
     async def moving(*args: Any) -> Any:
@@ -179,7 +179,7 @@ async def test_loading_takes_of_the_request_s_time(cluster: Any, http: httpx.Asy
     asking = asyncio.create_task(complete(http, lora_path="dir:/adapters/new"))
     await cluster.router.until(lambda: bool(cluster.router.loads))
     waited: list[float] = []
-    client = cluster.apiserver._client
+    client = cluster.apiserver.models.first.client
     info = client._info
 
     def noted(request: Any) -> Any:
@@ -195,7 +195,7 @@ async def test_loading_takes_of_the_request_s_time(cluster: Any, http: httpx.Asy
 
 
 async def test_a_load_that_takes_too_long_is_504(cluster: Any, http: httpx.AsyncClient) -> None:
-    manager = cluster.apiserver._adapter_manager
+    manager = cluster.apiserver.models.first.manager
     manager._limit_seconds = lambda: 0.05
     cluster.router.load_now.clear()
     answer = await complete(http, lora_path="dir:/adapters/new")
@@ -237,11 +237,11 @@ async def test_sagemaker_s_header_names_the_adapter(cluster: Any, http: httpx.As
 
 
 async def test_every_route_that_takes_a_model_looks_at_the_field(cluster: Any) -> None:
-    from llmserve.apiserver.adapters.choice import CHOOSING_PATHS
     from llmserve.apiserver.http.app import KEPT_PATHS
     from llmserve.apiserver.http.original_routes import GENERATING_PATHS
+    from llmserve.apiserver.models.choice import CHOOSING_PATHS
 
-    app = cluster.apiserver._gate._app._app
+    app = cluster.apiserver.models.first.app
     posted = {route.path for route in app.routes if "POST" in getattr(route, "methods", ())}
     without_a_model = {"/v1/responses/{response_id}/cancel"}
     assert (posted & (KEPT_PATHS | GENERATING_PATHS)) - without_a_model == CHOOSING_PATHS

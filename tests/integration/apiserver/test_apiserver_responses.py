@@ -86,7 +86,7 @@ def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
         name="apiserver-1",
         http="127.0.0.1:0",
         routers=RouterAddresses((cluster.router.address,)),
-        model=ModelDirectory(MODEL, model),
+        models=(ModelDirectory(MODEL, model),),
     )
     return Apiserver(options, Manifest.model_validate(manifest), CollectorRegistry())
 

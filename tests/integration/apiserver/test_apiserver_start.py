@@ -16,9 +16,8 @@ from llmserve.rpc.leader import RouterAddresses
 
 
 def role(manifest: dict[str, Any], model: Path, http: str = "127.0.0.1:0") -> ApiserverRole:
-    options = ApiserverOptions(
-        "apiserver-0", http, RouterAddresses(("127.0.0.1:1",)), ModelDirectory("tiny", model)
-    )
+    models = (ModelDirectory("tiny", model),)
+    options = ApiserverOptions("apiserver-0", http, RouterAddresses(("127.0.0.1:1",)), models)
     return ApiserverRole(options, Manifest.model_validate(manifest), CollectorRegistry())
 
 

@@ -155,7 +155,7 @@ async def test_a_router_that_does_not_answer_is_503_in_the_end(
     cluster: Any, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.router.hold = True
-    limits = cluster.apiserver._context.limits
+    limits = cluster.apiserver.models.first.client._context.limits
     object.__setattr__(limits, "admission", 0.2)
     response = await post(http)
     assert response.status_code == 503

@@ -24,7 +24,7 @@ TEXTS = ("", "hello", "<s>hello</s>", "a</s></s> b<s>\n</s>", "é€𝄞</s>日�
     ],
 )
 async def test_chats_have_vllm_s_tokens(cluster: Any, options: dict[str, Any]) -> None:
-    renderer = cluster.apiserver._client.renderer
+    renderer = cluster.apiserver.models.first.client.renderer
     params = replace(renderer.default_chat_tok_params, **options)
     for text in TEXTS * 2:  # not known, and known
         prompt = {"prompt": text}

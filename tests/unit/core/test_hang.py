@@ -61,7 +61,7 @@ def test_a_little_work_now_and_then_keeps_it_from_counting_as_idle(watched: Watc
 
 def test_a_suspended_machine_makes_nothing_hang(watched: Watched) -> None:
     assert watched.tick(seconds=3600) is Health.ANSWERS
-    assert watched.meter.silent_seconds == 2.0
+    assert watched.meter.silent_seconds == 2 * LIMITS.tick_seconds
     assert watched.tick(answered=True) is Health.ANSWERS
 
 

@@ -67,6 +67,7 @@ def test_the_environment_of_a_role() -> None:
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "HF_HUB_OFFLINE": "1",
         "LLMSERVE_ADAPTER_DRAM": "/dev/shm/temp",
+        "LLMSERVE_CLUSTER_SECRET_FILE": "/temp/secret",
         "LLMSERVE_MEMBER": f"{CLUSTER}/decode-0",
     }
     assert base["A"] == "base"

@@ -143,6 +143,13 @@ def test_a_large_request_that_waits_for_a_budget_of_all_is_not_overtaken_by_anot
     assert report.used_up_seconds == {"tokens in flight": 5.0}
 
 
+def test_a_queue_that_was_never_asked_holds_nobody_up(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("a1"))
+    assert not scheduler.queue.of("a").holds_up_all
+    assert scheduler.queue.of("a").ended_by == ""
+
+
 def test_a_model_that_holds_less_of_its_share_comes_first(clock: VirtualClock) -> None:
     scheduler = _scheduler(clock, max_tokens_in_flight=110)
     _offer(scheduler, *(_request(f"a{number}") for number in range(20)))

@@ -19,33 +19,48 @@ class AdapterRequest(LoRARequest, kw_only=True):  # type: ignore[call-arg]  # un
     adapter: NamedAdapter
 
 
-class AdapterNames(Mapping[str, AdapterRequest]):
-    """The adapters that the caller of the current request may use, by name. It stands in the place of
-    `OpenAIServingModels.lora_requests`. A version that the request has chosen by `lora_path` is what its name
-    means, even when the name has moved on meanwhile. changed: is set at the next update, and
-    replaced by a new one."""
+class AdapterNames:
+    """What the router has told of the names of all models' adapters. A name is that of one adapter, whatever
+    its model. changed: is set at the next update, and replaced by a new one."""
 
     def __init__(self) -> None:
-        self._requests: dict[str, AdapterRequest] = {}
+        self.requests: dict[str, AdapterRequest] = {}
         self.changed = asyncio.Event()
 
     def update(self, adapters: Iterable[NamedAdapter]) -> None:
         """Replaces all names."""
-        self._requests = {adapter.name: _request(adapter) for adapter in adapters}
+        self.requests = {adapter.name: _request(adapter) for adapter in adapters}
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def meaning(self, name: str) -> NamedAdapter | None:
+        """Returns the adapter that a name means, whoever asks; None: it means none."""
+        request = self.requests.get(name)
+        return request.adapter if request else None
+
+
+class ModelAdapters(Mapping[str, AdapterRequest]):
+    """The adapters of one model that the caller of the current request may use, by name. It stands in the
+    place of `OpenAIServingModels.lora_requests`. A version that the request has chosen by `lora_path` is what
+    its name means, even when the name has moved on meanwhile."""
+
+    def __init__(self, names: AdapterNames, model: str) -> None:
+        self._names, self._model = names, model
 
     def __getitem__(self, name: str) -> AdapterRequest:
         scope = current_scope()
         if scope.adapter is not None and scope.adapter.name == name:
             return _request(scope.adapter)
-        if not scope.may_use(name):
+        request = self._names.requests[name]
+        if request.adapter.parent != self._model or not scope.may_use(name):
             raise KeyError(name)
-        return self._requests[name]
+        return request
 
     def __iter__(self) -> Iterator[str]:
         scope = current_scope()
-        return (name for name in self._requests if scope.may_use(name))
+        for name, request in self._names.requests.items():
+            if request.adapter.parent == self._model and scope.may_use(name):
+                yield name
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -56,11 +71,6 @@ class AdapterNames(Mapping[str, AdapterRequest]):
             return self[wanted].adapter
         known = (request.adapter for request in self.values())
         return next((one for one in known if wanted and wanted in (one.digest, one.source)), None)
-
-    def meaning(self, name: str) -> NamedAdapter | None:
-        """Returns the adapter that a name means, whoever asks; None: it means none."""
-        request = self._requests.get(name)
-        return request.adapter if request else None
 
 
 def _request(adapter: NamedAdapter) -> AdapterRequest:

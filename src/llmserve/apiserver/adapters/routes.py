@@ -1,5 +1,6 @@
 """The routes by which admins manage adapters: `/admin/v1/adapters`, and those of vLLM and SGLang."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -20,10 +21,11 @@ ADAPTERS_PATH = "/admin/v1/adapters"
 
 class LoadBody(BaseModel):
     """A load with the fields of vLLM (`load_inplace`) and of SGLang (`pinned`). Fields that would change
-    answers and are not available are refused."""
+    answers and are not available are refused. model: that of the adapter; needed when there are several."""
 
     lora_name: _Text
     lora_path: _Text
+    model: str | None = None
     load_inplace: bool = False
     pinned: bool = False
     is_3d_lora_weight: Literal[False] = False
@@ -37,12 +39,14 @@ class UnloadBody(BaseModel):
 
 
 class AdapterBody(BaseModel):
-    """A load. prefetch: every worker has the adapter in this tier, or nearer, from the start."""
+    """A load. prefetch: every worker has the adapter in this tier, or nearer, from the start. model: that of
+    the adapter; needed when there are several."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: _Text
     source: _Text
+    model: str | None = None
     pin: bool = False
     prefetch: _Near | None = None
 
@@ -56,18 +60,23 @@ class PrefetchBody(BaseModel):
     wait: bool = True
 
 
-def add_adapters(app: FastAPI, manager: AdapterManager, names: AdapterNames) -> None:
+Managers = Callable[[str | None], AdapterManager]
+
+
+def add_adapters(app: FastAPI, manager: AdapterManager, names: AdapterNames, managers: Managers) -> None:
+    """manager: for calls about an adapter that has a name. managers: returns that of a model, by its name;
+    without a name, that of the only one."""
     router = APIRouter(dependencies=[Depends(require_admin)])
-    _add_known(router, manager, names)
-    _add_own(router, manager)
+    _add_known(router, manager, names, managers)
+    _add_own(router, manager, managers)
     app.include_router(router)
 
 
-def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames) -> None:
+def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames, managers: Managers) -> None:
     @router.post("/v1/load_lora_adapter")
     async def load_lora_adapter(body: LoadBody) -> PlainTextResponse:
         """Loads an adapter, as vLLM does: 400 for a name that is loaded, unless `load_inplace` is set."""
-        await _load(manager, names, body)
+        await _load(managers, names, body)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
@@ -79,7 +88,7 @@ def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames) 
     @router.post("/load_lora_adapter")
     async def load_as_sglang(body: LoadBody) -> JSONResponse:
         """Loads an adapter, as SGLang does."""
-        await _load(manager, names, body)
+        await _load(managers, names, body)
         return _sglang_s(names)
 
     @router.post("/unload_lora_adapter")
@@ -89,19 +98,20 @@ def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames) 
         return _sglang_s(names)
 
 
-async def _load(manager: AdapterManager, names: AdapterNames, body: LoadBody) -> None:
+async def _load(managers: Managers, names: AdapterNames, body: LoadBody) -> None:
     if not body.load_inplace and names.meaning(body.lora_name) is not None:
         text = f"lora_name: {body.lora_name} is loaded already; load_inplace loads it again"
         raise InvalidRequest(text, field="lora_name")
-    await manager.load(body.lora_name, read_source(body.lora_path, "lora_path"), pin=body.pinned)
+    source = read_source(body.lora_path, "lora_path")
+    await managers(body.model).load(body.lora_name, source, pin=body.pinned)
 
 
 def _sglang_s(names: AdapterNames) -> JSONResponse:
-    loaded = {name: request.lora_path for name, request in names.items()}
+    loaded = {name: request.lora_path for name, request in names.requests.items()}
     return JSONResponse({"success": True, "error_message": None, "loaded_adapters": loaded})
 
 
-def _add_own(router: APIRouter, manager: AdapterManager) -> None:
+def _add_own(router: APIRouter, manager: AdapterManager, managers: Managers) -> None:
     @router.get(ADAPTERS_PATH)
     async def list_adapters() -> dict[str, Any]:
         """Returns all versions, and in which tier each worker has them."""
@@ -112,7 +122,8 @@ def _add_own(router: APIRouter, manager: AdapterManager) -> None:
         """Gives an adapter a name, and answers when requests may use it. A name that exists moves to it."""
         tier = AdapterTier(body.prefetch) if body.prefetch else None
         source = read_source(body.source, "source")
-        return adapter_row(await manager.load(body.name, source, pin=body.pin, tier=tier))
+        loading = managers(body.model).load(body.name, source, pin=body.pin, tier=tier)
+        return adapter_row(await loading)
 
     # Names may contain slashes, so these are looked at before the adapter itself.
     @router.post(ADAPTERS_PATH + "/{name:path}/prefetch")

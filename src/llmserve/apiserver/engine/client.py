@@ -14,6 +14,7 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
+from vllm.renderers import BaseRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
@@ -27,16 +28,15 @@ from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.pooling import PoolingLegs
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
-from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.engine.thinking import ThinkingBudgets
 from llmserve.apiserver.engine.validation import (
     check_priority,
     check_sendable,
     check_supported,
-    fitting_renderer,
 )
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.grammars.check import GrammarCheck
+from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.apiserver.http.headers import check_request_id
 from llmserve.apiserver.http.health import Readiness
@@ -58,22 +58,24 @@ class ClusterEngineClient(EngineFreeClient):
     def __init__(
         self,
         vllm_config: VllmConfig,
+        renderer: BaseRenderer[Any],
         context: RunContext,
         readiness: Readiness,
         adapters: AdapterNames,
+        compiler: SharedCompiler,
         task: str = GENERATE,
     ) -> None:
         """task: what the model does, as `engine.task`."""
         self.tasks = (task,)
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
-        self.renderer = fitting_renderer(vllm_config)
+        self.renderer = renderer
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         # Outputs that are pooled come once; vLLM knows no interval for them.
         interval = vllm_config.scheduler_config.stream_interval if task == GENERATE else 1
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False, stream_interval=interval)
         self._context, self._readiness, self._adapters = context, readiness, adapters
-        self._grammars = GrammarCheck(vllm_config)
+        self._grammars = GrammarCheck(vllm_config, compiler)
         self._thinking = ThinkingBudgets()
         self._owner = TaskOwner("requests")
         self._runs: dict[str, _RunningSequence] = {}
@@ -82,12 +84,11 @@ class ClusterEngineClient(EngineFreeClient):
         """Starts what compiles grammars, so that the first one does not wait for it."""
         await self._grammars.start()
 
-    def adapt_stream_interval(self) -> None:
-        """Lets events of streams carry more tokens from now on while this process is late."""
-        if self.tasks == (GENERATE,):
-            self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
-
-    def _set_stream_interval(self, tokens: int) -> None:
+    def set_stream_interval(self, tokens: int) -> None:
+        """Lets events of streams that begin from now on carry at least this many tokens. Pooled outputs have
+        no events."""
+        if self.tasks != (GENERATE,):
+            return
         self._processor.stream_interval = tokens
 
     def set_limits(self, limits: StageLimits) -> None:

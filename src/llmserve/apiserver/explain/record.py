@@ -80,12 +80,13 @@ class SequenceRecord:
 
 @dataclass(slots=True)
 class HttpRecord:
-    """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent. trace_id: empty
-    when tracing is off."""
+    """ids: x-request-id, then the ids that responses have. model: that which serves it; empty: it was refused
+    before one was chosen. status: of HTTP; 0: none was sent. trace_id: empty when tracing is off."""
 
     ids: list[str] = field(default_factory=list)
     tenant: str = ""
     path: str = ""
+    model: str = ""
     started_unix: float = field(default_factory=time.time)
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float = 0.0

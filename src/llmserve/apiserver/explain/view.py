@@ -20,6 +20,7 @@ def view(record: HttpRecord, apiserver: str) -> dict[str, Any]:
         "tenant": record.tenant,
         "apiserver": apiserver,
         "path": record.path,
+        "model": record.model or None,
         "came_at": datetime.fromtimestamp(record.started_unix, UTC).isoformat(timespec="milliseconds"),
         "running": not record.ended_at,
         "status": record.status or None,

@@ -1,15 +1,18 @@
 """python -m llmserve.apiserver.grammars: the process that compiles grammars (GrammarProcess).
 
-Its first line of input is the configuration of vLLM (base64 of a pickle), the others are tasks. It ends with
-its input.
+Its input are lines of JSON: tasks, and models `{"model": 1, "config": "…"}` (vLLM's configuration, as base64
+of a pickle), which have to come before their tasks; without a configuration, the model is forgotten. It ends
+with its input.
 """
 
 import base64
 import os
 import pickle
 import signal
+from collections.abc import Mapping
+from typing import Any
 
-from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
+from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer, Task
 from llmserve.engines.vllm.environment import set_apiserver_environment
 
 
@@ -19,22 +22,23 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     set_apiserver_environment()
-    config = pickle.loads(base64.b64decode(_first_line()))
     # After the environment, which vLLM reads when it is imported.
     from llmserve.apiserver.grammars.compiler import GrammarCompiler
 
-    compiler = GrammarCompiler(config)
+    compilers: dict[int, GrammarCompiler] = {}  # by model
+
+    def prepare(line: Mapping[str, Any]) -> None:
+        compilers.pop(line["model"], None)
+        if line["config"]:
+            config = pickle.loads(base64.b64decode(line["config"]))
+            compilers[line["model"]] = GrammarCompiler(config)
+
+    def problem_of(task: Task) -> str:
+        return compilers[task["model"]].problem_of(task)
+
     os.write(answers, b"{}\n")
-    ForkServer(compiler.problem_of, ForkLimits(), tasks=0, answers=answers).serve()
+    ForkServer(problem_of, ForkLimits(), tasks=0, answers=answers, prepare=prepare).serve()
     os._exit(0)  # nothing is left to be tidied up, and vLLM's modules take seconds for it
-
-
-def _first_line() -> bytes:
-    """Reads no further: the tasks are read from the descriptor itself."""
-    line = bytearray()
-    while (read := os.read(0, 1)) not in (b"", b"\n"):
-        line += read
-    return bytes(line)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -12,41 +11,35 @@ from typing import Any
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llmserve.apiserver.grammars.forks import CompileResult, Task
-from llmserve.apiserver.grammars.process import GrammarProcess
+from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 from llmserve.core.tasks import TaskOwner
 
 MAX_BYTES = 512 * 1024
 _KNOWN = 2048
-_AT_ONCE = 2
 _MAX_WAITING = 16  # of a tenant
 _WAIT_SECONDS = 200.0  # the start of the process included
 _FIELDS = tuple(field.name for field in fields(StructuredOutputsParams) if field.init)
 
 
 class GrammarCheck:
-    """A grammar is compiled once, and what came of it is remembered. The process for it imports vLLM, for
-    which the first grammar waits unless `start` was called before. A tenant has one grammar compiled at a
-    time, so that it cannot keep the others waiting. Life: [start] -> check … -> aclose (idempotent)."""
+    """The grammars of one model. A grammar is compiled once, and what came of it is remembered. The first one
+    waits for the process that compiles unless `start` was called before. A tenant has one grammar compiled at
+    a time, so that it cannot keep the others waiting. Life: [start] -> check … -> aclose (idempotent)."""
 
-    def __init__(
-        self, config: Any, make: Callable[[Any, TaskOwner], GrammarProcess] = GrammarProcess
-    ) -> None:
-        """config: vLLM's."""
-        self._config, self._make = config, make
+    def __init__(self, config: Any, compiler: SharedCompiler) -> None:
+        """config: vLLM's. compiler: that of all models, which is not closed here."""
+        self._config, self._compiler = config, compiler
         self._owner = TaskOwner("grammars")
-        self._process: GrammarProcess | None = None
-        self._starting = asyncio.Lock()
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: Counter[str] = Counter()  # by tenant
         self._asked: dict[bytes, asyncio.Task[CompileResult | Unavailable]] = {}
         self._known: OrderedDict[bytes, CompileResult] = OrderedDict()
 
     async def start(self) -> None:
-        """Starts the process ahead of the first grammar. A failure is left to that one, which tries again."""
+        """Prepares for the first grammar. A failure is left to that one, which tries again."""
         with suppress(Unavailable):
-            await self._running()
+            await (await self._compiler.running()).learn(self._config)
 
     async def check(self, params: SamplingParams, tenant: str) -> None:
         """Errors: InvalidRequest with the compiler's reason; Overloaded; Unavailable without a compiler."""
@@ -80,8 +73,8 @@ class GrammarCheck:
     async def _ask(self, key: bytes, task: Task, tenant: str) -> CompileResult | Unavailable:
         self._waiting[tenant] += 1
         try:
-            async with self._turns[tenant], self._slots:
-                answer = await (await self._running()).ask(task)
+            async with self._turns[tenant], self._compiler.slots:
+                answer = await (await self._compiler.running()).ask(self._config, task)
         except Unavailable as error:
             return error
         finally:
@@ -92,22 +85,9 @@ class GrammarCheck:
                 self._known.popitem(last=False)
         return answer
 
-    async def _running(self) -> GrammarProcess:
-        async with self._starting:
-            if self._process is not None and not self._process.alive:
-                await self._process.aclose()
-                self._process = None
-            if self._process is None:
-                # Kept from here on: a start that fails or is cancelled leaves a process that `aclose` ends.
-                self._process = self._make(self._config, self._owner)
-                await self._process.start()
-            return self._process
-
     async def aclose(self) -> None:
-        if self._process is not None:
-            await self._process.aclose()
-            self._process = None
         await self._owner.aclose()
+        self._compiler.forget(self._config)
 
 
 def _task(params: SamplingParams) -> Task:

@@ -51,10 +51,20 @@ class _Child:
 
 class ForkServer:
     """work: returns the problem of a task. tasks, answers: file descriptors, of lines
-    `{"number": 1, "task": …}` and `{"number": 1, "problem": "…", "limited": false}`."""
+    `{"number": 1, "task": …}` and `{"number": 1, "problem": "…", "limited": false}`. prepare: is called in
+    this process with each line that is no task, so that the children of later ones have what it makes; a line
+    with a number is answered afterwards."""
 
-    def __init__(self, work: Callable[[Task], str], limits: ForkLimits, tasks: int, answers: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[Task], str],
+        limits: ForkLimits,
+        tasks: int,
+        answers: int,
+        prepare: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    ) -> None:
         self._work, self._limits, self._tasks, self._answers = work, limits, tasks, answers
+        self._prepare = prepare
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}  # by pipe
         self._unread = b""
@@ -91,8 +101,12 @@ class ForkServer:
     def _take(self) -> bool:
         read = os.read(self._tasks, _READ_BYTES)
         *lines, self._unread = (self._unread + read).split(b"\n")
-        for line in lines:
-            self._begin(json.loads(line))
+        for line in map(json.loads, lines):
+            if "task" in line:
+                self._begin(line)
+            else:
+                self._prepare(line)
+                self._answer(line.get("number"), CompileResult())
         return bool(read)
 
     def _begin(self, line: Mapping[str, Any]) -> None:
@@ -128,8 +142,13 @@ class ForkServer:
         del self._children[child.pipe]
         _, status = os.waitpid(child.pid, 0)
         answer = CompileResult(*json.loads(child.said)) if child.said else self._death(child, status)
-        line = {"number": child.number, "problem": answer.problem, "limited": answer.limited}
-        os.write(self._answers, json.dumps(line).encode() + b"\n")
+        self._answer(child.number, answer)
+
+    def _answer(self, number: int | None, answer: CompileResult) -> None:
+        """number: that of the line; None: nobody waits for an answer."""
+        if number is not None:
+            line = {"number": number, "problem": answer.problem, "limited": answer.limited}
+            os.write(self._answers, json.dumps(line).encode() + b"\n")
 
     def _death(self, child: _Child, status: int) -> CompileResult:
         if child.late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from typing import Any
 
 from llmserve.apiserver.grammars.forks import CompileResult, ForkLimits, Task
@@ -16,15 +17,19 @@ from llmserve.core.tasks import TaskOwner
 _START_SECONDS = 180.0  # on a machine that is busy; else it takes six
 _STOP_SECONDS = 5.0
 _LINE_BYTES = 2**16
+_AT_ONCE = 2
 # VLLM_REGEX_COMPILATION_TIMEOUT_S: the limits are those of the child, which count its own time only.
 _ENVIRONMENT = {"VLLM_REGEX_COMPILATION_TIMEOUT_S": "0", "MALLOC_ARENA_MAX": "2"}
 
 
 class GrammarProcess:
-    """Life: start (once) -> ask … -> aclose (idempotent, also after a failed start). config: vLLM's."""
+    """Compiles for all models, each of which has a configuration of vLLM. Life: start (once) -> learn, ask …
+    -> aclose (idempotent, also after a failed start)."""
 
-    def __init__(self, config: Any, owner: TaskOwner) -> None:
-        self._config, self._owner = config, owner
+    def __init__(self, owner: TaskOwner) -> None:
+        self._owner = owner
+        self._models: dict[int, Any] = {}  # configurations that it has learnt, by their id
+        self._learning = asyncio.Lock()
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Future[CompileResult]] = {}
@@ -43,7 +48,6 @@ class GrammarProcess:
             limit=_LINE_BYTES,
             env={**os.environ, **_ENVIRONMENT},
         )
-        self._write(base64.b64encode(pickle.dumps(self._config)))
         try:
             async with asyncio.timeout(_START_SECONDS):
                 ready = await self._lines.readline()
@@ -55,15 +59,33 @@ class GrammarProcess:
         self.alive = True
         self._reader = self._owner.spawn("grammars", self._read())
 
-    async def ask(self, task: Task) -> CompileResult:
-        """Errors: Unavailable."""
+    async def learn(self, config: Any) -> None:
+        """Lets the process prepare for a model, which takes seconds. Errors: Unavailable."""
+        async with self._learning:
+            if id(config) not in self._models:
+                text = base64.b64encode(pickle.dumps(config)).decode()
+                await self._exchange(_START_SECONDS, model=id(config), config=text)
+                self._models[id(config)] = config
+
+    def forget(self, config: Any) -> None:
+        if self._models.pop(id(config), None) is not None and self.alive:
+            self._say(model=id(config), config="")
+
+    async def ask(self, config: Any, task: Task) -> CompileResult:
+        """config: that of the model. Errors: Unavailable."""
+        await self.learn(config)
+        task = {**task, "model": id(config)}
+        return await self._exchange(ForkLimits().seconds + _STOP_SECONDS, task=task)
+
+    async def _exchange(self, seconds: float, **line: Any) -> CompileResult:
+        """Sends a line, and returns the answer to it. Errors: Unavailable."""
         self._count += 1
         number = self._count
         answered: asyncio.Future[CompileResult] = asyncio.get_running_loop().create_future()
         self._asked[number] = answered
         try:
-            self._write(json.dumps({"number": number, "task": task}).encode())
-            async with asyncio.timeout(ForkLimits().seconds + _STOP_SECONDS):
+            self._say(number=number, **line)
+            async with asyncio.timeout(seconds):
                 return await answered
         except TimeoutError:
             raise _unavailable("does not answer") from None
@@ -76,10 +98,10 @@ class GrammarProcess:
         assert self._process.stdout is not None, "started with a pipe"
         return self._process.stdout
 
-    def _write(self, line: bytes) -> None:
+    def _say(self, **line: Any) -> None:
         assert self._process is not None, "not started"
         assert self._process.stdin is not None, "started with a pipe"
-        self._process.stdin.write(line + b"\n")
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
     async def _read(self) -> None:
         try:
@@ -113,3 +135,36 @@ class GrammarProcess:
 
 def _unavailable(what: str) -> Unavailable:
     return Unavailable(f"structured output cannot be checked now: its compiler {what}")
+
+
+class SharedCompiler:
+    """The process that compiles grammars for all models of an apiserver. It imports vLLM, so that it is
+    started when it is needed first, and again when it has ended. Life: running … -> aclose (idempotent)."""
+
+    def __init__(self, make: Callable[[TaskOwner], GrammarProcess] = GrammarProcess) -> None:
+        self._make, self._owner = make, TaskOwner("grammars")
+        self._process: GrammarProcess | None = None
+        self._starting = asyncio.Lock()
+        self.slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def running(self) -> GrammarProcess:
+        """Errors: Unavailable."""
+        async with self._starting:
+            if self._process is not None and not self._process.alive:
+                await self._process.aclose()
+                self._process = None
+            if self._process is None:
+                # Kept from here on: a start that fails or is cancelled leaves a process that `aclose` ends.
+                self._process = self._make(self._owner)
+                await self._process.start()
+            return self._process
+
+    def forget(self, config: Any) -> None:
+        if self._process is not None:
+            self._process.forget(config)
+
+    async def aclose(self) -> None:
+        if self._process is not None:
+            await self._process.aclose()
+            self._process = None
+        await self._owner.aclose()

@@ -10,8 +10,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi import HTTPException as FastApiHttpException
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
@@ -25,7 +23,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.adapters.names import ModelAdapters
 from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
 from llmserve.apiserver.http.errors import (
     MISREAD,
@@ -36,10 +34,8 @@ from llmserve.apiserver.http.errors import (
     headers_of,
     report,
 )
-from llmserve.apiserver.http.health import Readiness, api_failure
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
-from llmserve.apiserver.http.routes import add_models
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ModelDirectory
@@ -80,12 +76,6 @@ KEPT_PATHS = frozenset(
 # vLLM's that do nothing here but take time: a CORS for every page (ours is in headers.py), metrics that were
 # registered by a stack of middleware before this one, and a wait for engines that change in number.
 _IDLE_MIDDLEWARE = (CORSMiddleware, PrometheusInstrumentatorMiddleware, ScalingMiddleware)
-
-# A comment on /metrics, where users of vLLM look for its names.
-_WHERE_VLLM_IS = (
-    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not\n"
-    b"# set), on Kubernetes on port 9400 of each worker's pod.\n"
-)
 
 
 _ANY_METHOD = {"method": "ngram", "num_speculative_tokens": 1}  # the one that reads no other model
@@ -138,19 +128,15 @@ def vllm_config(args: Namespace) -> VllmConfig:
 async def openai_app(
     client: ClusterEngineClient,
     args: Namespace,
-    readiness: Readiness,
-    registry: CollectorRegistry,
     add_own: Callable[[FastAPI], None],
     store: ResponseStore | None,
-    adapters: AdapterNames,
+    adapters: ModelAdapters,
 ) -> FastAPI:
-    """add_own: adds what is not vLLM's. store: of answers of /v1/responses. adapters: those that requests may
-    name."""
+    """Returns the application of one model. add_own: adds what is not vLLM's. store: of answers of
+    /v1/responses. adapters: those of the model that requests may name."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, client.tasks, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
-    _add_operations(app, client, readiness, registry)
-    add_models(app)
     add_own(app)
     app.router.redirect_slashes = False  # the gate takes them off
     # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
@@ -231,31 +217,3 @@ def _kept(routes: Iterable[Any]) -> list[Any]:
     """Keeps each route once: all applications of a process share the routers of vLLM that they add to."""
     kept = [route for route in routes if getattr(route, "path", None) in KEPT_PATHS]
     return list({(route.path, frozenset(route.methods)): route for route in kept}.values())
-
-
-def _add_operations(
-    app: FastAPI, client: ClusterEngineClient, readiness: Readiness, registry: CollectorRegistry
-) -> None:
-    @app.get("/health")
-    @app.get("/ping")
-    @app.post("/ping")
-    async def health() -> Response:
-        """200 when requests can be served; 503 and the reason when they cannot."""
-        if reason := readiness.missing() or await api_failure(app):
-            body = {"status": "unavailable", "reason": reason}
-            return JSONResponse(body, 503, headers={"Retry-After": "1"})
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/live")
-    async def live() -> Response:
-        """200 as long as this process answers, whatever the rest of the cluster does."""
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/load")
-    async def load() -> Response:
-        """Number of sequences of this process between their admission and their last token."""
-        return JSONResponse({"server_load": len(client)})
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(_WHERE_VLLM_IS + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

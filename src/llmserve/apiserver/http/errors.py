@@ -83,7 +83,7 @@ class ServingError(GracefulHTTPError):
 
     def __init__(self, error: LLMServeError) -> None:
         super().__init__(error.message, _status(error.http_status))
-        self.message = error.message
+        self.message, self.field = error.message, error.field
         self.retry_after_seconds = error.retry_after_seconds
 
 
@@ -152,7 +152,7 @@ def api_error_of(error: Exception) -> ApiError:
     """Returns an exception as an ApiError: ours word for word, others as vLLM describes them to clients."""
     error = as_serving_error(error)
     if isinstance(error, ServingError):
-        return ApiError(int(error.http_status), error.message)
+        return ApiError(int(error.http_status), error.message, error.field or None)
     info = create_error_response(error).error
     return ApiError(int(info.code), info.message, info.param)
 

@@ -19,17 +19,17 @@ class Cluster(Protocol):
 
 
 class Readiness:
-    """needs_pairs: a request needs a prefill and a decode worker, or an aggregated one; else a worker of any
-    role is enough."""
+    """Whether requests to one model can be served. needs_pairs: a request needs a prefill and a decode
+    worker, or an aggregated one; else a worker of any role is enough."""
 
-    def __init__(self, cluster: Cluster, *, needs_pairs: bool) -> None:
-        self._cluster, self._needs_pairs = cluster, needs_pairs
+    def __init__(self, cluster: Cluster, model: str, *, needs_pairs: bool) -> None:
+        self._cluster, self._model, self._needs_pairs = cluster, model, needs_pairs
 
     def missing(self) -> str:
         """Returns what is missing, as text; empty when requests can be served."""
         if not self._cluster.connected:
             return "no session with the router"
-        roles = {decode_role(worker.role) for worker in self._cluster.workers}
+        roles = {decode_role(one.role) for one in self._cluster.workers if one.model == self._model}
         if WorkerRole.AGGREGATED in roles:
             return ""
         if not self._needs_pairs:

@@ -1,6 +1,6 @@
 """The routes of most requests, without what FastAPI and vLLM do around them to no effect.
 
-    body -> vLLM's type of request -> vLLM's route -> its answer, piece by piece
+    fields of the body -> vLLM's type of request -> vLLM's route -> its answer, piece by piece
 
 FastAPI works out dependencies that are the same each time; vLLM's and Starlette's wrappers of a route make
 two tasks more, and one call more for each piece. A body that is not fine, for whatever reason, goes to the
@@ -9,7 +9,6 @@ within which this runs.
 """
 
 import inspect
-import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
@@ -19,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmserve.apiserver.http.body import replay
+from llmserve.apiserver.http.body import FIELDS, replay
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import TextEvents
 from llmserve.core.tasks import first_done
@@ -54,7 +53,7 @@ class HotRoutes:
             return
         first = await receive()
         try:
-            request = route.kind.validate_python(json.loads(first["body"]), from_attributes=True)
+            request = route.kind.validate_python(first[FIELDS], from_attributes=True)
         except Exception:  # whatever is wrong with it, the application finds it again
             await self._app(scope, replay(first, receive), send)
             return

@@ -25,8 +25,9 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.config.schema import EngineConfig
-from llmserve.core.errors import DeadlineExceeded, InvalidRequest, LLMServeError, QueueFull
+from llmserve.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 
 GENERATING_PATHS = frozenset(
     {
@@ -120,12 +121,14 @@ class BaselineTurn:
             self._turn.release()
 
 
-def add_original_routes(app: FastAPI, engine: EngineConfig, baseline: BaselineTurn) -> None:
-    """engine: what `/model` shows."""
+def add_original_routes(
+    app: FastAPI, engine: EngineConfig, baseline: BaselineTurn, doors: ModelDoors
+) -> None:
+    """engine: what `/model` shows. baseline: that of all models."""
     router = APIRouter(tags=["original projects"])
     _add_texts(router, baseline)
     _add_streams(router)
-    _add_descriptions(router, engine)
+    _add_descriptions(router, engine, doors)
     app.include_router(router)
 
 
@@ -283,7 +286,7 @@ def _event(data: str, name: str = "") -> str:
     return f"event: {name}\n{lines}\n" if name else f"{lines}\n"
 
 
-def _add_descriptions(router: APIRouter, engine: EngineConfig) -> None:
+def _add_descriptions(router: APIRouter, engine: EngineConfig, doors: ModelDoors) -> None:
     @router.get("/model")
     async def model(raw: Request) -> dict[str, Any]:
         """Describes the model as TorchWeave does. device: `engine.device`."""
@@ -296,16 +299,11 @@ def _add_descriptions(router: APIRouter, engine: EngineConfig) -> None:
         }
 
     @router.get("/status")
-    async def status(raw: Request) -> dict[str, Any]:
+    async def status() -> dict[str, Any]:
         """Describes the system as TorchWeave's model manager does."""
-        try:
-            await raw.app.state.engine_client.check_health()
-            healthy = True
-        except LLMServeError:
-            healthy = False
-        total = len(raw.app.state.openai_serving_models.base_model_paths)
-        models = {"total": total, "available": total if healthy else 0, "loading": 0, "error": 0}
-        system = {"healthy": healthy, "timestamp": datetime.now(UTC).isoformat()}
+        ready = [not await door.missing() for door in doors.visible()]
+        models = {"total": len(ready), "available": sum(ready), "loading": 0, "error": 0}
+        system = {"healthy": all(ready), "timestamp": datetime.now(UTC).isoformat()}
         return {
             "success": True,
             "message": "System status retrieved",

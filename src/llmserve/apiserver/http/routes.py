@@ -5,20 +5,59 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from vllm.entrypoints.serve.engine.protocol import ModelCard
 
 from llmserve import __version__
 from llmserve.apiserver.explain.records import RecordFinder
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.http.scope import current_scope
-from llmserve.core.errors import Forbidden, NotFound
+from llmserve.apiserver.models.doors import ModelDoors
+from llmserve.core.errors import Forbidden
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.leader import Reloaded
 
+# A comment on /metrics, where users of vLLM look for its names.
+_WHERE_VLLM_IS = (
+    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not\n"
+    b"# set), on Kubernetes on port 9400 of each worker's pod.\n"
+)
 
-def add_models(app: FastAPI) -> None:
+
+def add_operations(
+    app: FastAPI, doors: ModelDoors, missing: Callable[[], Awaitable[str]], registry: CollectorRegistry
+) -> None:
+    """missing: returns why requests cannot be served now; empty when they can."""
+
+    @app.get("/health")
+    @app.get("/ping")
+    @app.post("/ping")
+    async def health() -> Response:
+        """200 when requests can be served; 503 and the reason when they cannot."""
+        if reason := await missing():
+            body = {"status": "unavailable", "reason": reason}
+            return JSONResponse(body, 503, headers={"Retry-After": "1"})
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/live")
+    async def live() -> Response:
+        """200 as long as this process answers, whatever the rest of the cluster does."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/load")
+    async def load() -> Response:
+        """Number of sequences of this process between their admission and their last token."""
+        return JSONResponse({"server_load": sum(door.sequences for door in doors)})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(_WHERE_VLLM_IS + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_models(app: FastAPI, doors: ModelDoors) -> None:
     @app.get("/", include_in_schema=False)
     @app.get("/v1", include_in_schema=False)
     async def service() -> JSONResponse:
@@ -26,31 +65,25 @@ def add_models(app: FastAPI) -> None:
         return JSONResponse({"service": "llmserve", "version": __version__, "docs": "/docs"})
 
     @app.get("/v1/models")
-    async def list_models(request: Request) -> JSONResponse:
+    async def list_models() -> JSONResponse:
         """The models, as vLLM lists them; for Anthropic's clients (`anthropic-version`) as their API does."""
-        return JSONResponse(_listed(await _cards(request)))
+        return JSONResponse(_listed(await doors.cards()))
 
     @app.get("/v1/models/{model_id:path}")
-    async def retrieve_model(model_id: str, request: Request) -> JSONResponse:
+    async def retrieve_model(model_id: str) -> JSONResponse:
         """One of the models; its id may contain slashes. 404 when there is none of that id."""
-        for card in await _cards(request):
+        for card in await doors.cards():
             if card.id == model_id:
                 return JSONResponse(_model(card))
-        raise NotFound(f"The model `{model_id}` does not exist.")
-
-
-async def _cards(request: Request) -> list[ModelCard]:
-    cards: list[ModelCard] = (await request.app.state.openai_serving_models.show_available_models()).data
-    for card in cards:  # vLLM leaves it out for adapters, whose length is that of the model
-        card.max_model_len = cards[0].max_model_len
-    return cards
+        raise doors.unknown(model_id)
 
 
 def _listed(cards: list[ModelCard]) -> dict[str, Any]:
     models = [_model(card) for card in cards]
     if not _asked_by_anthropic_s():
         return {"object": "list", "data": models}
-    return {"data": models, "has_more": False, "first_id": cards[0].id, "last_id": cards[-1].id}
+    ids = [card.id for card in cards] or [None]
+    return {"data": models, "has_more": False, "first_id": ids[0], "last_id": ids[-1]}
 
 
 def _model(card: ModelCard) -> dict[str, Any]:

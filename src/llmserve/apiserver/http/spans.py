@@ -26,8 +26,8 @@ _OPERATIONS: Mapping[str, str] = MappingProxyType(
 class HttpSpans:
     """begin() when a request has been let in; `end`, below, when all of it is over."""
 
-    def __init__(self, tracer: Tracer, model: str) -> None:
-        self._tracer, self._model = tracer, model
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
 
     def begin(self, path: str, headers: Iterable[tuple[bytes, bytes]], request_id: str, tenant: str) -> Span:
         """Returns NO_SPAN for paths that ask no engine."""
@@ -41,7 +41,6 @@ class HttpSpans:
             words.PATH: path,
             words.OPERATION: operation,
             words.PROVIDER: "llmserve",
-            words.MODEL: self._model,
             words.REQUEST_ID: request_id,
             words.TENANT: tenant,
         }
@@ -53,6 +52,8 @@ def end(span: Span, record: HttpRecord) -> None:
     if not span.recording:
         return
     attributes: dict[str, str | int | list[str]] = dict(_tokens(record.sequences))
+    if record.model:
+        attributes[words.MODEL] = record.model
     if record.status:
         attributes[words.HTTP_STATUS] = record.status
     if len(record.ids) > 1:

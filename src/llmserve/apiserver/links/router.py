@@ -8,7 +8,7 @@ only router waits for as long as it answers keepalive pings.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -37,6 +37,7 @@ _RETRY_AFTER_SECONDS = 2.0
 # With several routers: a leader sends something every 0.4 s, and its lease is 2 s.
 _LONGEST_SILENCE_SECONDS = 1.5
 
+_UNKNOWN_SHAPE = KvShape()
 _Message = router_pb2.RouterSessionRequest
 
 
@@ -97,12 +98,11 @@ class RouterLink:
         self._given_up = False
         self._owner = TaskOwner("router-link")
         self.workers: tuple[WorkerInfo, ...] = ()
+        self._kv_shapes: dict[str, KvShape] = {}  # by model
 
-    @property
-    def kv_shape(self) -> KvShape:
-        """The KV shape of the workers that prefill; empty while none is known."""
-        prefill_first = sorted(self.workers, key=lambda worker: worker.role == WORKER_ROLE_DECODE)
-        return prefill_first[0].kv_shape if prefill_first else KvShape()
+    def kv_shape(self, model: str) -> KvShape:
+        """Returns the KV shape of the workers of a model that prefill; an empty one while none is known."""
+        return self._kv_shapes.get(model, _UNKNOWN_SHAPE)
 
     def start(self) -> None:
         self._start_patience()
@@ -263,6 +263,7 @@ class RouterLink:
                 self._refused(response.refused)
             case "state":
                 self.workers = tuple(response.state.workers)
+                self._kv_shapes = _kv_shapes(self.workers)
                 self._on_members(self.workers)
                 if response.state.HasField("adapters"):
                     self._on_adapters(decode_names(response.state.adapters))
@@ -318,6 +319,12 @@ class RouterLink:
         self._stop_patience()
         await self._owner.aclose()
         self._outbox, self.connected = None, False
+
+
+def _kv_shapes(workers: Iterable[WorkerInfo]) -> dict[str, KvShape]:
+    """Returns the shape of each model: that of a worker that prefills, if there is any."""
+    prefill_last = sorted(workers, key=lambda worker: worker.role != WORKER_ROLE_DECODE)
+    return {worker.model: worker.kv_shape for worker in prefill_last}
 
 
 async def _next(

@@ -73,7 +73,7 @@ class RequestPlacement:
 
     def _admit(self, legs: Legs, resumed: Sequence[int], excluded: Sequence[str]) -> router_pb2.Admit:
         info, context = self._info, self._context
-        shape = context.router.kv_shape
+        shape = context.router.kv_shape(context.model)
         prompt = [*legs.prompt, *resumed] if resumed else legs.prompt
         return router_pb2.Admit(
             request_id=info.request_id,

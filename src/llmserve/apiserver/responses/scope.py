@@ -47,20 +47,22 @@ class ScopedDict(MutableMapping[str, Any]):
         return len(self._current())
 
 
-def encode(response: ResponsesResponse, messages: list[Any] | None) -> str:
+def encode(response: ResponsesResponse, messages: list[Any] | None, model: str) -> str:
+    """model: that which made the response. It may be made on an adapter, whose name the response has."""
     held = None if messages is None else [_plain(message) for message in messages]
     # Raw tokens of the prompt, on request: what goes on from the response needs them no more.
     answer = response.model_dump(mode="json", by_alias=True, exclude={"input_messages", "output_messages"})
-    return json.dumps({"response": answer, "messages": held}, separators=(",", ":"))
+    return json.dumps({"response": answer, "messages": held, "model": model}, separators=(",", ":"))
 
 
-def decode(text: str, *, harmony: bool) -> tuple[ResponsesResponse, list[Any] | None]:
-    """harmony: messages are those of gpt-oss."""
+def decode(text: str, *, harmony: bool) -> tuple[ResponsesResponse, list[Any] | None, str]:
+    """Returns a response, its messages and its model; that is empty when an earlier release has kept it.
+    harmony: messages are those of gpt-oss."""
     found = json.loads(text)
     messages = found["messages"]
     if messages is not None and harmony:
         messages = [Message.from_dict(message) for message in messages]
-    return ResponsesResponse.model_validate(found["response"]), messages
+    return ResponsesResponse.model_validate(found["response"]), messages, found.get("model", "")
 
 
 def _plain(message: Any) -> Any:

@@ -38,12 +38,20 @@ class ResponsesHandler(StreamedResponses):
         self._background: dict[ResponseKey, asyncio.Task[None]] = {}
         self._events = RecentEvents()
 
+    def knows(self, response_id: str) -> bool:
+        """Returns whether the caller's response of this id is made here, or its events are kept here."""
+        key = _key(response_id)
+        return key in self._background or self._events.get(key) is not None
+
     # -- what clients ask for
 
     async def create_responses(self, request: ResponsesRequest, raw_request: Request | None = None) -> Any:
         request.service_tier = grant_tier(request)
-        if request.previous_response_id is not None:
-            await self._fetch(request.previous_response_id)
+        if previous := request.previous_response_id:
+            made_by = await self._fetch(previous)
+            if made_by not in ("", self._model):
+                text = f"{previous} is of model {made_by}, and goes on with no other one"
+                return self._refusal(text, "previous_response_id")
         began = _scope().began = asyncio.get_running_loop().create_future()
         made = await super().create_responses(request, raw_request)
         if request.background and not isinstance(made, ErrorResponse):
@@ -69,11 +77,11 @@ class ResponsesHandler(StreamedResponses):
     async def cancel_responses(self, response_id: str) -> ErrorResponse | ResponsesResponse:
         """Cancels a response. One that another process makes ends within _RENEW_SECONDS."""
         key, scope = _key(response_id), _scope()
-        await self._fetch(response_id)
+        made_by = await self._fetch(response_id)
         response = scope.responses.get(response_id)
         if self._store is not None and response is not None and response.status in _UNDER_WAY:
             cancelled = response.model_copy(update={"status": "cancelled"})
-            text = encode(cancelled, scope.messages.get(response_id))
+            text = encode(cancelled, scope.messages.get(response_id), made_by)
             if await self._store.cancel(key, text):
                 if task := self._background.get(key):
                     task.cancel()
@@ -82,27 +90,34 @@ class ResponsesHandler(StreamedResponses):
         answer: ErrorResponse | ResponsesResponse = await super().cancel_responses(response_id)
         return answer
 
-    async def _fetch(self, response_id: str) -> None:
-        """Puts the tenant's response into this request's scope. Errors: StateUnavailable as vLLM's."""
+    @property
+    def _model(self) -> str:
+        name: str = self.models.model_name()
+        return name
+
+    async def _fetch(self, response_id: str) -> str:
+        """Puts the tenant's response into this request's scope. Returns the name of its model; empty: it is
+        not known. Errors: StateUnavailable as vLLM's."""
         if self._store is None:
-            return
+            return ""
         try:
             stored = await self._store.get(_key(response_id))
         except StateUnavailable as error:
             raise _early(error) from error
         if stored is None:
-            return
+            return ""
         try:
-            response, messages = decode(stored.text, harmony=self.use_harmony)
+            response, messages, model = decode(stored.text, harmony=self.use_harmony)
         except ValueError:
             _log.warning("response %s was kept by another release, and cannot be read", response_id)
-            return
+            return ""
         if stored.stage is ResponseStage.LOST:
             response.status = "failed"
         scope = _scope()
         scope.responses[response_id] = response
         if messages is not None:
             scope.messages[response_id] = messages
+        return model
 
     def _refusal(self, message: str, parameter: str) -> ErrorResponse:
         error: ErrorResponse = self.create_error_response(
@@ -123,7 +138,7 @@ class ResponsesHandler(StreamedResponses):
         """Stores a response. The client gets its answer even when that fails."""
         if self._store is None:
             return
-        key, text = _key(response.id), encode(response, _scope().messages.get(response.id))
+        key, text = _key(response.id), encode(response, _scope().messages.get(response.id), self._model)
         try:
             if request.background:
                 await self._store.end(key, text)
@@ -221,7 +236,7 @@ class ResponsesHandler(StreamedResponses):
 
     def _text_of(self, key: ResponseKey) -> str:
         scope = _scope()
-        return encode(scope.responses[key.response_id], scope.messages.get(key.response_id))
+        return encode(scope.responses[key.response_id], scope.messages.get(key.response_id), self._model)
 
     async def aclose(self) -> None:
         """After the last request. Idempotent."""
@@ -229,8 +244,6 @@ class ResponsesHandler(StreamedResponses):
             task.cancel()
         await asyncio.gather(*self._background.values(), return_exceptions=True)
         await self._owner.aclose()
-        if self._store is not None:
-            await self._store.aclose()
 
 
 def _scope() -> ResponseScope:

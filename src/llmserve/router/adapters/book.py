@@ -48,11 +48,11 @@ class AdapterBook:
     def load(self, model: str, wish: AdapterWish) -> Registration:
         """model: empty: the only one. A load of the same name and source joins the one that is under way,
         which then goes to the nearer tier of both, and is pinned if one of them is. A name stays implicit
-        until anybody loads it by name.
+        until anybody loads it by name. Requests choose by the name alone, so that no other model may have it.
         Errors: InvalidRequest when the name cannot be used, or no worker runs adapters; NotFound for an
         unknown model."""
         model = self._model(model)
-        self._check_name(wish.name)
+        self._check_name(model, wish.name)
         self._check_workers(model)
         named = self._named(model, wish.name)
         wish = replace(wish, implicit=wish.implicit and all(one.wish.implicit for one in named))
@@ -65,8 +65,8 @@ class AdapterBook:
 
     def unload(self, model: str, name: str) -> Registration:
         """Returns the registration whose end the caller may wait for. A name that is draining is unloaded
-        already. Errors: NotFound."""
-        model = self._model(model)
+        already. model: empty: that of the adapter. Errors: NotFound."""
+        model = self._model_of(model, name)
         all_of_name = self.lifecycle.table.named(model, name)
         if not all_of_name:
             raise self._unknown(model, name)
@@ -82,8 +82,9 @@ class AdapterBook:
             self.lifecycle.drain(registration, registration.error, registration.message)
 
     def find(self, model: str, name: str) -> Registration:
-        """Returns the registration that requests of this name use, or will use. Errors: NotFound."""
-        model = self._model(model)
+        """Returns the registration that requests of this name use, or will use. model: empty: that of the
+        adapter. Errors: NotFound."""
+        model = self._model_of(model, name)
         current = self._current(model, name)
         if current is None:
             raise self._unknown(model, name)
@@ -117,6 +118,8 @@ class AdapterBook:
         for name, wish in after.items():
             known = before.get(name)
             if known is None or known.source != wish.source:
+                for other in self._of_other_models(model, name):
+                    self._drain(other, InvalidRequest(f"the manifest gives the name {name} to model {model}"))
                 self._register(model, wish)
             elif known != wish and (current := self._current(model, name)) is not None:
                 self.keep(current, wish.tier, pinned=wish.pinned)
@@ -167,6 +170,9 @@ class AdapterBook:
 
     # -- parts
 
+    def _of_other_models(self, model: str, name: str) -> list[Registration]:
+        return [one for one in self if one.wish.name == name and one.model != model and not one.leaving]
+
     def _named(self, model: str, name: str) -> list[Registration]:
         return [one for one in self.lifecycle.table.named(model, name) if not one.leaving]
 
@@ -197,7 +203,7 @@ class AdapterBook:
             self.lifecycle.drain(registration)
 
     def _model(self, model: str) -> str:
-        known = self._membership.models() | self._declared.keys()
+        known = self._models()
         if model in known:
             return model
         if model:
@@ -208,13 +214,30 @@ class AdapterBook:
             )
         return next(iter(known))
 
-    def _check_name(self, name: str) -> None:
+    def _model_of(self, model: str, name: str) -> str:
+        """Returns the model of an adapter. model: as it was given. Errors: NotFound."""
+        if model or len(self._models()) < 2:
+            return self._model(model)
+        staying_first = sorted(self, key=lambda one: one.leaving)
+        owner = next((one.model for one in staying_first if one.wish.name == name), None)
+        if owner is None:
+            hint = did_you_mean(name, [one.wish.name for one in self])
+            raise NotFound(f"no adapter has the name {name}{hint}")
+        return owner
+
+    def _models(self) -> frozenset[str]:
+        return self._membership.models() | self._declared.keys()
+
+    def _check_name(self, model: str, name: str) -> None:
         if not name:
             raise InvalidRequest("the name of an adapter must be set")
         if is_digest(name.lower()):
             raise InvalidRequest(f"{name} looks like the digest of an adapter; choose another name")
-        if name in self._membership.models() | self._declared.keys():
+        if name in self._models():
             raise InvalidRequest(f"{name} is the name of a model, so no adapter can have it")
+        for other in self._of_other_models(model, name):
+            text = f"{name} is the name of an adapter of model {other.model}; choose another one"
+            raise InvalidRequest(text)
 
     def _check_workers(self, model: str) -> None:
         """Without any worker, those that come may run adapters."""

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from llmserve.apiserver.adapters.manager import name_for, read_source
-from llmserve.apiserver.adapters.names import AdapterNames
+from llmserve.apiserver.adapters.names import AdapterNames, ModelAdapters
 from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.config.adapter_source import parse_adapter_source
@@ -15,6 +15,7 @@ from llmserve.core.ids import AdapterDigest
 
 SQL = NamedAdapter("sql", AdapterDigest("1"), "tiny", "dir:/adapters/sql")
 LEGAL = NamedAdapter("org/legal", AdapterDigest("2"), "tiny")
+OTHERS = NamedAdapter("poems", AdapterDigest("9"), "large", "dir:/adapters/poems")
 
 
 @pytest.fixture
@@ -27,36 +28,49 @@ def scope() -> RequestScope:
 @pytest.fixture
 def names(scope: RequestScope) -> AdapterNames:
     names = AdapterNames()
-    names.update([SQL, LEGAL])
+    names.update([SQL, LEGAL, OTHERS])
     return names
 
 
-def test_a_key_sees_only_its_own(names: AdapterNames, scope: RequestScope) -> None:
-    assert (list(names), len(names)) == (["sql", "org/legal"], 2)
+@pytest.fixture
+def of_tiny(names: AdapterNames) -> ModelAdapters:
+    return ModelAdapters(names, "tiny")
+
+
+def test_a_key_sees_only_its_own(names: AdapterNames, of_tiny: ModelAdapters, scope: RequestScope) -> None:
+    assert (list(of_tiny), len(of_tiny)) == (["sql", "org/legal"], 2)
     scope.caller = Caller(adapters=frozenset({"sql", "none"}))
-    assert (list(names), len(names)) == (["sql"], 1)
-    assert "org/legal" not in names
-    assert names.find("2") is None
+    assert (list(of_tiny), len(of_tiny)) == (["sql"], 1)
+    assert "org/legal" not in of_tiny
+    assert of_tiny.find("2") is None
     assert names.meaning("org/legal") == LEGAL  # whoever asks
 
 
-def test_an_adapter_is_found_by_name_digest_and_source(names: AdapterNames) -> None:
-    assert names.find("sql") == names.find("1") == names.find("dir:/adapters/sql") == SQL
-    assert names.find("") is names.find("none") is None
+def test_a_model_has_none_of_another_one(of_tiny: ModelAdapters, names: AdapterNames) -> None:
+    assert "poems" not in of_tiny
+    assert of_tiny.find("poems") is of_tiny.find("9") is of_tiny.find("dir:/adapters/poems") is None
+    assert list(ModelAdapters(names, "large")) == ["poems"]
+
+
+def test_an_adapter_is_found_by_name_digest_and_source(of_tiny: ModelAdapters, names: AdapterNames) -> None:
+    assert of_tiny.find("sql") == of_tiny.find("1") == of_tiny.find("dir:/adapters/sql") == SQL
+    assert of_tiny.find("") is of_tiny.find("none") is None
     assert names.meaning("none") is None
 
 
-def test_a_chosen_version_outlives_its_name(names: AdapterNames, scope: RequestScope) -> None:
+def test_a_chosen_version_outlives_its_name(
+    names: AdapterNames, of_tiny: ModelAdapters, scope: RequestScope
+) -> None:
     scope.adapter = SQL
     names.update([NamedAdapter("sql", AdapterDigest("3"), "tiny")])
-    assert names["sql"].adapter == SQL
+    assert of_tiny["sql"].adapter == SQL
     names.update([])
-    assert names["sql"].adapter == SQL
-    assert len(names) == 0
+    assert of_tiny["sql"].adapter == SQL
+    assert len(of_tiny) == 0
 
 
-def test_a_request_carries_its_name_parent_and_a_path_that_is_never_empty(names: AdapterNames) -> None:
-    sql, legal = names["sql"], names["org/legal"]
+def test_a_request_carries_its_name_parent_and_a_path_that_is_never_empty(of_tiny: ModelAdapters) -> None:
+    sql, legal = of_tiny["sql"], of_tiny["org/legal"]
     assert (sql.lora_name, sql.base_model_name, sql.lora_path) == ("sql", "tiny", "dir:/adapters/sql")
     assert legal.lora_path == "/llmserve/adapters/2"
 

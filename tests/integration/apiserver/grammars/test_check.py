@@ -10,6 +10,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llmserve.apiserver.grammars.check import MAX_BYTES, GrammarCheck
 from llmserve.apiserver.grammars.forks import CompileResult, Task
+from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 
 
@@ -18,6 +19,8 @@ class FakeProcess:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.asked_of: list[Any] = []
+        self.models: list[Any] = []
         self.answers: dict[str, CompileResult] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.starts = 0
@@ -33,7 +36,14 @@ class FakeProcess:
             await asyncio.Event().wait()
         self.alive = True
 
-    async def ask(self, task: Task) -> CompileResult:
+    async def learn(self, config: Any) -> None:
+        self.models.append(config)
+
+    def forget(self, config: Any) -> None:
+        self.models.remove(config)
+
+    async def ask(self, config: Any, task: Task) -> CompileResult:
+        self.asked_of.append(config)
         regex = task["constraint"]["regex"]
         self.asked.append(regex)
         if regex in self.held:
@@ -51,9 +61,17 @@ def process() -> FakeProcess:
 
 
 @pytest_asyncio.fixture
-async def check(process: FakeProcess) -> AsyncIterator[GrammarCheck]:
-    made: Any = lambda config, owner: process  # noqa: E731
-    check = GrammarCheck(None, made)
+async def compiler(process: FakeProcess) -> AsyncIterator[SharedCompiler]:
+    made: Any = lambda owner: process  # noqa: E731
+    compiler = SharedCompiler(made)
+    yield compiler
+    await compiler.aclose()
+
+
+@pytest_asyncio.fixture
+async def check(compiler: SharedCompiler, process: FakeProcess) -> AsyncIterator[GrammarCheck]:
+    check = GrammarCheck("config", compiler)
+    process.models.append("config")
     yield check
     await check.aclose()
 
@@ -74,16 +92,16 @@ async def test_the_process_can_be_started_ahead(check: GrammarCheck, process: Fa
     assert process.starts == 1
 
 
-async def test_a_start_that_is_cancelled_leaves_no_process(process: FakeProcess) -> None:
-    made: Any = lambda config, owner: process  # noqa: E731
-    check = GrammarCheck(None, made)
+async def test_a_start_that_is_cancelled_leaves_no_process(
+    check: GrammarCheck, compiler: SharedCompiler, process: FakeProcess
+) -> None:
     process.hangs_at_start = True
     starting = asyncio.create_task(check.start())
     while not process.starts:  # noqa: ASYNC110 - a task of its own starts it
         await asyncio.sleep(0)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
-    await check.aclose()
+    await compiler.aclose()
     assert process.closes == 1
 
 
@@ -103,6 +121,19 @@ async def test_a_grammar_is_compiled_once_for_all(check: GrammarCheck, process: 
             await check.check(wanted("bad"), tenant)
     assert process.asked == ["good", "bad"]
     assert process.starts == 1
+
+
+async def test_models_share_the_process_and_nothing_else(
+    check: GrammarCheck, compiler: SharedCompiler, process: FakeProcess
+) -> None:
+    other = GrammarCheck("other config", compiler)
+    await other.start()
+    await check.check(wanted("good"), "a")
+    await other.check(wanted("good"), "a")
+    assert (process.starts, process.asked_of) == (1, ["config", "other config"])
+    await other.aclose()
+    assert process.models == ["config"]
+    assert process.closes == 0
 
 
 async def test_what_took_too_much_is_tried_again(check: GrammarCheck, process: FakeProcess) -> None:

@@ -33,7 +33,7 @@ def piece(data: bytes, *, more: bool) -> Message:
 
 class Client:
     def __init__(self, app: App, path: str = "/v1/completions") -> None:
-        self.gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+        self.gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
         self.got: list[Message] = []
         self.scope: dict[str, Any] = {
             "type": "http",

@@ -46,7 +46,7 @@ async def answered(error: Exception, *sent: Message, reached_engine: bool = Fals
     async def send(message: Message) -> None:
         got.append(message)
 
-    gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+    gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",
@@ -109,7 +109,7 @@ async def test_a_call_from_within_names_its_caller() -> None:
 
     began = asyncio.Event()
     keys = ApiKeys({"red-key": Caller(TenantId("red"))})
-    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
     red = Caller(TenantId("red"), adapters=frozenset({"sql"}), background=True)
     call = GateCaller(lambda: gate).post
     task = asyncio.create_task(call(red, "/v1/completions", "line_1", b'{"a": 1}'))
@@ -129,7 +129,7 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
         await send(piece(got[:4], more=True))
         await send(piece(got[4:], more=False))
 
-    gate = Gate(app, ApiKeys({"k": Caller()}), 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
+    gate = Gate(app, ApiKeys({"k": Caller()}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
     answer = await GateCaller(lambda: gate).post(Caller(), "/v1/completions", "line_1", body)
     assert answer.status == status
     assert answer.body == body if status == 201 else b"error" in answer.body
@@ -166,7 +166,7 @@ async def _upload(pieces: list[bytes], declared: bytes = b"") -> tuple[int, list
         answers.append(message)
 
     paths = Paths.of(None, frozenset(), {"/v1/files": 10})
-    gate = Gate(app, ApiKeys({}), 3, RequestRecords(0), HttpSpans(NO_TRACER, "m"), paths)
+    gate = Gate(app, ApiKeys({}), 3, RequestRecords(0), HttpSpans(NO_TRACER), paths)
     headers = [(b"content-length", declared)] if declared else []
     scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers, "client": None}
     await gate(scope, receive, send)

@@ -12,9 +12,12 @@ _SERVER = """
 import os, sys, time
 from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
 
+prepared = []
+
 def work(task):
     match task["do"]:
         case "well": return ""
+        case "prepared": return prepared[-1]
         case "badly": return "a reason"
         case "raise": raise ValueError("not this")
         case "print": os.write(2, b"forged")
@@ -26,7 +29,7 @@ def work(task):
     return ""
 
 limits = ForkLimits(cpu_seconds=1, seconds=0.5, memory_bytes=2**26)
-ForkServer(work, limits, tasks=0, answers=1).serve()
+ForkServer(work, limits, tasks=0, answers=1, prepare=lambda line: prepared.append(line["what"])).serve()
 """
 
 
@@ -41,8 +44,11 @@ class Served:
         )
 
     def send(self, number: int, do: str) -> None:
+        self.write(number=number, task={"do": do})
+
+    def write(self, **line: Any) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"number": number, "task": {"do": do}}) + "\n")
+        self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
 
     def hear(self) -> dict[str, Any]:
@@ -86,3 +92,11 @@ def test_a_child_that_does_not_end_is_killed_and_keeps_nobody_waiting(served: Se
     assert served.hear()["number"] == 2
     late = served.hear()
     assert late == {"number": 1, "problem": "it takes more than 1 s of computing", "limited": True}
+
+
+def test_what_is_no_task_is_prepared_for_all_later_ones(served: Served) -> None:
+    served.write(what="one")
+    assert [served.answer("prepared") for _ in range(2)] == [("one", False)] * 2
+    served.write(number=7, what="another")
+    assert served.hear() == {"number": 7, "problem": "", "limited": False}
+    assert served.answer("prepared") == ("another", False)

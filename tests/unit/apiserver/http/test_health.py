@@ -21,7 +21,8 @@ class Cluster:
 
 
 PREFILL, DECODE, BOTH = (
-    WorkerInfo(role=role) for role in (WORKER_ROLE_PREFILL, WORKER_ROLE_DECODE, WORKER_ROLE_AGGREGATED)
+    WorkerInfo(role=role, model="m")
+    for role in (WORKER_ROLE_PREFILL, WORKER_ROLE_DECODE, WORKER_ROLE_AGGREGATED)
 )
 
 
@@ -42,12 +43,18 @@ PREFILL, DECODE, BOTH = (
 def test_workers_that_can_serve_must_be_there(
     workers: list[WorkerInfo], needs_pairs: bool, missing: str
 ) -> None:
-    assert Readiness(Cluster(workers), needs_pairs=needs_pairs).missing() == missing
+    assert Readiness(Cluster(workers), "m", needs_pairs=needs_pairs).missing() == missing
+
+
+def test_workers_of_another_model_do_not_count() -> None:
+    others = Cluster([WorkerInfo(role=WORKER_ROLE_AGGREGATED, model="other"), DECODE])
+    assert Readiness(others, "m", needs_pairs=True).missing() == "no prefill worker is available"
+    assert Readiness(others, "n", needs_pairs=False).missing() == "no worker is available"
 
 
 def test_without_the_router_nothing_is_known() -> None:
     cluster = Cluster([PREFILL, DECODE], connected=False)
-    assert Readiness(cluster, needs_pairs=False).missing() == "no session with the router"
+    assert Readiness(cluster, "m", needs_pairs=False).missing() == "no session with the router"
 
 
 def app_that_answers(status: int) -> Any:

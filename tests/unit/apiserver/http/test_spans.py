@@ -13,7 +13,7 @@ from tests.support.spans import ROOT, KeptSpan, KeptSpans
 
 def ended(record: HttpRecord) -> KeptSpan:
     kept = KeptSpans()
-    end(HttpSpans(kept, "tiny").begin("/v1/chat/completions", [], "x-1", "red"), record)
+    end(HttpSpans(kept).begin("/v1/chat/completions", [], "x-1", "red"), record)
     (span,) = kept.spans
     assert span.ended
     return span
@@ -23,13 +23,15 @@ def record(status: int = 200, why: str = "", **sequence: Any) -> HttpRecord:
     ran = SequenceRecord("chatcmpl-1-ab", prompt_tokens=30, output_tokens=4, outcome="completed")
     for name, value in sequence.items():
         setattr(ran, name, value)
-    return HttpRecord(["x-1", "chatcmpl-1"], "red", status=status, error=why, sequences=[ran, ran])
+    return HttpRecord(
+        ["x-1", "chatcmpl-1"], "red", model="tiny", status=status, error=why, sequences=[ran, ran]
+    )
 
 
 def test_it_begins_below_the_clients_own() -> None:
     kept = KeptSpans()
     headers = [(b"host", b"h"), (b"traceparent", ROOT.encode())]
-    HttpSpans(kept, "tiny").begin("/v1/completions", headers, "x-1", "red")
+    HttpSpans(kept).begin("/v1/completions", headers, "x-1", "red")
     span = kept.only("POST /v1/completions")
     assert span.parent == ROOT
     assert span.attributes["gen_ai.operation.name"] == "text_completion"
@@ -39,7 +41,7 @@ def test_it_begins_below_the_clients_own() -> None:
 @pytest.mark.parametrize("path", ["/tokenize", "/admin/reload", "/v1/chat/completions/x"])
 def test_what_asks_no_engine_is_not_traced(path: str) -> None:
     kept = KeptSpans()
-    assert HttpSpans(kept, "tiny").begin(path, [], "x-1", "red") is NO_SPAN
+    assert HttpSpans(kept).begin(path, [], "x-1", "red") is NO_SPAN
     assert kept.spans == []
 
 
@@ -50,6 +52,7 @@ def test_tokens_are_those_of_all_choices() -> None:
     assert span.attributes["gen_ai.usage.output_tokens"] == 8
     assert span.attributes["gen_ai.usage.cache_read.input_tokens"] == 48
     assert span.attributes["gen_ai.response.id"] == "chatcmpl-1"
+    assert span.attributes["gen_ai.request.model"] == "tiny"
     assert span.attributes["llmserve.outcome"] == "completed"
 
 
@@ -73,6 +76,7 @@ def test_a_request_that_was_refused_early_has_no_tokens() -> None:
     attributes = ended(HttpRecord(["x-1"], status=400)).attributes
     assert attributes["http.response.status_code"] == 400
     assert not any(name.startswith("gen_ai.usage") for name in attributes)
+    assert "gen_ai.request.model" not in attributes
 
 
 def test_it_is_over_when_the_last_part_is() -> None:

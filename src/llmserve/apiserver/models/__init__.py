@@ -1,0 +1,1 @@
+"""The models of an apiserver: what is of one of them alone, and which one a request is for."""

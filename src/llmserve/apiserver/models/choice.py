@@ -1,0 +1,104 @@
+"""The choice of the model that a request is for.
+
+An ASGI application around those of all models. It parses a body once, for itself and for the routes. What is
+about no model in particular, such as `/health`, is answered by the application of any.
+"""
+
+import json
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.types import Message, Receive, Scope, Send
+
+from llmserve.apiserver.adapters.choice import FIELD as LORA_PATH
+from llmserve.apiserver.http.app import POOLING_PATHS
+from llmserve.apiserver.http.body import FIELDS, replay, with_fields
+from llmserve.apiserver.http.original_routes import GENERATING_PATHS
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.models.door import ModelDoor
+from llmserve.apiserver.models.doors import ModelDoors
+from llmserve.core.errors import LLMServeError
+
+_INVOCATIONS = "/invocations"
+# The paths whose bodies have the field `model`.
+CHOOSING_PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+        "/generative_scoring",
+        _INVOCATIONS,
+        *GENERATING_PATHS,
+        *POOLING_PATHS,
+    }
+)
+# Those that describe a model, which `?model=` names.
+_DESCRIBING_PATHS = frozenset({"/tokenizer_info", "/model"})
+_RESPONSES = "/v1/responses/"
+_SAGEMAKER_S_MODEL = b"x-amzn-sagemaker-adapter-identifier"
+
+
+class ModelChoice:
+    """Errors of a call: NotFound for an unknown model; InvalidRequest; those of AdapterChoice."""
+
+    def __init__(self, doors: ModelDoors) -> None:
+        self._doors = doors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._doors.first.app(scope, receive, send)
+            return
+        try:
+            if scope["method"] == "POST" and scope["path"] in CHOOSING_PATHS:
+                door, scope, first = await self._by_body(scope, with_fields(await receive()))
+                receive = replay(first, receive)
+            else:
+                door = self._by_path(scope)
+        except LLMServeError as error:
+            current_scope().explain.record.error = error.message
+            raise
+        await door.serve(scope, receive, send)
+
+    def _by_path(self, scope: Scope) -> ModelDoor:
+        path: str = scope["path"]
+        if path.startswith(_RESPONSES):
+            return self._doors.with_response(path.removeprefix(_RESPONSES).partition("/")[0])
+        if path in _DESCRIBING_PATHS:
+            named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [""])
+            return self._doors.named(named[-1])
+        return self._doors.first
+
+    async def _by_body(self, scope: Scope, first: Message) -> tuple[ModelDoor, Scope, Message]:
+        """Returns the scope and the body's message as vLLM's layer is to see them."""
+        fields, is_invocation = first[FIELDS], scope["path"] == _INVOCATIONS
+        if fields is None:  # as the routes of any model will say in their own words
+            return self._doors.first, scope, first
+        if is_invocation:
+            fields["model"] = _model_in_header(scope) or fields.get("model")
+        named = fields.get("model")
+        if named is None and scope["path"] in GENERATING_PATHS:
+            named = fields.get("model_id")
+        door = self._doors.named(named, by_version=fields.get(LORA_PATH) is not None)
+        current_scope().explain.record.model = door.name
+        if await door.adapter_choice.apply(fields):
+            first = {**first, "body": json.dumps(fields).encode()}
+        return door, (_with_model_in_header(scope, fields["model"]) if is_invocation else scope), first
+
+
+def _model_in_header(scope: Scope) -> str:
+    named = (value.decode("latin-1") for name, value in scope["headers"] if name == _SAGEMAKER_S_MODEL)
+    return next(named, "")
+
+
+def _with_model_in_header(scope: Scope, model: Any) -> Scope:
+    """SageMaker's wrapper of the route takes the model from this header alone. Without the header, it would
+    remove the adapter's name from the body, so that the model itself would answer."""
+    if not isinstance(model, str):
+        return scope
+    others = [header for header in scope["headers"] if header[0] != _SAGEMAKER_S_MODEL]
+    return {**scope, "headers": [*others, (_SAGEMAKER_S_MODEL, model.encode())]}

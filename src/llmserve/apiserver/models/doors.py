@@ -1,0 +1,114 @@
+"""The models of an apiserver: which one a request means, and models that come and go while it runs."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from vllm.entrypoints.serve.engine.protocol import ModelCard
+
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.models.door import ModelDoor
+from llmserve.config.messages import closest_first
+from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
+
+_MOST_SHOWN = 10
+_MOST_LETTERS = 200  # of a name that a client made up
+
+
+class ModelDoors:
+    """There is at least one from the first `add` on; requests come after that."""
+
+    def __init__(self) -> None:
+        self._doors: dict[str, ModelDoor] = {}
+
+    def __iter__(self) -> Iterator[ModelDoor]:
+        return iter(list(self._doors.values()))
+
+    def get(self, name: str) -> ModelDoor | None:
+        return self._doors.get(name)
+
+    @property
+    def first(self) -> ModelDoor:
+        """The one that answers what is about no model in particular."""
+        return next(iter(self._doors.values()))
+
+    # -- the choice
+
+    def named(self, name: object, *, by_version: bool = False) -> ModelDoor:
+        """Returns the model that the caller of the current request means by `model`: its name, or that of one
+        of its adapters. by_version: or the digest or the source of one. Errors: InvalidRequest when nothing
+        is named and there are several; NotFound."""
+        if not name:
+            return self._only()
+        if not isinstance(name, str):
+            return self.first  # vLLM's layer says what is wrong with it
+        door = self._doors.get(name) or self._of_adapter(name, by_version=by_version)
+        if door is None or not door.admits(current_scope().tenant):
+            raise self.unknown(name)
+        return door
+
+    def _only(self) -> ModelDoor:
+        usable = self.visible()
+        if len(usable) == 1:
+            return usable[0]
+        raise InvalidRequest(f"model has to be set: there are {_listed(self._names())}", field="model")
+
+    def _of_adapter(self, name: str, *, by_version: bool) -> ModelDoor | None:
+        for door in self._doors.values():
+            if name in door.adapters or (by_version and door.adapters.find(name)):
+                return door
+        return None
+
+    def with_response(self, response_id: str) -> ModelDoor:
+        """Returns the model that makes this response of the caller. Any can fetch one that was made before,
+        or elsewhere."""
+        generating = [door for door in self if door.keeps_responses] or [self.first]
+        return next((door for door in generating if door.makes_response(response_id)), generating[0])
+
+    def visible(self) -> list[ModelDoor]:
+        """Returns those that the caller may use."""
+        tenant = current_scope().tenant
+        return [door for door in self if door.admits(tenant)]
+
+    async def cards(self) -> list[ModelCard]:
+        """Returns all models and adapters that the caller may use."""
+        return [card for door in self.visible() for card in await door.cards()]
+
+    def unknown(self, name: str) -> NotFound:
+        """Returns the error of a request that names a model that is not there, or not for its caller."""
+        known = _listed(closest_first(name, self._names()))
+        text = f"The model `{name[:_MOST_LETTERS]}` does not exist. There are: {known}."
+        return NotFound(text, field="model")
+
+    def _names(self) -> list[str]:
+        doors = self.visible()
+        return [*(door.name for door in doors), *(name for door in doors for name in door.adapters)]
+
+    # -- models come and go
+
+    def add(self, door: ModelDoor) -> None:
+        """Lets requests name a model from now on. Errors: InvalidRequest when one of its name is there."""
+        self.check_free(door.name)
+        self._doors[door.name] = door
+
+    def check_free(self, name: str) -> None:
+        """Errors: InvalidRequest when a model of this name is there."""
+        if name in self._doors:
+            raise InvalidRequest(f"model {name} is loaded already", field="model")
+
+    async def drop(self, name: str, drain_seconds: float) -> None:
+        """From now on the model is unknown to requests. Those that run have this long to end. Errors:
+        NotFound; InvalidRequest for the only one."""
+        if name not in self._doors:
+            raise self.unknown(name)
+        if len(self._doors) == 1:
+            raise InvalidRequest(f"model {name} is the only one; load another one before", field="model")
+        door, loop = self._doors.pop(name), asyncio.get_running_loop()
+        end = loop.time() + drain_seconds
+        await door.until_idle(drain_seconds)
+        await door.drain(max(0.0, end - loop.time()), Unavailable(f"model {name} is being unloaded"))
+        await door.aclose()
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_SHOWN])
+    return shown if len(names) <= _MOST_SHOWN else f"{shown} and {len(names) - _MOST_SHOWN} more"

@@ -1,0 +1,288 @@
+"""Two models that share a tokenizer, behind one address: nothing of one reaches the other."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+
+from llmserve.apiserver.options import ModelDirectory
+from llmserve.config.schema import Manifest
+from llmserve.core.adapters import NamedAdapter
+from llmserve.core.errors import InvalidRequest, NotFound, StartFailed
+from llmserve.core.ids import AdapterDigest
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
+from tests.integration.apiserver.conftest import ANSWER_SECONDS, TEXT, FakeCluster, FakeWorker
+
+TINY, LARGE = "tiny", "large"
+OTHER_TEXT = b"pack my box with five dozen liquor jugs. "
+SQL = NamedAdapter("sql", AdapterDigest("1" * 64), TINY, "dir:/adapters/sql")
+POEMS = NamedAdapter("poems", AdapterDigest("2" * 64), LARGE, "dir:/adapters/poems")
+PROMPT = "a prompt that is longer than a block of 16 tokens"
+COMPLETION: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4}
+USER = [{"role": "user", "content": PROMPT}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": USER, "max_tokens": 4},
+    "/v1/chat/completions/batch": {"messages": [USER], "max_tokens": 4},
+    "/v1/completions": COMPLETION,
+    "/v1/responses": {"input": PROMPT, "max_output_tokens": 4},
+    "/v1/messages": {"messages": USER, "max_tokens": 4},
+    "/invocations": COMPLETION,
+}
+
+
+def two_models(**sections: Any) -> dict[str, Any]:
+    models = [{"source": "hub:some/tiny"}, {"source": "hub:some/large", "tenants": ["blue", "root"]}]
+    keys = [{"tenant": name, "key": name, "admin": name == "root"} for name in ("red", "blue", "root")]
+    store = {"response_store": {"enabled": True}}
+    return {
+        "kind": "LLMServe",
+        "models": models,
+        "api": store,
+        "security": {"api_keys": keys},
+        "lora": {"allowed_sources": ["dir:/adapters"]},
+        **sections,
+    }
+
+
+class TwoModels(FakeCluster):
+    large_prefill: FakeWorker
+    large_decode: FakeWorker
+
+    def client(self, tenant: str = "blue") -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {tenant}"}
+        return httpx.AsyncClient(base_url=self.url, timeout=ANSWER_SECONDS, headers=headers)
+
+
+@pytest_asyncio.fixture
+async def cluster(tiny_model: Path) -> AsyncIterator[TwoModels]:
+    cluster = TwoModels(tiny_model, TINY, (LARGE,))
+    try:
+        await cluster.start(two_models())
+        cluster.large_prefill = await cluster.add("large-prefill-0", WORKER_ROLE_PREFILL, LARGE)
+        cluster.large_decode = await cluster.add("large-decode-0", WORKER_ROLE_DECODE, LARGE)
+        for worker in (cluster.large_prefill, cluster.large_decode):
+            worker.text, worker.block_size_tokens = OTHER_TEXT, 8
+        await cluster.router.members(*cluster.router.workers)
+        await cluster.named(SQL, POEMS)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while cluster.apiserver._router.kv_shape(LARGE).block_size_tokens != 8:
+                await cluster.router.turn()
+        yield cluster
+    finally:
+        await cluster.aclose()
+
+
+@pytest_asyncio.fixture
+async def http(cluster: TwoModels) -> AsyncIterator[httpx.AsyncClient]:
+    async with cluster.client() as client:
+        yield client
+
+
+def text_of(text: bytes, prompt: str = PROMPT, tokens: int = 4) -> str:
+    return "".join(chr(text[(len(prompt) + index) % len(text)]) for index in range(tokens))
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_each_request_runs_on_the_workers_of_its_model(
+    cluster: TwoModels, http: httpx.AsyncClient, path: str
+) -> None:
+    for model, text, prefill in ((TINY, TEXT, cluster.prefill), (LARGE, OTHER_TEXT, cluster.large_prefill)):
+        answer = await http.post(path, json={**BODIES[path], "model": model})
+        assert answer.status_code == 200, answer.text
+        assert json.dumps(text_of(text))[1:-1] in answer.text
+        admit = cluster.router.admits[-1]
+        assert (admit.model, admit.block_tokens) == (model, prefill.block_size_tokens)
+        assert len(admit.block_hashes) == admit.prompt_tokens // prefill.block_size_tokens
+        record = (await http.get(f"/v1/requests/{answer.headers['x-request-id']}/explain")).json()
+        assert record["model"] == model
+    assert (len(cluster.prefill.seen), len(cluster.large_prefill.seen)) == (1, 1)
+
+
+async def test_equal_prompts_share_no_kv(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    cluster.large_prefill.block_size_tokens = cluster.large_decode.block_size_tokens = 16
+    await cluster.router.members(*cluster.router.workers)
+    for model in (TINY, LARGE, SQL.name, POEMS.name):
+        answer = await http.post("/v1/completions", json={**COMPLETION, "model": model})
+        assert answer.json()["model"] == model
+    assert len({tuple(admit.block_hashes) for admit in cluster.router.admits}) == 4
+    workers = (cluster.prefill, cluster.large_prefill)
+    salts = {request.cache_salt for worker in workers for request in worker.seen.values()}
+    assert len(salts) == 4
+    adapters = [{one.adapter for one in worker.seen.values()} for worker in workers]
+    assert adapters == [{"", SQL.digest}, {"", POEMS.digest}]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
+async def test_routes_that_ask_no_engine_choose_as_well(http: httpx.AsyncClient, path: str) -> None:
+    body = {"prompt": PROMPT} if path == "/tokenize" else {"messages": USER}
+    for model in (TINY, LARGE, POEMS.name):
+        assert (await http.post(path, json={**body, "model": model})).status_code == 200
+    assert (await http.post(path, json={**body, "model": "none"})).status_code == 404
+    assert (await http.post(path, json=body)).status_code == 400
+
+
+async def test_every_model_and_adapter_is_listed_for_who_may_use_it(cluster: TwoModels) -> None:
+    for tenant, names in (("blue", ["tiny", "sql", "large", "poems"]), ("red", ["tiny", "sql"])):
+        async with cluster.client(tenant) as http:
+            cards = (await http.get("/v1/models")).json()["data"]
+            assert [card["id"] for card in cards] == names
+            assert [card["parent"] for card in cards] == [None, "tiny", None, "large"][: len(names)]
+            found = {name: (await http.get(f"/v1/models/{name}")).status_code for name in ("large", "poems")}
+            assert set(found.values()) == {200 if tenant == "blue" else 404}
+
+
+async def test_a_model_that_is_unknown_or_not_for_this_tenant(cluster: TwoModels) -> None:
+    async with cluster.client("red") as http:
+        for model in ("large", "poems", "tyni", 'x"'):
+            answer = await http.post("/v1/completions", json={**COMPLETION, "model": model})
+            message = f"The model `{model}` does not exist. There are: tiny, sql."
+            assert answer.status_code == 404
+            assert answer.json()["error"] == {
+                "message": message,
+                "type": "NotFoundError",
+                "param": "model",
+                "code": 404,
+            }
+        alone = await http.post("/v1/completions", json=COMPLETION)
+        assert alone.json()["model"] == TINY, "the only one that it may use"
+        anthropic = await http.post("/v1/messages", json={**BODIES["/v1/messages"], "model": "large"})
+        assert anthropic.json()["error"]["type"] == "not_found_error"
+    assert {admit.model for admit in cluster.router.admits} == {TINY}
+
+
+async def test_no_model_where_there_are_several(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    for model in ({}, {"model": ""}, {"model": None}):
+        answer = await http.post("/v1/chat/completions", json={**BODIES["/v1/chat/completions"], **model})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+        assert "there are tiny, large, sql, poems" in answer.json()["error"]["message"]
+    for wrong in (b"{", b"[]", b'{"model": 5}'):
+        headers = {"content-type": "application/json"}
+        answer = await http.post("/v1/chat/completions", content=wrong, headers=headers)
+        assert answer.status_code == 400
+    assert not cluster.router.admits
+
+
+async def test_an_adapter_is_that_of_one_model(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    right = await http.post("/v1/completions", json={**COMPLETION, "model": LARGE, "lora_path": "poems"})
+    assert right.json()["model"] == POEMS.name
+    for wanted in (POEMS.name, POEMS.digest, POEMS.source):
+        body = {**COMPLETION, "model": POEMS.digest, "lora_path": wanted}
+        assert (await http.post("/v1/completions", json=body)).json()["model"] == POEMS.name
+    wrong = await http.post("/v1/completions", json={**COMPLETION, "model": TINY, "lora_path": "poems"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (404, "lora_path")
+    header = {"x-amzn-sagemaker-adapter-identifier": "poems"}
+    answer = await http.post("/invocations", json={**COMPLETION, "model": TINY}, headers=header)
+    assert answer.json()["model"] == POEMS.name
+
+
+async def test_a_load_says_of_which_model(cluster: TwoModels) -> None:
+    async with cluster.client("root") as http:
+        loads = {
+            "/v1/load_lora_adapter": {"lora_name": "new", "lora_path": "dir:/adapters/any"},
+            "/admin/v1/adapters": {"name": "newer", "source": "dir:/adapters/any"},
+        }
+        for path, body in loads.items():
+            assert (await http.post(path, json=body)).status_code == 400
+            assert (await http.post(path, json={**body, "model": "none"})).status_code == 404
+            assert (await http.post(path, json={**body, "model": LARGE})).status_code == 200
+        assert [load.model for load in cluster.router.loads] == [LARGE, LARGE]
+        unloaded = await http.post("/v1/unload_lora_adapter", json={"lora_name": "new"})
+        assert unloaded.status_code == 200
+        assert [unload.model for unload in cluster.router.unloads] == [""], "the router knows whose it is"
+    async with cluster.client() as http:
+        body = {**COMPLETION, "model": LARGE, "lora_path": "dir:/adapters/any2"}
+        cluster.router.sources["dir:/adapters/any2"] = AdapterDigest("3" * 64)
+        assert (await http.post("/v1/completions", json=body)).status_code == 200
+    assert cluster.router.loads[-1].model == LARGE
+
+
+async def test_a_response_goes_on_with_its_own_model_only(cluster: TwoModels) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="blue", max_retries=0) as client:
+        first = await client.responses.create(model=LARGE, input="abc", max_output_tokens=4)
+        assert (await client.responses.retrieve(first.id)).output_text == first.output_text
+        more: dict[str, Any] = {"input": "more", "previous_response_id": first.id, "max_output_tokens": 4}
+        assert (await client.responses.create(model=POEMS.name, **more)).model == POEMS.name
+        with pytest.raises(openai.BadRequestError, match=f"{first.id} is of model large"):
+            await client.responses.create(model=TINY, **more)
+
+
+async def test_a_response_that_is_made_is_found_by_its_id(cluster: TwoModels) -> None:
+    cluster.large_decode.pause_at = 1
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="blue", max_retries=0) as client:
+        made = await client.responses.create(model=LARGE, input="abc", background=True, stream=True)
+        created = await anext(aiter(made))
+        events = await client.responses.retrieve(created.response.id, stream=True)  # type: ignore[union-attr]
+        assert (await anext(aiter(events))).type == "response.created"
+        await cluster.large_decode.until(lambda: bool(cluster.large_decode.running))
+        cancelled = await client.responses.cancel(created.response.id)  # type: ignore[union-attr]
+        assert cancelled.status == "cancelled"
+        await cluster.settled()
+
+
+async def test_readiness_is_that_of_every_model(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    assert (await http.get("/health")).status_code == 200
+    await cluster.router.members(cluster.prefill, cluster.decode)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while (answer := await http.get("/health")).status_code == 200:
+            pass
+    assert answer.json()["reason"] == "model large: no worker is available"
+    body = {**COMPLETION, "model": TINY}
+    assert (await http.post("/v1/completions", json=body)).status_code == 200
+
+
+async def test_models_come_and_go(cluster: TwoModels, http: httpx.AsyncClient, tiny_model: Path) -> None:
+    apiserver, body = cluster.apiserver, {**COMPLETION, "model": LARGE}
+    cluster.large_decode.pause_at = 1
+    running = asyncio.create_task(http.post("/v1/completions", json=body))
+    await cluster.large_decode.until(lambda: bool(cluster.large_decode.running))
+    dropping = asyncio.create_task(apiserver.drop_model(LARGE, ANSWER_SECONDS))
+    await asyncio.sleep(0)
+    assert (await http.post("/v1/completions", json=body)).status_code == 404
+    cluster.large_decode.go.set()
+    assert (await running).json()["choices"][0]["text"] == text_of(OTHER_TEXT)
+    await dropping
+    assert (await http.get("/health")).status_code == 200
+    with pytest.raises(InvalidRequest, match="tiny is the only one"):
+        await apiserver.drop_model(TINY, 0)
+    with pytest.raises(NotFound):
+        await apiserver.drop_model(LARGE, 0)
+
+    alone = Manifest.model_validate(two_models()).for_model(LARGE)
+    await apiserver.add_model(ModelDirectory(LARGE, tiny_model), alone)
+    assert (await http.post("/v1/completions", json=body)).status_code == 200
+    with pytest.raises(InvalidRequest, match="large is loaded already"):
+        await apiserver.add_model(ModelDirectory(LARGE, tiny_model), alone)
+
+
+async def test_what_does_not_end_in_time_is_ended(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    cluster.large_decode.pause_at = 1
+    body = {**COMPLETION, "model": LARGE}
+    running = asyncio.create_task(http.post("/v1/completions", json=body))
+    await cluster.large_decode.until(lambda: bool(cluster.large_decode.running))
+    await cluster.apiserver.drop_model(LARGE, 0.05)
+    answer = await running
+    assert answer.status_code == 503
+    assert "model large is being unloaded" in answer.text
+    await cluster.settled()
+
+
+async def test_a_model_that_cannot_be_made_leaves_nothing(
+    cluster: TwoModels, http: httpx.AsyncClient, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(app: Any) -> str:
+        return "it does not answer"
+
+    before = asyncio.all_tasks()
+    monkeypatch.setattr("llmserve.apiserver.models.door.api_failure", refuse)
+    manifest = Manifest.model_validate(two_models()).for_model(LARGE)
+    with pytest.raises(StartFailed, match="it does not answer"):
+        await cluster.apiserver.add_model(ModelDirectory("third", tiny_model), manifest)
+    monkeypatch.undo()
+    assert "third" not in (await http.get("/v1/models")).text
+    assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()

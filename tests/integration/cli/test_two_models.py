@@ -1,0 +1,63 @@
+"""A real cluster of two simulated models behind one address."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "two-models.yaml"
+PREFIXES = {"large": "large-", "small": "small-aggregated-"}
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """The example, with a key for each of two tenants and quick engines."""
+    manifest = yaml.safe_load(EXAMPLE.read_text())
+    spec = manifest["spec"]
+    spec["models"][0]["replicas"] = {"prefill": 1, "decode": 1}
+    del spec["models"][0]["engine"]
+    keys = [{"tenant": name, "key": name, "admin": name == "research"} for name in ("research", "other")]
+    spec["security"] = {"api_keys": keys}
+    with running(manifest) as started:
+        yield started
+
+
+def client(cluster: Cluster, tenant: str = "research") -> httpx.Client:
+    return httpx.Client(base_url=cluster.url, timeout=60, headers={"authorization": f"Bearer {tenant}"})
+
+
+def complete(http: httpx.Client, model: str, **fields: Any) -> httpx.Response:
+    return http.post("/v1/completions", json={"model": model, "prompt": [5] * 40, "max_tokens": 4, **fields})
+
+
+def test_mixed_requests_run_on_the_engines_of_their_models(cluster: Cluster) -> None:
+    with client(cluster) as http, ThreadPoolExecutor(8) as threads:
+        wanted = ["large", "small"] * 20
+        answers = list(threads.map(lambda model: complete(http, model), wanted))
+        assert [answer.status_code for answer in answers] == [200] * len(wanted)
+        assert [answer.json()["model"] for answer in answers] == wanted
+        for model, answer in zip(wanted, answers, strict=True):
+            record = http.get(f"/v1/requests/{answer.json()['id']}/explain").json()
+            (attempt,) = record["sequences"][0]["attempts"]
+            ran_on = [name for name in (attempt["prefill"], attempt["decode"]) if name]
+            assert record["model"] == model
+            assert all(name.startswith(PREFIXES[model]) for name in ran_on), (model, ran_on)
+
+
+def test_a_tenant_sees_the_models_that_it_may_use(cluster: Cluster) -> None:
+    for tenant, names in (("research", ["large", "small"]), ("other", ["large"])):
+        with client(cluster, tenant) as http:
+            assert [card["id"] for card in http.get("/v1/models").json()["data"]] == names
+    with client(cluster, "other") as http:
+        assert complete(http, "small").status_code == 404
+        assert complete(http, "").json()["model"] == "large"
+    with client(cluster) as http:
+        assert complete(http, "").status_code == 400
+        assert complete(http, "lagre").json()["error"]["message"].endswith("There are: large, small.")
