@@ -25,7 +25,7 @@ PARITY_PROMPTS = 50
 PARITY_OUTPUT_TOKENS = 16
 # The first test waits for the reference and the start of the cluster.
 _TEST_TIMEOUT_SECONDS = 900
-_WITH_CLUSTERS_OF_THEIR_OWN = ("test_speculation.py", "test_store.py")
+_WITH_CLUSTERS_OF_THEIR_OWN = ("test_speculation.py", "test_store.py", "test_two_models.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
