@@ -6,6 +6,7 @@ are drawn by Zipf's law with 1.0. The figures depend on the seed and not on this
 """
 
 import random
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmserve.simulate.shape import ClusterShape, Overrides
 _ADAPTERS, _SKEW = 1000, 1.0
 _SLOTS, _IN_MEMORY = 8, 140  # versions of 30 MB: 4 GiB of memory
 _PER_SECOND = 40.0
+_SEEDS = range(1, 6)
 _ROUTINGS: tuple[Routing, ...] = ("prefer_loaded", "least_loaded", "kv_aware")
 _SIM = {
     "prefill_tokens_per_second": 10_000,
@@ -31,7 +33,7 @@ _SIM = {
     "blocks": 20_000,
 }
 _WHOLE = {"disaggregated": False, "replicas": {"decode": 8}}
-_PAIRS = {"replicas": {"prefill": 4, "decode": 4}}
+PAIRS = {"replicas": {"prefill": 4, "decode": 4}}
 
 
 def cluster(deployment: dict[str, Any], **scheduling: Any) -> ClusterShape:
@@ -85,21 +87,30 @@ def hot_spot(report: SimReport) -> float:
 
 def run() -> str:
     times = ("first token p50 s", "p99 s", "queue p99 s")
-    headings = ("cluster", "requests/s", "routing", *times, "largest share")
+    headings = ("cluster", "requests/s", "routing", *times, "largest share, x fair")
     rows = [_row("8 workers", _WHOLE, _PER_SECOND, routing) for routing in _ROUTINGS]
-    rows += [_row("4 + 4, always pairs", _PAIRS, 25.0, name, disaggregate="always") for name in _ROUTINGS]
+    rows += [_row("4 + 4, pairs", PAIRS, 25.0, name, seconds=120.0) for name in _ROUTINGS]
     packing = [_packing(seconds) for seconds in (0.0, 2.0, 10.0)]
     table = markdown(("adapter_packing s", "first token p50 s", "p99 s", "requests/s"), packing)
     return f"{markdown(headings, rows)}\n\nMore than four slots a worker can serve, 55 requests/s:\n\n{table}"
 
 
 def _row(
-    name: str, deployment: dict[str, Any], per_second: float, routing: Routing, **scheduling: Any
+    name: str, deployment: dict[str, Any], per_second: float, routing: Routing, seconds: float = 60.0
 ) -> tuple[object, ...]:
-    report = simulated(routing, seconds=60.0, per_second=per_second, deployment=deployment, **scheduling)
-    times = (report.first_token.p50, report.first_token.p99, report.queue.p99)
-    texts = (f"{value:.3f}" for value in times)
-    return (name, f"{per_second:g}", routing, *texts, f"{hot_spot(report):.2f} x fair")
+    """Medians over the seeds, with the least and the most."""
+    reports = [
+        simulated(routing, seconds=seconds, per_second=per_second, deployment=deployment, seed=seed)
+        for seed in _SEEDS
+    ]
+    values = (
+        [report.first_token.p50 for report in reports],
+        [report.first_token.p99 for report in reports],
+        [report.queue.p99 for report in reports],
+        [hot_spot(report) for report in reports],
+    )
+    texts = (f"{statistics.median(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in values)
+    return (name, f"{per_second:g}", routing, *texts)
 
 
 def _packing(seconds: float) -> tuple[object, ...]:

@@ -45,7 +45,15 @@ def operator(state: ClusterState | None = None) -> Credentials:
     of the cluster; None: it was not started here, and LLMSERVE_CLUSTER_SECRET_FILE names its secret, if it
     has one. Errors: StartFailed when that cannot be read."""
     file = os.path.join(state.temp_dir, SECRET_NAME) if state else ""
-    return Credentials.read(CallerRole.OPERATOR, getpass.getuser(), file if os.path.exists(file) else None)
+    return Credentials.read(CallerRole.OPERATOR, _user(), file if os.path.exists(file) else None)
+
+
+def _user() -> str:
+    """The name of this user, or the number where it has none, as in containers."""
+    try:
+        return getpass.getuser()
+    except KeyError:
+        return str(os.getuid())
 
 
 def routers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -54,7 +54,8 @@ def lines(record: _Record) -> Iterator[str]:
 def _lines(record: _Record) -> Iterator[str]:
     yield f"{record['request_id']}  {' '.join(record['response_ids'])}".rstrip()
     whose = f"tenant {record['tenant']}, at {record['apiserver']}"
-    yield f"  {record['path']} of {whose}, came {record['came_at']}"
+    model = f" to model {record['model']}" if record["model"] else ""
+    yield f"  {record['path']}{model} of {whose}, came {record['came_at']}"
     yield f"  {_ending(record)} after {_time(record['seconds'])}"
     if record["trace_id"]:
         yield f"  trace {record['trace_id']}"

@@ -154,7 +154,10 @@ class Requests:
         work.compute_seconds = seconds if computing is None else max(0.0, computing)
         if not (predicted and predicted.parts.adapter):  # the time of its load says nothing of computing
             computed_by, tokens = plan.prefill or plan.decode, plan.computed_tokens
-            self._speeds.prompt_computed(computed_by, tokens, seconds, computing)
+            foreseen = predicted.parts.queue if predicted else 0.0  # a burst makes no worker slow
+            self._speeds.prompt_computed(
+                computed_by, tokens, max(busy_seconds, seconds - foreseen), computing
+            )
         return [RequestStarted(request_id, seconds, predicted)]
 
     def progress(self, session: RouterSession, request_id: RequestId, output_tokens: int) -> list[Effect]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
 
@@ -22,7 +23,7 @@ SECRET_NAME = "secret"
 SECRET_VARIABLE = "LLMSERVE_CLUSTER_SECRET_FILE"
 _METADATA_KEY = "llmserve-caller"
 _SECRET_BYTES = 32
-_LONGEST_NAME = 256
+_LONGEST_NAME = 512  # as it is written, with escapes
 _Metadata = Iterable[tuple[str, Any]] | None
 
 
@@ -67,7 +68,8 @@ class Credentials:
         """Returns what goes with a call."""
         if self.secret is None:
             return ()
-        return ((_METADATA_KEY, f"{self.own.role}/{self.own.name}/{_code(self.secret, self.own)}"),)
+        name = quote(self.own.name, safe="")  # metadata is ASCII
+        return ((_METADATA_KEY, f"{self.own.role}/{name}/{_code(self.secret, self.own)}"),)
 
     def caller_of(self, metadata: _Metadata) -> CallerIdentity | None:
         """Returns who calls; None when nothing is asked of callers. Errors: NotAuthenticated."""
@@ -92,10 +94,10 @@ def shown_by(metadata: _Metadata) -> CallerIdentity | None:
 def _read(metadata: _Metadata) -> tuple[CallerIdentity | None, str]:
     shown = next((str(value) for key, value in metadata or () if key == _METADATA_KEY), "")
     role, _, rest = shown.partition("/")
-    name, _, code = rest.rpartition("/")
+    name, _, code = rest.partition("/")
     if role not in _ROLES or len(name) > _LONGEST_NAME:
         return None, ""
-    return CallerIdentity(CallerRole(role), name), code
+    return CallerIdentity(CallerRole(role), unquote(name)), code
 
 
 def make_secret(path: Path) -> None:

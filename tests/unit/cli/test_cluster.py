@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.cli.cluster import find_cluster
+from llmserve.cli.cluster import find_cluster, operator
 from llmserve.core.errors import InvalidRequest, Unavailable
+from llmserve.rpc.credentials import CallerIdentity, CallerRole
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 
@@ -68,3 +69,14 @@ def test_the_default_manifest_may_name_another_folder(tmp_path: Path) -> None:
         "deployment: {local: {run_dir: elsewhere/.llmserve/far}}\n"
     )
     assert find_cluster(NOBODY).state.name == "far"
+
+
+def test_a_user_without_a_name_is_known_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as any number."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    monkeypatch.delenv("LLMSERVE_CLUSTER_SECRET_FILE", raising=False)
+    assert operator().own == CallerIdentity(CallerRole.OPERATOR, str(os.getuid()))

@@ -449,6 +449,39 @@ def test_from_which_factor_on_a_worker_is_slow_changes_while_the_router_runs(
     assert cluster.controller.speeds.limits.factor == 7.0
 
 
+def test_a_burst_makes_no_worker_slow(make_cluster: MakeCluster) -> None:
+    """Each prompt takes 50 ms. aggregated-0 gets six at once, which wait for each other as was foreseen; then
+    six that take it 300 ms each."""
+    names = ("aggregated-0", "aggregated-1")
+    cluster = make_cluster(*names, slots=8, disaggregate=Disaggregate.NEVER)
+    session, speeds = cluster.open(), cluster.controller.speeds
+
+    def compute(name: str, worker: str, seconds: float = 0.05, *, at_once: int = 1) -> None:
+        requests = [f"{worker}-{name}-{number}" for number in range(at_once)]
+        for request in requests:
+            (placed,) = cluster.admit(session, request, without=" ".join({*names} - {worker}))
+            assert isinstance(placed, RequestPlaced)
+            assert placed.plan.decode.spec.worker_id == worker
+        for request in requests:
+            cluster.clock.advance(seconds)
+            cluster.first_token(session, request)
+            cluster.done(session, request)
+
+    for number in range(8):
+        for worker in names:
+            compute(f"alone-{number}", worker)
+    cluster.clock.advance(60.0)
+    for number in range(6):
+        compute(f"again-{number}", names[1])
+    compute("burst", names[0], at_once=6)
+    assert speeds.slow_names() == set()
+    cluster.clock.advance(60.0)
+    for number in range(6):
+        compute(f"later-{number}", names[1])
+        compute(f"slow-{number}", names[0], 0.3)
+    assert speeds.slow_names() == {names[0]}
+
+
 def test_silence_is_measured_by_the_new_expiry(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("aggregated-0", expiry_seconds=60.0)
     session = cluster.open()

@@ -24,7 +24,7 @@ def worker(name: str = "decode-0", secret: bytes = SECRET) -> Credentials:
     return Credentials(CallerIdentity(CallerRole.WORKER, name), secret)
 
 
-@pytest.mark.parametrize("name", ["decode-0", "", "a/b", "ä" * 100, "x" * 256])
+@pytest.mark.parametrize("name", ["decode-0", "", "a/b", "ä" * 80, "x" * 512, "50%", "jürgen"])
 def test_who_calls_is_known(name: str) -> None:
     caller = ROUTER.caller_of(worker(name).metadata())
     assert caller == shown_by(worker(name).metadata()) == CallerIdentity(CallerRole.WORKER, name)
@@ -44,7 +44,7 @@ def _changed(part: int, text: str) -> tuple[tuple[str, str], ...]:
         (),
         (("authorization", "Bearer s"),),
         worker(secret=b"t" * 64).metadata(),
-        worker("x" * 257).metadata(),
+        worker("x" * 513).metadata(),
         _changed(0, "operator"),
         _changed(0, "root"),
         _changed(1, "decode-1"),
@@ -58,6 +58,12 @@ def _changed(part: int, text: str) -> tuple[tuple[str, str], ...]:
 def test_others_are_refused(metadata: tuple[tuple[str, str], ...] | None) -> None:
     with pytest.raises(NotAuthenticated, match="credentials"):
         ROUTER.caller_of(metadata)
+
+
+def test_any_name_is_plain_metadata() -> None:
+    ((_, shown),) = worker("jürgen/\n").metadata()
+    assert shown.isascii()
+    assert shown.isprintable()
 
 
 def test_without_a_secret_nothing_is_shown_or_asked() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from bench.placement import adapter_fairness
-from bench.placement.adapter_routing import hot_spot, simulated
+from bench.placement.adapter_routing import PAIRS, hot_spot, simulated
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import Agenda
 from llmserve.core.ids import AdapterDigest
@@ -95,6 +95,13 @@ def test_a_thousand_adapters_wait_less_than_where_those_that_are_loaded_come_fir
     assert routed.first_token.p99 <= 0.7 * loaded_first.first_token.p99
     assert hot_spot(routed) <= 1.5
     assert routed.served == routed.requests
+
+
+def test_no_worker_is_hot_where_pairs_serve() -> None:
+    """Four prefill and four decode workers, `disaggregate: auto`, under three quarters of their load."""
+    report = simulated("kv_aware", seconds=8.0, per_second=30.0, deployment=PAIRS, seed=5)
+    assert hot_spot(report) <= 1.5
+    assert report.served == report.requests
 
 
 def test_tenants_get_their_shares_where_slots_are_short() -> None:

@@ -96,8 +96,8 @@ class WorkerSpeeds:
     def prompt_computed(
         self, worker: ClusterMember, tokens: int, seconds: float, busy_seconds: float | None
     ) -> None:
-        """A worker has just computed this many tokens of a prompt. seconds: since the placement.
-        busy_seconds: the part in which it computed this prompt; None: unknown."""
+        """A worker has just computed this many tokens of a prompt. seconds: since the placement, without the
+        queue that was foreseen. busy_seconds: the part in which it computed this prompt; None: unknown."""
         thousands = max(tokens, _LEAST_PROMPT_TOKENS) / 1000
         self._sample(worker, SpeedStage.FIRST_TOKEN, seconds / thousands)
         if busy_seconds is not None:

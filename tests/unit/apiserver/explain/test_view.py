@@ -48,7 +48,7 @@ def _migrated() -> HttpRecord:
     sequence.first_token(began + 0.5, "prefill", 300, PrefillStats(300, 128, 64))
     sequence.handovers.append(HandoverReport("tcp", 2**21, 0.004, ("nixl: timed out",)))
     sequence.ended(began + 2.0, Outcome.COMPLETED, 40)
-    handle.record.status, handle.record.trace_id = 200, "4bf92f"
+    handle.record.status, handle.record.trace_id, handle.record.model = 200, "4bf92f", "tiny"
     handle.part_ended()
     handle.part_ended()
     return handle.record
@@ -58,7 +58,7 @@ def test_the_view_has_all_of_it() -> None:
     shown = json.loads(json.dumps(view(_migrated(), "apiserver-1")))
     assert (shown["request_id"], shown["response_ids"]) == ("x-1", ["chatcmpl-1"])
     assert (shown["apiserver"], shown["status"], shown["running"]) == ("apiserver-1", 200, False)
-    assert shown["trace_id"] == "4bf92f"
+    assert (shown["trace_id"], shown["model"]) == ("4bf92f", "tiny")
     (sequence,) = shown["sequences"]
     assert sequence["cached_tokens"] == {"device": 128, "store": 64}
     assert sequence["first_token_seconds"] == 0.5
@@ -86,6 +86,7 @@ def test_the_view_has_all_of_it() -> None:
 
 def test_people_read_the_same() -> None:
     page = "\n".join(lines(view(_migrated(), "apiserver-1")))
+    assert "  /v1/chat/completions to model tiny of tenant red, at apiserver-1, came " in page
     for text in (
         "x-1  chatcmpl-1",
         "hand-over: push, because it takes less time (pull 1.50 s, push 250.0 ms)",

@@ -177,3 +177,17 @@ def test_a_cluster_without_workers_for_adapters_brings_nothing(world: World) -> 
     world.start("aggregated-0", lora=LoraShape())
     world.controller.requests._awaited.wait(RequestId("r"), PlacementRequest(MODEL, adapter=digest_of("a")))
     assert world.ordered("aggregated-0") == []
+
+
+def test_a_role_that_has_it_near_somewhere_needs_no_other(world: World) -> None:
+    registration = spread(world, "aggregated-0", "aggregated-1")
+    for name in ("busy", "other"):
+        world.admit(name, digest_of(name))
+    far = first_home(registration.digest, [world.member(name) for name in world.workers])
+    near = next(name for name in world.workers if name != far)
+    world.workers[near].reports[registration.number] = replace(
+        world.workers[near].reports[registration.number], tier=DRAM
+    )
+    world.round()
+    wait(world, "r", "a")
+    assert ordered(world, near) == ordered(world, far) == set()

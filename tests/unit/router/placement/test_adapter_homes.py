@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.ids import AdapterDigest
-from llmserve.router.placement.adapter_homes import AdapterHomes, _wanted
+from llmserve.router.placement.adapter_homes import AdapterHomes, _wanted, first_home
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
 MakeSpec = Callable[..., WorkerSpec]
@@ -37,6 +37,11 @@ def test_every_worker_is_home_to_as_many(members: list[ClusterMember]) -> None:
 
 def test_any_two_routers_agree(members: list[ClusterMember]) -> None:
     assert first_homes(AdapterHomes(), members) == first_homes(AdapterHomes(), members[::-1])
+
+
+def test_the_first_home_is_known_without_any_memory(members: list[ClusterMember]) -> None:
+    known = [first_home(digest(number), members) for number in range(200)]
+    assert known == first_homes(AdapterHomes(), members, 200)
 
 
 def test_a_worker_that_goes_or_comes_moves_only_its_own(members: list[ClusterMember]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.core.ids import WorkerId
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.membership import ClusterMembership
@@ -351,3 +351,44 @@ def test_a_worker_whose_engine_does_not_answer_gets_nothing_until_it_does(
     assert member.interruptions == 1
     membership.heartbeat(DECODE, 1, EngineLoad())
     assert _decoders(membership) == ["decode-0"]
+
+
+def test_a_worker_that_runs_one_request_at_once_is_one(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    membership.register(replace(make_spec("decode-0"), max_concurrency=1))
+    assert len(membership) == 1
+
+
+def test_a_worker_that_lacks_something_takes_no_requests_until_it_has_it(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    membership.hold_back(WorkerId("unknown"), "it fetches")
+    names = []
+    for lacks in ("", "it fetches", "it fetches", ""):
+        membership.hold_back(WorkerId("decode-0"), lacks)
+        names.append([m.reason for m in membership.available("m", WorkerRole.DECODE)])
+    assert names == [[""], [], [], [""]]
+
+
+def test_what_a_suspect_lacks_counts_when_it_is_heard_again(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    membership.suspect(WorkerId("decode-0"), 1, "broken")
+    membership.hold_back(WorkerId("decode-0"), "it fetches")
+    (member,) = membership
+    assert (member.state, member.reason) == (WorkerState.SUSPECT, "broken")
+    membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad())
+    assert (member.state, member.reason) == (WorkerState.FETCHING, "it fetches")
+
+
+def test_versions_are_ruled_out_of_known_workers(membership: ClusterMembership, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("decode-0"))
+    (member,) = membership
+    for name in ("unknown", "decode-0"):
+        membership.rule_out(WorkerId(name), AdapterDigest("a"), out=True)
+    assert member.ruled_out == {"a"}
+    membership.rule_out(WorkerId("decode-0"), AdapterDigest("a"), out=False)
+    assert member.ruled_out == set()
