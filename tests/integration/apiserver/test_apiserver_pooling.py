@@ -52,6 +52,8 @@ async def test_an_embedding_is_one_leg_at_one_worker(cluster: Any, http: httpx.A
     assert not cluster.decode.seen
     (admit,) = cluster.router.admits
     assert (admit.tenant, admit.prompt_tokens, admit.max_output_tokens) == ("red", 3, 1)
+    record = (await http.get(f"/v1/requests/{answer.headers['x-request-id']}/explain")).json()
+    assert [one["prompt_tokens"] for one in record["sequences"]] == [3]
     await cluster.settled()
     assert [outcome for _, outcome in cluster.router.done] == [Outcome.COMPLETED]
 

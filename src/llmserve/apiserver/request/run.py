@@ -152,7 +152,7 @@ class RequestRun:
             self._placement.handed_over()
         if output.acceptance is not None:
             self._info.record.acceptance = output.acceptance
-        if output.token_ids and not self._has_token:
+        if (output.token_ids or output.pooled) and not self._has_token:
             self._first_token(output, origin)
         self._placement.generated += len(output.token_ids)  # with those that the user has already
         if self._placement.generated >= self._placement.report_at:
