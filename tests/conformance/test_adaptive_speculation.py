@@ -1,6 +1,5 @@
-"""A real engine with a real model proposes tokens while it copies, and none while it writes at random."""
+"""A real engine with a real model measures that proposals pay while it copies, and goes on proposing."""
 
-import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -73,8 +72,6 @@ def _alone(report: SpeculationReport) -> BatchGain:
 
 
 async def test_it_proposes_while_that_pays(harness: Harness, encode: Callable[[str], list[int]]) -> None:
-    """What is written at random has few words, so that each step finds something to propose."""
-    draw = random.Random(5)
     copied = encode(f"{WORDS} " * 12)
     for _ in range(ANSWERS):
         report = await _write(harness, copied, temperature=0.0)
@@ -82,10 +79,3 @@ async def test_it_proposes_while_that_pays(harness: Harness, encode: Callable[[s
     assert report.mean_length > 3
     assert copying.drafts
     assert copying.gain > 1.2
-    known = sorted(set(copied))
-    for _ in range(ANSWERS):
-        prompt = draw.choices(known, k=150)
-        report = await _write(harness, prompt, temperature=2.0, allowed_token_ids=known)
-    written = _alone(report)
-    assert not written.drafts
-    assert written.gain < 1
