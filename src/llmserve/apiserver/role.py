@@ -172,8 +172,8 @@ class Apiserver:
         return AdapterManager(client, self._adapters, lambda: self._live.limits.request)
 
     def _manager_for(self, named: str | None) -> AdapterManager:
-        """named: the model that an admin names. Errors: as ModelDoors.named."""
-        return self.models.named(named).manager
+        """named: the model that an admin names. Errors: as ModelDoors.managed."""
+        return self.models.managed(named).manager
 
     async def _missing(self) -> str:
         """Returns which model of the manifest cannot be served now, and why; empty when all can."""

@@ -153,16 +153,15 @@ async def test_a_source_is_loaded_under_a_name_of_its_own(
         (Unavailable("no router leads"), 503),
     ],
 )
-async def test_a_source_that_cannot_be_had_says_why_and_leaves_no_name(
+async def test_a_source_that_cannot_be_had_says_why_and_the_router_ends_its_name(
     cluster: Any, http: httpx.AsyncClient, error: Exception, status: int
 ) -> None:
     cluster.router.sources["dir:/adapters/x"] = error
     answer = await complete(http, lora_path="dir:/adapters/x", model="tiny")
     assert (answer.status_code, answer.json()["error"]["message"]) == (status, str(error))
     assert ("retry-after" in answer.headers) is (status == 503)
-    assert [one.name for one in cluster.router.unloads] == (
-        [cluster.router.loads[0].name] if status < 500 else []
-    )
+    assert [load.implicit for load in cluster.router.loads] == [True]
+    assert not cluster.router.unloads
     assert not cluster.router.admits
 
 

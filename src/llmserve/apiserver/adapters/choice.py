@@ -55,11 +55,11 @@ class AdapterChoice:
         source = read_source(wanted, FIELD)
         if found := self._names.find(str(source)):
             return found
-        scope, began = current_scope(), time.monotonic()
-        if not scope.may_use(name_for(source)):
+        scope, began, name = current_scope(), time.monotonic(), name_for(source, self._model)
+        if not scope.may_use(name):
             raise self._unknown(wanted)
         try:
-            return await self._manager.load_for_request(source)
+            return await self._manager.load_for_request(name, source)
         finally:
             scope.waited_seconds = time.monotonic() - began
 

@@ -40,9 +40,10 @@ class AdapterManager:
         await self._hear(has_heard, f"adapter {name} is ready")
         return status
 
-    async def load_for_request(self, source: AdapterSource) -> NamedAdapter:
-        """Loads what a request names by its source. A source that cannot be used leaves no name behind."""
-        status = await self._router.load(name_for(source), str(source), self._limit_seconds(), implicit=True)
+    async def load_for_request(self, name: str, source: AdapterSource) -> NamedAdapter:
+        """Loads what a request names by its source. name: as of name_for. A source that cannot be used leaves
+        no name behind."""
+        status = await self._router.load(name, str(source), self._limit_seconds(), implicit=True)
         return decode_named(status.adapter)
 
     async def unload(self, name: str, *, wait: bool = False) -> router_pb2.AdapterStatus:
@@ -83,7 +84,8 @@ def read_source(text: str, field: str) -> AdapterSource:
         raise InvalidRequest(f"{field}: {error.message}", field=field) from error
 
 
-def name_for(source: AdapterSource) -> str:
-    """Returns the name of an adapter that requests name by its source. It is always the same for a source."""
-    last = source.place.rpartition("/")[2]
-    return f"{last}-{hashlib.sha256(str(source).encode()).hexdigest()[:_NAME_DIGITS]}"
+def name_for(source: AdapterSource, model: str) -> str:
+    """Returns the name of an adapter that requests name by its source. It is always the same for a source and
+    a model, and another one for another model: a name is that of one adapter of all models."""
+    last, whole = source.place.rpartition("/")[2], f"{model}\0{source}"
+    return f"{last}-{hashlib.sha256(whole.encode()).hexdigest()[:_NAME_DIGITS]}"

@@ -1,7 +1,7 @@
 """The choice of the model that a request is for.
 
 An ASGI application around those of all models. It parses a body once, for itself and for the routes. What is
-about no model in particular, such as `/health`, is answered by the application of any.
+about no model in particular, such as `/health`, is answered by the application of the first that generates.
 """
 
 import json

@@ -138,8 +138,8 @@ class ModelDoor:
         return not self._tenants or tenant in self._tenants
 
     @property
-    def keeps_responses(self) -> bool:
-        """Whether the model answers /v1/responses, as models that generate do."""
+    def generates(self) -> bool:
+        """Whether the model answers with tokens, also at /v1/responses and the routes of the originals."""
         return self._responses is not None
 
     def makes_response(self, response_id: str) -> bool:

@@ -28,8 +28,10 @@ class ModelDoors:
 
     @property
     def first(self) -> ModelDoor:
-        """The one that answers what is about no model in particular."""
-        return next(iter(self._doors.values()))
+        """The one that answers what is about no model in particular. It generates if any does: those have
+        more routes, such as those of the original projects."""
+        doors = self._doors.values()
+        return next((door for door in doors if door.generates), next(iter(doors)))
 
     # -- the choice
 
@@ -37,32 +39,20 @@ class ModelDoors:
         """Returns the model that the caller of the current request means by `model`: its name, or that of one
         of its adapters. by_version: or the digest or the source of one. Errors: InvalidRequest when nothing
         is named and there are several; NotFound."""
-        if not name:
-            return self._only()
+        name = name or ""
         if not isinstance(name, str):
             return self.first  # vLLM's layer says what is wrong with it
-        door = self._doors.get(name) or self._of_adapter(name, by_version=by_version)
-        if door is None or not door.admits(current_scope().tenant):
-            raise self.unknown(name)
-        return door
+        return _chosen(self.visible(), name, by_version=by_version)
 
-    def _only(self) -> ModelDoor:
-        usable = self.visible()
-        if len(usable) == 1:
-            return usable[0]
-        raise InvalidRequest(f"model has to be set: there are {_listed(self._names())}", field="model")
-
-    def _of_adapter(self, name: str, *, by_version: bool) -> ModelDoor | None:
-        for door in self._doors.values():
-            if name in door.adapters or (by_version and door.adapters.find(name)):
-                return door
-        return None
+    def managed(self, name: str | None) -> ModelDoor:
+        """Returns the model that an admin means, who manages all of them, whichever tenants may use them.
+        Errors: as named."""
+        return _chosen(list(self), name or "")
 
     def with_response(self, response_id: str) -> ModelDoor:
         """Returns the model that makes this response of the caller. Any can fetch one that was made before,
         or elsewhere."""
-        generating = [door for door in self if door.keeps_responses] or [self.first]
-        return next((door for door in generating if door.makes_response(response_id)), generating[0])
+        return next((door for door in self if door.makes_response(response_id)), self.first)
 
     def visible(self) -> list[ModelDoor]:
         """Returns those that the caller may use."""
@@ -75,13 +65,7 @@ class ModelDoors:
 
     def unknown(self, name: str) -> NotFound:
         """Returns the error of a request that names a model that is not there, or not for its caller."""
-        known = _listed(closest_first(name, self._names()))
-        text = f"The model `{name[:_MOST_LETTERS]}` does not exist. There are: {known}."
-        return NotFound(text, field="model")
-
-    def _names(self) -> list[str]:
-        doors = self.visible()
-        return [*(door.name for door in doors), *(name for door in doors for name in door.adapters)]
+        return _unknown(self.visible(), name)
 
     # -- models come and go
 
@@ -107,6 +91,31 @@ class ModelDoors:
         await door.until_idle(drain_seconds)
         await door.drain(max(0.0, end - loop.time()), Unavailable(f"model {name} is being unloaded"))
         await door.aclose()
+
+
+def _chosen(doors: Sequence[ModelDoor], name: str, *, by_version: bool = False) -> ModelDoor:
+    """Returns that of these models which a name means, as ModelDoors.named says."""
+    if not name:
+        if len(doors) == 1:
+            return doors[0]
+        raise InvalidRequest(f"model has to be set: there are {_listed(_names(doors))}", field="model")
+    for door in doors:
+        if door.name == name:
+            return door
+    for door in doors:
+        if name in door.adapters or (by_version and door.adapters.find(name)):
+            return door
+    raise _unknown(doors, name)
+
+
+def _unknown(doors: Sequence[ModelDoor], name: str) -> NotFound:
+    known = _listed(closest_first(name, _names(doors)))
+    text = f"The model `{name[:_MOST_LETTERS]}` does not exist. There are: {known}."
+    return NotFound(text, field="model")
+
+
+def _names(doors: Sequence[ModelDoor]) -> list[str]:
+    return [*(door.name for door in doors), *(name for door in doors for name in door.adapters)]
 
 
 def _listed(names: Sequence[str]) -> str:

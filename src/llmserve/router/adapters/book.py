@@ -75,12 +75,6 @@ class AdapterBook:
             self._drain(one, NotFound(f"adapter {name} was unloaded before it was ready"))
         return current
 
-    def end_failed(self, registration: Registration) -> None:
-        """Called when its load has failed. One that only requests have asked for leaves no name. Others
-        stay, so that operators see why."""
-        if registration.wish.implicit and not registration.leaving:
-            self.lifecycle.drain(registration, registration.error, registration.message)
-
     def find(self, model: str, name: str) -> Registration:
         """Returns the registration that requests of this name use, or will use. model: empty: that of the
         adapter. Errors: NotFound."""

@@ -44,8 +44,6 @@ class AdapterCalls:
             registration = self._book.load(request.model, wish)
         await self._event_loop.adapter_watch.until(lambda: not registration.pending)
         if registration.error:
-            with self._event_loop.deciding():
-                self._book.end_failed(registration)
             raise error_named(registration.error, registration.message)
         await self._until_heard()
         return router_pb2.LoadAdapterResponse(adapter=self._status(registration))

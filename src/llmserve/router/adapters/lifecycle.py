@@ -180,9 +180,7 @@ class AdapterLifecycle:
             if not self.orders.given(worker_id, registration.number):
                 return
             if registration.pending and is_final(report.error):
-                registration.state = AdapterState.FAILED
-                registration.error = report.error
-                registration.message = f"worker {worker_id}: {report.message}"
+                registration.fail(report.error, f"worker {worker_id}: {report.message}")
             else:
                 registration.pause(worker_id, self._clock.now(), report.message)
                 self.fetch_failures += 1

@@ -121,6 +121,11 @@ class Registration:
             wish.name, self.digest, self.model, wish.source, self.rank, self.size_bytes, self.number
         )
 
+    def fail(self, error: str, message: str) -> None:
+        """One that only requests have asked for leaves no name. Others stay, so that operators see why."""
+        self.state = AdapterState.DRAINING if self.wish.implicit else AdapterState.FAILED
+        self.error, self.message = error, message
+
     def try_again(self) -> None:
         """Begins anew after it has failed: its source may be another one by now."""
         self.state, self.digest, self.error, self.message = AdapterState.REGISTERED, BASE_MODEL, "", ""

@@ -105,7 +105,7 @@ def test_what_is_no_source_names_the_field(text: str) -> None:
     assert caught.value.field == "lora_path"
 
 
-def test_the_name_for_a_source_is_its_own_and_always_the_same() -> None:
+def test_the_name_for_a_source_and_a_model_is_their_own_and_always_the_same() -> None:
     sources = [
         parse_adapter_source(text)
         for text in (
@@ -117,7 +117,8 @@ def test_the_name_for_a_source_is_its_own_and_always_the_same() -> None:
             "s3://sql",
         )
     ]
-    found = [name_for(source) for source in sources]
-    assert len(set(found)) == len(sources)
-    assert found == [name_for(source) for source in sources]
+    models = ("tiny", "large")
+    found = [name_for(source, model) for source in sources for model in models]
+    assert len(set(found)) == len(sources) * len(models), "a name is that of one adapter, whatever its model"
+    assert found == [name_for(source, model) for source in sources for model in models]
     assert all(name.startswith("sql-") for name in found)

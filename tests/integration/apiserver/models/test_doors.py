@@ -24,9 +24,14 @@ class Door:
     name: str
     adapters: Adapters = field(default_factory=Adapters)
     tenants: tuple[str, ...] = ()
+    generates: bool = True
+    response: str = ""
 
     def admits(self, tenant: TenantId) -> bool:
         return not self.tenants or tenant in self.tenants
+
+    def makes_response(self, response_id: str) -> bool:
+        return bool(self.response) and self.response == response_id
 
 
 @pytest.fixture
@@ -89,6 +94,26 @@ def test_a_tenant_sees_what_it_may_use(several: ModelDoors, scope: RequestScope)
     assert [door.name for door in several.visible()] == ["tiny", "large", "secret"]
     scope.caller = Caller(TenantId("red"))
     assert [door.name for door in several.visible()] == ["tiny", "large"]
+
+
+def test_an_admin_manages_also_what_its_tenant_may_not_use(several: ModelDoors, scope: RequestScope) -> None:
+    scope.caller = Caller(TenantId("red"), admin=True)
+    assert [several.managed(name).name for name in ("secret", "tiny")] == ["secret", "tiny"]
+    with pytest.raises(NotFound, match="There are: tiny, large, secret, sql, poems"):
+        several.managed("gpt-7")
+    with pytest.raises(InvalidRequest, match="model has to be set: there are tiny, large, secret, sql"):
+        several.managed(None)
+    assert doors(Door("secret", tenants=("blue",))).managed(None).name == "secret"
+    with pytest.raises(NotFound):
+        several.named("secret")
+
+
+def test_what_is_about_no_model_is_for_the_first_that_generates(scope: RequestScope) -> None:
+    pooling, tiny = Door("embedding", generates=False), Door("tiny", response="r1")
+    mixed = doors(pooling, tiny, Door("large", response="r2"))
+    assert mixed.first.name == "tiny"
+    assert [mixed.with_response(name).name for name in ("r1", "r2", "r3")] == ["tiny", "large", "tiny"]
+    assert doors(pooling).first.name == doors(pooling).with_response("r1").name == "embedding"
 
 
 @pytest.mark.parametrize("nothing", [None, ""])

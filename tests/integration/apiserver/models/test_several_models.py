@@ -38,7 +38,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 def two_models(**sections: Any) -> dict[str, Any]:
     models = [{"source": "hub:some/tiny"}, {"source": "hub:some/large", "tenants": ["blue", "root"]}]
-    keys = [{"tenant": name, "key": name, "admin": name == "root"} for name in ("red", "blue", "root")]
+    tenants, admins = ("red", "blue", "root", "green"), ("root", "green")
+    keys = [{"tenant": name, "key": name, "admin": name in admins} for name in tenants]
     store = {"response_store": {"enabled": True}}
     return {
         "kind": "LLMServe",
@@ -200,6 +201,28 @@ async def test_a_load_says_of_which_model(cluster: TwoModels) -> None:
         cluster.router.sources["dir:/adapters/any2"] = AdapterDigest("3" * 64)
         assert (await http.post("/v1/completions", json=body)).status_code == 200
     assert cluster.router.loads[-1].model == LARGE
+
+
+async def test_an_admin_of_another_tenant_loads_into_a_model_that_its_tenant_may_not_use(
+    cluster: TwoModels,
+) -> None:
+    async with cluster.client("green") as http:
+        body = {"name": "new", "source": "dir:/adapters/any", "model": LARGE}
+        assert (await http.post("/admin/v1/adapters", json=body)).status_code == 200
+        unknown = await http.post("/admin/v1/adapters", json={**body, "model": "none"})
+        assert LARGE in unknown.json()["error"]["message"]
+        answer = await http.post("/v1/completions", json={**COMPLETION, "model": LARGE})
+        assert answer.status_code == 404
+    assert [load.model for load in cluster.router.loads] == [LARGE]
+
+
+async def test_a_source_has_a_name_for_each_model(cluster: TwoModels, http: httpx.AsyncClient) -> None:
+    cluster.router.sources["dir:/adapters/any"] = AdapterDigest("3" * 64)
+    for model in (TINY, LARGE):
+        body = {**COMPLETION, "model": model, "lora_path": "dir:/adapters/any"}
+        assert (await http.post("/v1/completions", json=body)).status_code == 200
+    assert [load.model for load in cluster.router.loads] == [TINY, LARGE]
+    assert len({load.name for load in cluster.router.loads}) == 2
 
 
 async def test_a_response_goes_on_with_its_own_model_only(cluster: TwoModels) -> None:

@@ -142,15 +142,34 @@ def test_a_twin_is_as_used_as_the_other(world: World) -> None:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_a_load_that_failed_leaves_a_name_only_if_somebody_named_it(world: World, implicit: bool) -> None:
-    registration = world.load("a", implicit=implicit)
-    world.round(0.0, rounds=4)
-    assert registration.error == "InvalidRequest"
-    world.book.end_failed(registration)
-    world.book.end_failed(registration)  # another request that waited for it
-    world.round(rounds=2)
+@pytest.mark.parametrize("error", ["InvalidRequest", "ModelNotFound"])
+def test_a_load_that_failed_leaves_a_name_only_if_somebody_named_it(
+    world: World, implicit: bool, error: str
+) -> None:
+    """Whether anybody still waits for it or not. ModelNotFound: after the digest was known."""
+    if error == "ModelNotFound":
+        world.start("prefill-0", fetches=False)
+        registration = world.load("a", "one", implicit=implicit)
+        world.round(0.0, rounds=3)
+        world.sources.content["dir:/a"] = "two"
+        world.workers["prefill-0"].fetches = True
+    else:
+        registration = world.load("a", implicit=implicit)
+    world.round(0.0, rounds=2)
+    assert registration.pending is False
+    assert registration.leaving is implicit
+    assert registration.error == error, "those who wait are told"
+    world.round(rounds=8)
     assert [one.wish.name for one in world.book] == ([] if implicit else ["a"])
     assert (registration.error, registration.state) == (
-        "InvalidRequest",
+        error,
         AdapterState.GONE if implicit else AdapterState.FAILED,
     )
+
+
+def test_a_load_that_failed_may_be_asked_for_anew_at_once(world: World) -> None:
+    failed = world.load("a", implicit=True)
+    world.round(0.0, rounds=2)
+    assert failed.state is DRAINING
+    again = by_request(world, "a")
+    assert again is not failed
