@@ -89,7 +89,9 @@ class Apiserver:
         self._adapter_manager = self._manager_of("")
         self._retries = _retries(manifest.scheduling)
         self._metrics.retry_budget.set_function(lambda: self._retries.left)
-        self._batches = build_batches(manifest.batches, options.run_dir, self._metrics, self._front_door)
+        self._batches = build_batches(
+            manifest.batches, options.run_dir, self._metrics, self._front_door, options.max_body_bytes
+        )
         self._store = build_store(manifest, os.environ, SystemClock())
         self.models, self._compiler = ModelDoors(), SharedCompiler()
         self._baseline = BaselineTurn(lambda: self._live.limits.request)
@@ -190,7 +192,7 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
-        add_batches(app, self._batches)
+        add_batches(app, self._batches, self.models.serves)
         if manifest.engine.task == GENERATE and _serves_original_routes(manifest):
             add_original_routes(app, manifest.engine, self._baseline, self.models)
 

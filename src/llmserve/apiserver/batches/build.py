@@ -24,13 +24,18 @@ _LOCATION = "batches.location"
 # Looking costs a request in a bucket.
 _DISK_SECONDS, _BUCKET_SECONDS = 1.0, 5.0
 _FORM_BYTES = 1 << 20  # of an upload, around its file
+_LINE_BYTES = 64 << 10  # of a line, around its body
 
 
 def build_batches(
-    batches: Batches, run_dir: str | None, metrics: ApiserverMetrics, gate: Callable[[], ASGIApp]
+    batches: Batches,
+    run_dir: str | None,
+    metrics: ApiserverMetrics,
+    gate: Callable[[], ASGIApp],
+    max_body_bytes: int,
 ) -> BatchService | None:
-    """Returns None when batches are off, or have no place. Errors: ManifestError, when the place cannot be
-    used or needs a package."""
+    """max_body_bytes: the most that the gate takes. Returns None when batches are off, or have no place.
+    Errors: ManifestError, when the place cannot be used or needs a package."""
     location = batches.location or (run_dir and str(Path(run_dir).absolute() / "batches"))
     if not batches.enabled or not location:
         return None
@@ -45,6 +50,7 @@ def build_batches(
         slots=LineSlots(batches.concurrency),
         metrics=metrics,
         max_lines=batches.max_lines,
+        max_line_bytes=max_body_bytes + _LINE_BYTES,
         now=time.time,
         look_seconds=look_seconds,
     )

@@ -1,16 +1,15 @@
 """The lines of a batch: read from its input file, and written to its output and error files. Pure."""
 
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from typing import Any
 
 # What a batch may be of, where it is served.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
-# The longest line that is looked at; what a request's body may have is less.
-MOST_LINE_BYTES = 64 << 20
 _FIRST_ERROR_STATUS = 400
-_TOO_LONG = b"\x00"  # stands for a line that was not kept; it is no JSON
+_TOO_LONG = b"\n"  # stands for a line that was not kept; no line has its end within
 _LONGEST_ID = 512
 # What the answer to a line would not be.
 _REFUSED = {
@@ -49,21 +48,30 @@ class LineResult:
     answer: dict[str, Any] | None
 
 
-async def numbered_lines(pieces: AsyncIterable[bytes]) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yields the lines of a file that are not blank, each with its number from 1."""
-    number, rest, too_long = 0, bytearray(), False
+async def numbered_lines(
+    pieces: AsyncIterable[bytes], most_bytes: int = sys.maxsize
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yields the lines of a file that are not blank, each with its number from 1. most_bytes: longer lines
+    are not kept; LineReader refuses what stands for them."""
+    number, line = 0, bytearray()
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        rest += first
+        line += first
         for start in others:
             number += 1
-            if too_long or rest.strip():
-                yield number, _TOO_LONG if too_long else bytes(rest)
-            rest, too_long = bytearray(start), False
-        if len(rest) > MOST_LINE_BYTES:
-            rest, too_long = bytearray(), True
-    if too_long or rest.strip():
-        yield number + 1, _TOO_LONG if too_long else bytes(rest)
+            if text := _kept(line, most_bytes):
+                yield number, text
+            line = bytearray(start)
+        del line[most_bytes + 1 :]  # what is left is still too long
+    if text := _kept(line, most_bytes):
+        yield number + 1, text
+
+
+def _kept(line: bytearray, most_bytes: int) -> bytes:
+    """Returns nothing of a blank line."""
+    if len(line) > most_bytes:
+        return _TOO_LONG
+    return bytes(line) if line.strip() else b""
 
 
 class LineReader:
@@ -74,6 +82,8 @@ class LineReader:
         self._first: dict[str, int] = {}
 
     def read(self, number: int, text: bytes) -> BatchLine | LineProblem:
+        if text == _TOO_LONG:
+            return LineProblem(number, "invalid_json_line", f"line {number} is longer than a request may be")
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:

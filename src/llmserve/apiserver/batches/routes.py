@@ -4,7 +4,7 @@ https://platform.openai.com/docs/api-reference/files and .../batch
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -49,11 +49,12 @@ class BatchBody(BaseModel):
     output_expires_after: ExpiresAfter | None = None
 
 
-def add_batches(app: FastAPI, service: BatchService | None) -> None:
-    """service: None when batches are off; then there are no such routes."""
+def add_batches(app: FastAPI, service: BatchService | None, serves: Callable[[str], bool]) -> None:
+    """service: None when batches are off; then there are no such routes. serves: whether any model serves a
+    path by now."""
     if service is not None:
         _add_files(app, service)
-        _add_batches(app, service)
+        _add_batches(app, service, serves)
 
 
 def _add_files(app: FastAPI, service: BatchService) -> None:
@@ -107,15 +108,13 @@ def _add_files(app: FastAPI, service: BatchService) -> None:
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-def _add_batches(app: FastAPI, service: BatchService) -> None:
+def _add_batches(app: FastAPI, service: BatchService, serves: Callable[[str], bool]) -> None:
     files, store = service.parts.files, service.parts.store
-    served = {getattr(route, "path", "") for route in app.routes}
-    endpoints = [endpoint for endpoint in ENDPOINTS if endpoint in served]
 
     @app.post("/v1/batches")
     async def create_batch(body: BatchBody) -> JSONResponse:
         """Begins a batch. Its lines are looked at later: what is wrong with them stands in the batch."""
-        new = _checked(body, endpoints)
+        new = _checked(body, [endpoint for endpoint in ENDPOINTS if serves(endpoint)])
         file = await files.get(_tenant(), body.input_file_id)
         if file.purpose != _PURPOSE:
             message = f"file {file.id} has the purpose {file.purpose!r}, and not {_PURPOSE!r}"

@@ -80,6 +80,7 @@ class RunParts:
     slots: LineSlots
     metrics: ApiserverMetrics
     max_lines: int
+    max_line_bytes: int
     now: Callable[[], float]
     look_seconds: float = _LOOK_SECONDS
 
@@ -147,7 +148,8 @@ class BatchRun:
         return []
 
     def _texts(self) -> AsyncGenerator[tuple[int, bytes], None]:
-        return numbered_lines(self._parts.files.contents(self._batch.input_file_id))
+        contents = self._parts.files.contents(self._batch.input_file_id)
+        return numbered_lines(contents, self._parts.max_line_bytes)
 
     # -- its lines
 
@@ -167,22 +169,20 @@ class BatchRun:
         return RunEnd.DONE
 
     async def _send_all(self) -> None:
-        """Sends the lines that have no result, as slots get free. Returns when all have one."""
+        """Sends the lines that have no result. Returns when all have one. With those that pause, no more are
+        in memory than there are slots."""
         async with aclosing(self._unfinished()) as lines:
             async for line in lines:
                 if isinstance(line, LineProblem):
                     await self._refuse(line)
                     continue
-                await self._parts.slots.take(self._tenant)
+                while len(self._running) >= self._parts.slots.count:
+                    await asyncio.wait(set(self._running), return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._send(line), name=request_name(self._batch.id, line.number))
                 self._running.add(task)
-                task.add_done_callback(self._sent)
+                task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(set(self._running))
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._parts.slots.give_back(self._tenant)
 
     async def _unfinished(self) -> AsyncGenerator[BatchLine | LineProblem, None]:
         reader = LineReader(self._batch.endpoint)
@@ -197,23 +197,31 @@ class BatchRun:
         self._count("refused")
 
     async def _send(self, line: BatchLine) -> None:
-        answer = await self._answer(line)
+        backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+        while True:
+            await self._parts.slots.take(self._tenant)
+            try:
+                answer = await self._answer(line)
+                if answer.status not in _BUSY:
+                    await self._note(line, answer)
+                    return
+            finally:
+                self._parts.slots.give_back(self._tenant)
+            # It pauses without its slot: the lines of a tenant at its rate limit would hold all of them.
+            await asyncio.sleep(answer.retry_after_seconds or backoff.next())
+
+    async def _note(self, line: BatchLine, answer: LineAnswer) -> None:
         result = answered(self._batch.id, line, answer.status, answer.body)
         await self._journal.write(result)
         self._count("failed" if result.answer is None else "completed")
 
     async def _answer(self, line: BatchLine) -> LineAnswer:
-        backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         name, caller = request_name(self._batch.id, line.number), self._stored.caller
-        while True:
-            try:
-                answer = await self._parts.caller.post(caller, self._batch.endpoint, name, line.body)
-            except Exception as error:  # whatever it is, it must not take the other lines along
-                _log.error("%s failed on a defect", name, exc_info=error)
-                return LineAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, _DEFECT)
-            if answer.status not in _BUSY:
-                return answer
-            await asyncio.sleep(answer.retry_after_seconds or backoff.next())
+        try:
+            return await self._parts.caller.post(caller, self._batch.endpoint, name, line.body)
+        except Exception as error:  # whatever it is, it must not take the other lines along
+            _log.error("%s failed on a defect", name, exc_info=error)
+            return LineAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, _DEFECT)
 
     async def _watch(self) -> RunEnd:
         """Saves the counts now and then. Returns when the batch is to run no more lines."""

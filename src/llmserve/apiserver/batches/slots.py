@@ -7,10 +7,11 @@ from llmserve.core.ids import TenantId
 
 
 class LineSlots:
-    """A free slot goes to the tenant that has the fewest and waits; within a tenant, to who came first."""
+    """A free slot goes to the tenant that has the fewest and waits; within a tenant, to who came first.
+    count: slots in all."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self.count = self._free = count
         self._held: Counter[TenantId] = Counter()
         self._waiting: dict[TenantId, deque[asyncio.Future[None]]] = {}
 

@@ -35,13 +35,14 @@ _STARTED_LATE_SECONDS = 3600.0  # an open batch of which nothing is said by then
 
 class StoredBatch(BaseModel):
     """A batch and what its owner must know of it. adapters: those that its key may use; None: all.
-    max_priority: how many steps the key may move requests ahead; None: any number. output_seconds: how long
-    its results are kept; None for the default."""
+    max_priority: how many steps the key may move requests ahead; None: any number. key_digest: see
+    Caller. output_seconds: how long its results are kept; None for the default."""
 
     batch: Batch
     tenant: str
     adapters: list[str] | None = None
     max_priority: int | None = None
+    key_digest: str | None = None
     output_seconds: float | None = None
 
     @property
@@ -53,7 +54,11 @@ class StoredBatch(BaseModel):
         """Who its lines are run for."""
         adapters = None if self.adapters is None else frozenset(self.adapters)
         return Caller(
-            TenantId(self.tenant), adapters=adapters, background=True, max_priority=self.max_priority
+            TenantId(self.tenant),
+            adapters=adapters,
+            background=True,
+            max_priority=self.max_priority,
+            key_digest=self.key_digest,
         )
 
     def reached(self, status: str, now: float) -> None:
@@ -110,6 +115,7 @@ class BatchStore:
             tenant=caller.tenant,
             adapters=adapters,
             max_priority=caller.max_priority,
+            key_digest=caller.key_digest,
             output_seconds=new.output_seconds,
         )
         await self._storage.put(open_path(folder_of(caller.tenant), batch.id), b"")

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from llmserve.config.conflict import refuse
 from llmserve.config.refusals import unset_api_keys
@@ -17,13 +17,14 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 class Caller:
     """admin: may use `/admin`, and see every request's record. adapters: names of those that it may use;
     None: all. background: its requests are those of a batch. max_priority: how many steps its requests may
-    be moved ahead; None: any number."""
+    be moved ahead; None: any number. key_digest: what ApiKeys knows the key by; None: there were no keys."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
     adapters: frozenset[str] | None = None
     background: bool = False
     max_priority: int | None = None
+    key_digest: str | None = field(default=None, compare=False, repr=False)
 
 
 class ApiKeys:
@@ -49,7 +50,15 @@ class ApiKeys:
                 found = caller
         if found is None:
             raise NotAuthenticated("the API key is not known")
-        return found
+        return replace(found, key_digest=digest.hex())
+
+    def check(self, caller: Caller) -> None:
+        """Errors: NotAuthenticated when the key of a caller of before is not known any more, or is another
+        tenant's."""
+        key = (caller.key_digest, caller.tenant)
+        known = {(digest.hex(), one.tenant) for digest, one in self._callers}
+        if caller.key_digest is not None and key not in known:
+            raise NotAuthenticated("the API key is not known any more")
 
 
 def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.environ) -> ApiKeys:

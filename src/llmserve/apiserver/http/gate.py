@@ -2,7 +2,8 @@
 
     authenticate -> read the body within its limits -> check it -> RequestScope -> vLLM's app -> HeldResponse
 
-A call from within this process names its caller in the ASGI scope, under CALLER, and needs no key.
+A call from within this process names its caller in the ASGI scope, under CALLER. The key by which it came
+must still be known.
 
 While the server stops, nothing new begins, every answer ends its connection, and none is torn off silently.
 """
@@ -16,7 +17,7 @@ from types import MappingProxyType
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.auth import ApiKeys
+from llmserve.apiserver.http.auth import ApiKeys, Caller
 from llmserve.apiserver.http.body import bounded, check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable
@@ -121,12 +122,20 @@ class Gate:
         DeadlineExceeded."""
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
-            request.caller = scope.get(CALLER) or self.keys.caller_of(headers, is_local=_is_local(scope))
+            request.caller = self._caller_of(scope)
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
             return bounded(headers, receive, limit_bytes)
         first = await read_body(headers, receive, self._max_body_bytes)
         check_body(headers, first.get("body", b""))
         return replay(first, receive)
+
+    def _caller_of(self, scope: Scope) -> Caller:
+        """Errors: NotAuthenticated."""
+        caller: Caller | None = scope.get(CALLER)
+        if caller is None:
+            return self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
+        self.keys.check(caller)
+        return caller
 
     def _remember(self, scope: Scope, request: RequestScope) -> None:
         """Opens a record of the request, and a span that ends with it."""

@@ -119,6 +119,12 @@ class ModelDoor:
         return self._app
 
     @property
+    def paths(self) -> frozenset[str]:
+        """Those of its routes."""
+        assert self._app is not None, "not open"
+        return frozenset(getattr(route, "path", "") for route in self._app.routes)
+
+    @property
     def client(self) -> ClusterEngineClient:
         assert self._client is not None, "not open"
         return self._client

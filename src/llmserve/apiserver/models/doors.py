@@ -59,6 +59,10 @@ class ModelDoors:
         tenant = current_scope().tenant
         return [door for door in self if door.admits(tenant)]
 
+    def serves(self, path: str) -> bool:
+        """Returns whether any model has a route of this path."""
+        return any(path in door.paths for door in self)
+
     async def cards(self) -> list[ModelCard]:
         """Returns all models and adapters that the caller may use."""
         return [card for door in self.visible() for card in await door.cards()]

@@ -136,6 +136,21 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
     assert answer.headers[b"x-request-id"] == b"line_1"
 
 
+async def test_a_line_is_refused_once_its_key_is_gone() -> None:
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        await send(start(b"application/json"))
+        await send(piece(b"{}", more=False))
+
+    keys = ApiKeys({"red-key": Caller(TenantId("red"))})
+    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    red, call = keys.caller_of([(b"x-api-key", b"red-key")]), GateCaller(lambda: gate).post
+    assert (await call(red, "/v1/completions", "line_1", b"{}")).status == 200
+    gate.keys = ApiKeys({"new-key": Caller(TenantId("red"))})
+    refused = await call(red, "/v1/completions", "line_2", b"{}")
+    assert refused.status == 401
+    assert json.loads(refused.body)["error"]["message"] == "the API key is not known any more"
+
+
 def test_how_long_an_answer_says_to_wait() -> None:
     def seconds(value: bytes) -> float | None:
         return LineAnswer(429, headers={b"retry-after": value}).retry_after_seconds

@@ -26,6 +26,7 @@ class Door:
     tenants: tuple[str, ...] = ()
     generates: bool = True
     response: str = ""
+    paths: frozenset[str] = frozenset()
 
     def admits(self, tenant: TenantId) -> bool:
         return not self.tenants or tenant in self.tenants
@@ -130,6 +131,13 @@ def test_without_a_name_there_has_to_be_one_model(
 @pytest.mark.parametrize("wrong", [5, ["tiny"], {"a": 1}, True])
 def test_what_is_no_text_is_left_to_the_routes(several: ModelDoors, wrong: Any) -> None:
     assert several.named(wrong).name == "tiny"
+
+
+def test_a_path_is_served_where_any_model_serves_it() -> None:
+    made = doors(Door("tiny", paths=frozenset({"/chat"})))
+    assert (made.serves("/chat"), made.serves("/embeddings")) == (True, False)
+    made.add(Door("vectors", paths=frozenset({"/embeddings"})))  # type: ignore[arg-type]
+    assert (made.serves("/chat"), made.serves("/embeddings")) == (True, True)
 
 
 def test_long_lists_and_long_names_are_cut(scope: RequestScope) -> None:

@@ -87,6 +87,7 @@ class Bench:
     file_bytes: int = 10_000
     concurrency: int = 4
     max_lines: int = 1000
+    max_line_bytes: int = 10_000
 
     def __post_init__(self) -> None:
         limits = FileLimits(self.file_bytes, 2 * self.file_bytes, self.keep_seconds)
@@ -98,6 +99,7 @@ class Bench:
             slots=LineSlots(self.concurrency),
             metrics=self.metrics,
             max_lines=self.max_lines,
+            max_line_bytes=self.max_line_bytes,
             now=lambda: self.now,
             look_seconds=0.01,
         )

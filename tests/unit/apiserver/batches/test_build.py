@@ -20,7 +20,9 @@ def _built(run_dir: Path | None, **keys: Any) -> BatchService | None:
         raise AssertionError("nothing is sent yet")
 
     place = None if run_dir is None else str(run_dir)
-    return build_batches(Batches(**keys), place, ApiserverMetrics(CollectorRegistry()), gate)
+    return build_batches(
+        Batches(**keys), place, ApiserverMetrics(CollectorRegistry()), gate, max_body_bytes=1000
+    )
 
 
 def test_places(tmp_path: Path) -> None:
@@ -46,6 +48,12 @@ def test_they_are_off_without_a_place_or_when_the_manifest_says_so(tmp_path: Pat
 def test_a_place_that_cannot_be_used(location: str) -> None:
     with pytest.raises(ManifestError, match=r"batches\.location"):
         _built(None, location=location)
+
+
+def test_a_line_has_room_for_what_is_around_its_body(tmp_path: Path) -> None:
+    built = _built(tmp_path)
+    assert built is not None
+    assert built.parts.max_line_bytes == 1000 + (64 << 10)
 
 
 def test_an_upload_has_room_for_its_form() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from llmserve.apiserver.batches import lines
 from llmserve.apiserver.batches.lines import (
     BatchLine,
     LineProblem,
     LineReader,
+    LineResult,
     answered,
     expired,
     not_answered,
@@ -22,8 +22,8 @@ BATCH = "batch_" + "0" * 32
 NAME = "batch_req_" + "0" * 32
 
 
-async def _numbered(*texts: bytes) -> list[tuple[int, bytes]]:
-    return [one async for one in numbered_lines(pieces(*texts))]
+async def _numbered(*texts: bytes, most_bytes: int = 100) -> list[tuple[int, bytes]]:
+    return [one async for one in numbered_lines(pieces(*texts), most_bytes)]
 
 
 async def test_lines_are_numbered_whatever_the_pieces() -> None:
@@ -35,15 +35,18 @@ async def test_lines_are_numbered_whatever_the_pieces() -> None:
     assert await _numbered(b"a\r\nb") == [(1, b"a\r"), (2, b"b")]
 
 
-async def test_a_line_that_is_too_long_is_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 10)
-    found = await _numbered(b"a\n", b"x" * 11, b"x", b"\nb", b"\n", b"y" * 11)
-    assert [number for number, _ in found] == [1, 2, 3, 4]
-    assert (found[0][1], found[2][1]) == (b"a", b"b")
-    for number, text in (found[1], found[3]):
-        problem = LineReader(CHAT).read(number, text)
-        assert isinstance(problem, LineProblem)
-        assert problem.code == "invalid_json_line"
+@pytest.mark.parametrize("piece_bytes", [1, 5, 1000])
+async def test_a_line_that_is_too_long_is_refused_alone(piece_bytes: int) -> None:
+    text = b"\n".join([b"a", b"x" * 12, b"b" * 10, b"y" * 11, b"\0", b"z" * 11])
+    parts = [text[start : start + piece_bytes] for start in range(0, len(text), piece_bytes)]
+    found = dict(await _numbered(*parts, most_bytes=10))
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    assert (found[1], found[3], found[5]) == (b"a", b"b" * 10, b"\0")
+    for number in (2, 4, 6):
+        assert len(found[number]) < 10, "it is not kept in memory"
+        problem = LineReader(CHAT).read(number, found[number])
+        message = f"line {number} is longer than a request may be"
+        assert problem == LineProblem(number, "invalid_json_line", message)
 
 
 def test_a_right_line() -> None:
@@ -85,7 +88,7 @@ def test_fields_that_say_nothing_are_right() -> None:
     assert isinstance(LineReader(CHAT).read(1, line("a", body={"stream": False})), BatchLine)
 
 
-def _row(result: lines.LineResult) -> dict[str, Any]:
+def _row(result: LineResult) -> dict[str, Any]:
     assert result.text.endswith(b"\n")
     assert parse_result(result.text) == result  # what was written is read as it was
     row: dict[str, Any] = json.loads(result.text)

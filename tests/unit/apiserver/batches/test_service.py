@@ -58,6 +58,10 @@ async def running(bench: Bench, lines: int) -> None:
     await eventually(reached)
 
 
+async def tried(bench: Bench, lines: int) -> bool:
+    return len(bench.caller.prompts) >= lines
+
+
 async def nothing_open(bench: Bench) -> bool:
     return not await bench.storage.names(OPEN)
 
@@ -129,6 +133,41 @@ async def test_a_cluster_that_is_busy_is_asked_again(bench: Bench, monkeypatch: 
         batch = await ended(bench, batch)
     assert counts(batch)["completed"] == 1
     assert bench.caller.prompts == ["a"] * 3
+
+
+async def test_a_tenant_that_is_at_its_limit_leaves_the_slots_to_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines pause until the far future; at most as many as there are slots have been tried."""
+    monkeypatch.setattr(service_module, "_PAUSE_SECONDS", 0.01)  # for one that is found half made
+    names = [f"red-{n}" for n in range(3 * bench.concurrency)]
+    refusal = LineAnswer(429, b"{}", {b"retry-after": b"3600"})
+    bench.caller.answers = {name: [refusal] for name in names}
+    limited = await bench.submit(*map(line, names))
+    async with serving(bench):
+        await eventually(lambda: tried(bench, bench.concurrency))
+        other = await bench.submit(line("blue-0"), line("blue-1"), tenant=BLUE)
+        assert counts(await ended(bench, other, BLUE))["completed"] == 2
+        assert len([name for name in bench.caller.prompts if name in names]) == bench.concurrency
+        await bench.store.cancel(RED, limited.id)
+        assert (await ended(bench, limited)).status == "cancelled"
+        again = await bench.submit(*(line(f"again-{n}") for n in range(20)))
+        assert counts(await ended(bench, again))["completed"] == 20
+    assert bench.caller.most_running == bench.concurrency
+
+
+async def test_lines_that_paused_take_a_slot_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_FIRST_PAUSE_SECONDS", 0.001)
+    bench = Bench(DiskStorage(tmp_path), concurrency=1)
+    names = [str(n) for n in range(5)]
+    bench.caller.answers = {name: [LineAnswer(503, b"{}")] for name in names}
+    batch = await bench.submit(*map(line, names))
+    other = await bench.submit(*map(line, "abc"), tenant=BLUE)
+    async with serving(bench):
+        assert counts(await ended(bench, batch))["completed"] == len(names)
+        assert counts(await ended(bench, other, BLUE))["completed"] == 3
+    assert sorted(bench.caller.prompts) == sorted([*names, *names, *"abc"])
+    assert bench.caller.most_running == 1
 
 
 async def test_a_line_on_which_something_breaks_fails_alone(bench: Bench) -> None:

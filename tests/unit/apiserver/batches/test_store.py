@@ -14,7 +14,7 @@ BLUE = TenantId("blue")
 
 
 async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
-    caller = Caller(RED, admin=True, adapters=frozenset({"y", "x"}), max_priority=2)
+    caller = Caller(RED, admin=True, adapters=frozenset({"y", "x"}), max_priority=2, key_digest="ab")
     made = await bench.store.create(caller, NEW)
     assert (made.status, made.expires_at, made.metadata) == ("validating", int(bench.now) + 3600, {"a": "b"})
     assert await bench.store.get(RED, made.id) == made
@@ -26,6 +26,7 @@ async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
     assert stored is not None
     assert (stored.batch, stored.output_seconds) == (made, 7200.0)
     assert stored.caller == Caller(RED, adapters=frozenset({"x", "y"}), background=True, max_priority=2)
+    assert stored.caller.key_digest == "ab"
     assert not stored.has_ended
 
 

@@ -67,6 +67,18 @@ def test_anything_else_is_refused(keys: ApiKeys, headers: list[tuple[bytes, byte
         keys.caller_of(headers)
 
 
+def test_a_caller_of_before_is_let_in_while_its_key_is_its_tenant_s(keys: ApiKeys) -> None:
+    caller = keys.caller_of([(b"x-api-key", b"red-key")])
+    assert caller.key_digest is not None
+    assert "red-key" not in caller.key_digest
+    keys.check(caller)
+    keys.check(Caller(TenantId("red")))  # made when there were no keys
+    gone = "the API key is not known any more"
+    for others in ({}, {"other-red-key": caller}, {"red-key": Caller(TenantId("blue"))}):
+        with pytest.raises(NotAuthenticated, match=gone):
+            ApiKeys(others).check(caller)
+
+
 def test_keys_come_from_the_manifest_or_the_environment() -> None:
     declared = [ApiKey(tenant="red", key="k1"), ApiKey(tenant="blue", key_env="BLUE_KEY")]
     keys = load_keys(declared, {"BLUE_KEY": "k2"})
