@@ -123,7 +123,7 @@ class Requests:
         """Places the requests whose turn it is."""
         hopeless = self.follow_workers()
         if self._queue.waiting_requests:
-            self._queue.dispatch(self._place_together)
+            self._queue.dispatch(self._place_together, self._probe)
             self._deferred.clear()
         placed, self._placed = self._placed, []
         return [*hopeless, *placed]
@@ -241,6 +241,12 @@ class Requests:
             return self._no_place(entry, request, plan)
         self._placed.append(self._occupy(entry, request, plan))
         return Fit.PLACED
+
+    def _probe(self, request: QueuedRequest) -> Fit:
+        """What `_place` would answer. The queue asks this when a budget has no room for the request."""
+        entry = self.entries[request.request_id]
+        obstacle = self._planner.obstacle(entry.placement)
+        return Fit.PLACED if obstacle is None else self._no_place(entry, request, obstacle)
 
     def _no_place(self, entry: RequestEntry, request: QueuedRequest, plan: NoPlan) -> Fit:
         """Says how the queue goes on without this request. One that has waited long for a slot of its adapter

@@ -27,6 +27,7 @@ from llmserve.scheduler.request import (
     Rejected,
     Tally,
     WaitingRequest,
+    has_place,
 )
 from llmserve.scheduler.resources import BudgetSet
 from llmserve.scheduler.turns import Turns
@@ -40,9 +41,9 @@ class AdmissionQueue:
 
     budgets: budgets of the cluster and of each tenant. When one of the cluster is used up, nobody is
     dispatched: the request whose turn it is gets what others give back, so a large request is not
-    overtaken. When a tenant's own is used up, only that tenant waits. longest_retry_seconds: see Refusals.
-    accounts: may be replaced before use. holds_up_all: a budget that ended the last round is full whatever
-    the model.
+    overtaken, unless it has no place anyway. When a tenant's own is used up, only that tenant waits.
+    longest_retry_seconds: see Refusals. accounts: may be replaced before use. holds_up_all: a budget that
+    ended the last round is full whatever the model.
 
     A tenant whose requests wait for adapter slots lets others pass, and keeps its turn. When it is far
     behind, slots are owed to it: requests of others with an adapter wait until it has got some."""
@@ -68,6 +69,7 @@ class AdmissionQueue:
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._round_ended_by = ""  # what ended the last round
         self._slots_owed_to: TenantId | None = None  # by the last round
+        self._lacks_budget = False  # as far as is known, only budgets keep a request from its place
         self.adapter_turns = AdapterTurns()
         self.holds_up_all = False
         self.refusals = Refusals(
@@ -124,13 +126,14 @@ class AdmissionQueue:
 
     # -- on
 
-    def dispatch(self, place: Place) -> list[QueuedRequest]:
+    def dispatch(self, place: Place, probe: Place = has_place) -> list[QueuedRequest]:
         """Offers requests to `place` in turn and returns those that it placed. A used-up budget ends the
-        round, so that a large request is not overtaken for ever."""
+        round, so that a large request is not overtaken for ever. probe: answers as `place` does, and takes
+        nothing: a request that has no place holds nobody up."""
         dispatched: list[QueuedRequest] = []
         rounds: dict[TenantId, FlowRound] = {}
         self.held_up_by("")
-        self._slots_owed_to = None
+        self._slots_owed_to, self._lacks_budget = None, False
         self._turns.begin_round(self._clock.now(), self.adapter_turns.aging_seconds)
         while (tenant := self._turns.next()) is not None:
             flow = rounds.get(tenant) or rounds.setdefault(tenant, FlowRound(self._flows[tenant]))
@@ -138,7 +141,7 @@ class AdmissionQueue:
             if waiting is None:
                 self._pass_over(flow, tenant)
                 continue
-            fit = self._try(waiting.request, place)
+            fit = self._try(waiting.request, place, probe)
             if fit is Fit.FULL:
                 break
             if fit is Fit.PLACED:
@@ -175,6 +178,7 @@ class AdmissionQueue:
         request = self._running.pop(request_id, None)
         if request is None:
             return None
+        self._lacks_budget = True  # its place is free
         self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
         self._estimates.learn(request.tenant, output_tokens // request.choices)
@@ -204,6 +208,7 @@ class AdmissionQueue:
     def limits_changed(self) -> list[EvictedRequest]:
         """Called when limits have changed: all tenants may have a turn again. Evicts requests that can
         never fit now."""
+        self._lacks_budget = True
         self._turns.restart()
         refusals = [(waiting, self._budgets.refusal(waiting.request)) for waiting in self._flows]
         return [self._evict(waiting, InvalidRequest(refusal)) for waiting, refusal in refusals if refusal]
@@ -246,25 +251,33 @@ class AdmissionQueue:
         return self._running.keys()
 
     @property
+    def wants_budget(self) -> bool:
+        """Whether a waiting request could use room in the budgets, as far as is known. False: none had a
+        place in the last round, and nothing of the model has ended since."""
+        return self._lacks_budget and bool(self._flows)
+
+    @property
     def ended_by(self) -> str:
         """What ended the last round; empty: all that could be placed was."""
         return self._round_ended_by
 
     # -- parts
 
-    def _try(self, request: QueuedRequest, place: Place) -> Fit:
+    def _try(self, request: QueuedRequest, place: Place, probe: Place) -> Fit:
         """Looks for a place for the request whose turn it is."""
         if self._suspended(request) or not self._may_have_slot(request):
             return Fit.BLOCKED
-        if (budget := self._budgets.full_in_cluster(request)) is not None:
-            self._round_ended_by = budget.name
-            self._budget_ready_at = self._ready_at(budget, request)
-            self.holds_up_all = budget.full_for_all(request)
-            return Fit.FULL
-        fit = place(request)
-        if fit is not Fit.PLACED:
-            self._round_ended_by = _NO_PLACE
-        return fit
+        budget = self._budgets.full_in_cluster(request)
+        fit = place(request) if budget is None else probe(request)
+        if budget is None or fit is not Fit.PLACED:
+            if fit is not Fit.PLACED:
+                self._round_ended_by = budget.name if budget else _NO_PLACE
+            return fit
+        self._round_ended_by = budget.name
+        self._lacks_budget = True
+        self._budget_ready_at = self._ready_at(budget, request)
+        self.holds_up_all = budget.full_for_all(request)
+        return Fit.FULL
 
     def _pass_over(self, flow: FlowRound, tenant: TenantId) -> None:
         """No request of the tenant has a place now."""
@@ -296,6 +309,7 @@ class AdmissionQueue:
     def _enqueue(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._running, request
         if not self._flows:
+            self._lacks_budget = True
             self._rate.backlog(True, self._clock.now())
         self.accounts.queued(request)
         if self._flows.add(request, self.ordering.key(request)):

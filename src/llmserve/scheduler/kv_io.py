@@ -13,7 +13,8 @@ _INSTANT_SECONDS = 1e-6
 
 class KvIoBudget:
     """KV bytes that prefill hands over, per second. A request fits once everything before it has had its
-    time on the link, so a large request is not overtaken, and none is too large."""
+    time on the link, so a large request is not overtaken, and none is too large. One of a model that hands
+    nothing over always fits."""
 
     name = "KV I/O"
 
@@ -39,10 +40,11 @@ class KvIoBudget:
         self._bytes_per_second, self._bytes_per_token = bytes_per_second, bytes_per_token
 
     def fits(self, request: QueuedRequest) -> bool:
-        return self._bytes_per_second is None or self._spend.wait_seconds(self._clock.now()) == 0.0
+        return self.wait(request, 0).seconds == 0.0
 
     def full_for_all(self, request: QueuedRequest) -> bool:
-        return not self.fits(request)
+        """Models that hand nothing over have room, and every request of the others waits for the link."""
+        return False
 
     def held_ratio(self, model: str) -> float:
         """The time on the link is nobody's."""
@@ -72,7 +74,7 @@ class KvIoBudget:
         self._spend = Spend.restored(ahead_seconds, self._clock.now())
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
-        if self._bytes_per_second is None:
+        if self._bytes_per_second is None or not self._bytes_per_token.get(request.model):
             return NO_WAIT
         return Wait(self._spend.wait_seconds(self._clock.now()), sure=True)
 

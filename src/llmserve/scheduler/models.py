@@ -22,8 +22,8 @@ NO_CAPACITY = Capacity()
 
 class ModelShares:
     """The part of a limit that the requests of a model may hold: all of it, but only its share while requests
-    of other models wait. shares: of models; others have 1. waiting: returns the models whose requests
-    wait."""
+    of other models wait for room. shares: of models; others have 1. waiting: returns the models whose
+    requests do."""
 
     def __init__(self) -> None:
         self.shares: Mapping[str, float] = {}

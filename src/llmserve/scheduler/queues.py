@@ -13,6 +13,7 @@ from llmserve.scheduler.request import (
     QueuedRequest,
     QueueReport,
     Rejected,
+    has_place,
 )
 from llmserve.scheduler.resources import BudgetSet
 
@@ -48,9 +49,9 @@ class ModelQueues:
         """Yields all waiting requests, those of each model in the order of arrival."""
         return (request for queue in self for request in queue.waiting())
 
-    def waiting_models(self) -> frozenset[str]:
-        """The models whose requests wait."""
-        return frozenset(model for model, queue in self._queues.items() if queue.waiting_requests)
+    def models_in_want(self) -> frozenset[str]:
+        """The models whose waiting requests could use room in the budgets."""
+        return frozenset(model for model, queue in self._queues.items() if queue.wants_budget)
 
     def of(self, model: str) -> AdmissionQueue:
         """Returns the queue of a model, which is made at its first use."""
@@ -66,15 +67,17 @@ class ModelQueues:
 
     # -- on
 
-    def dispatch(self, place: Place) -> list[QueuedRequest]:
-        """A budget that is full whatever the model ends the round of all of them. When a model has no request
-        left that waits, the others have all of the budgets, and another round."""
+    def dispatch(self, place: Place, probe: Place = has_place) -> list[QueuedRequest]:
+        """A budget that is full whatever the model ends the round of all of them. When a model wants no more
+        of the budgets, the others have all of them, and another round. probe: see AdmissionQueue."""
         dispatched: list[QueuedRequest] = []
+        wanted = self.models_in_want()
         while True:
-            before = self.waiting_models()
-            dispatched += self._round(place)
-            if self.waiting_models() == before:
+            dispatched += self._round(place, probe)
+            want = self.models_in_want()
+            if want >= wanted or not want:
                 return dispatched
+            wanted &= want  # fewer in each round, so that the rounds end
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
         for queue in self:
@@ -120,7 +123,7 @@ class ModelQueues:
 
     # -- parts
 
-    def _round(self, place: Place) -> list[QueuedRequest]:
+    def _round(self, place: Place, probe: Place) -> list[QueuedRequest]:
         dispatched: list[QueuedRequest] = []
         held_up_by = ""
         for model in sorted(self._queues, key=self._place_in_round):
@@ -128,7 +131,7 @@ class ModelQueues:
             if held_up_by:
                 queue.held_up_by(held_up_by)
                 continue
-            dispatched += queue.dispatch(place)
+            dispatched += queue.dispatch(place, probe)
             held_up_by = queue.ended_by if queue.holds_up_all else ""
         return dispatched
 

@@ -63,6 +63,11 @@ class Fit(Enum):
 Place = Callable[[QueuedRequest], Fit]  # finds a place for a request, and takes it
 
 
+def has_place(request: QueuedRequest) -> Fit:
+    """A Place that takes nothing, of a caller that has room for all."""
+    return Fit.PLACED
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatched:
     """The request never waited."""

@@ -59,7 +59,7 @@ class Scheduler:
         self._parts: dict[str, _ModelPart] = {}
         self._accounts, self._restored = Accounts(), SchedulerSnapshot()
         self.queue = ModelQueues(self._make_queue, self._budgets, self._resources.held_of_share)
-        self._resources.shares.waiting = self.queue.waiting_models
+        self._resources.shares.waiting = self.queue.models_in_want
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} {self._resources.requests!r}>"

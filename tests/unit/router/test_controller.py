@@ -364,6 +364,20 @@ def test_a_long_answer_takes_more_of_the_budget_as_it_grows(make_cluster: MakeCl
     assert _placed(cluster.done(session, "a")) == ["b"]
 
 
+def test_a_large_request_holds_up_another_model_only_while_it_has_a_place(
+    make_cluster: MakeCluster, make_spec: Callable[..., Any]
+) -> None:
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=ClusterLimits(max_tokens_in_flight=1100)))
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a")) == ["a"]  # 10 tokens and 256 expected
+    assert _placed(cluster.admit(session, "large", model="other", choices=4)) == []
+    assert _placed(cluster.admit(session, "b")) == ["b"], "the other model has no worker"
+    cluster.controller.register(make_spec("aggregated-1", model="other", slots=4))
+    assert _placed(cluster.done(session, "a")) == []
+    assert _placed(cluster.admit(session, "c")) == []
+    assert _placed(cluster.done(session, "b")) == ["large", "c"]
+
+
 def test_what_an_apiserver_holds_counts_in_every_budget(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(
         "prefill-0", "decode-0", policy=Policy(limits=ClusterLimits(max_tokens_in_flight=600))

@@ -92,6 +92,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         """Asked only when every budget has room."""
         budgets = (*self.resources.cluster, *self.resources.own)
         assert all(budget.fits(request) for budget in budgets)
+        return self._probe(request, barred)
+
+    def _probe(self, request: QueuedRequest, barred: frozenset[RequestId]) -> Fit:
         return Fit.BLOCKED if request.request_id in barred else Fit.PLACED
 
     @rule(
@@ -124,7 +127,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(blocked=st.sets(st.integers(0, 8)))
     def dispatch(self, blocked: set[int]) -> None:
         barred = frozenset(name for index, name in enumerate(self.waiting) if index in blocked)
-        for request in self.queue.dispatch(lambda request: self._place(request, barred)):
+        for request in self.queue.dispatch(
+            lambda request: self._place(request, barred), lambda request: self._probe(request, barred)
+        ):
             assert request.request_id not in barred
             del self.waiting[request.request_id]
             self.running[request.request_id] = 0

@@ -438,8 +438,9 @@ def test_only_models_that_hand_over_take_time_of_the_link(clock: VirtualClock) -
     assert link.used_ratio == 0.0
     link.reserve(_request("b", prompt=5, model="large"))  # 200 bytes: 2 s, of which 1 s was saved up
     assert link.used_ratio == 2.0
-    assert not link.fits(_request("c", model="small"))
-    assert link.full_for_all(_request("c", model="small"))
+    assert not link.fits(_request("c", model="large"))
+    assert not link.full_for_all(_request("c", model="large")), "the other model has room"
+    assert link.fits(_request("c", model="small"))
     assert link.held_ratio("large") == 0.0
 
 

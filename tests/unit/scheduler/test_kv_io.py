@@ -6,12 +6,13 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.budgets import NO_WAIT
 from llmserve.scheduler.kv_io import KvIoBudget, Spend
 from llmserve.scheduler.request import QueuedRequest
 
 
-def _request(name: str, prompt: int = 0) -> QueuedRequest:
-    return QueuedRequest(RequestId(name), TenantId("t"), 0.0, 1.0, prompt_tokens=prompt)
+def _request(name: str, prompt: int = 0, model: str = "") -> QueuedRequest:
+    return QueuedRequest(RequestId(name), TenantId("t"), 0.0, 1.0, prompt_tokens=prompt, model=model)
 
 
 @pytest.fixture
@@ -34,6 +35,18 @@ def test_kv_is_handed_over_at_the_rate(clock: VirtualClock) -> None:
     assert not budget.fits(_request("c"))
     clock.advance(0.1)
     assert budget.fits(_request("c"))
+
+
+@pytest.mark.parametrize("sizes", [{"": 10.0}, {"": 10.0, "whole": 0.0}])
+def test_a_model_that_hands_nothing_over_waits_for_no_link(
+    clock: VirtualClock, sizes: dict[str, float]
+) -> None:
+    budget = KvIoBudget(clock)
+    budget.set_limit(1000.0, sizes)
+    budget.reserve(_request("a", prompt=500))
+    whole = _request("b", prompt=500, model="whole")
+    assert (budget.fits(whole), budget.full_for_all(whole), budget.wait(whole, 3)) == (True, False, NO_WAIT)
+    assert not budget.fits(_request("c"))
 
 
 def test_a_rate_is_kept_over_any_time() -> None:

@@ -1,6 +1,5 @@
 """Several models in one cluster: nobody waits for a model that is not his, and budgets are shared fairly."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.models import Capacity
-from llmserve.scheduler.request import Fit, Queued, QueuedRequest, Rejected
+from llmserve.scheduler.request import Fit, Place, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -40,12 +39,12 @@ def _placed(request: QueuedRequest) -> Fit:
     return Fit.PLACED
 
 
-def _only(*models: str) -> Callable[[QueuedRequest], Fit]:
+def _only(*models: str) -> Place:
     return lambda request: Fit.PLACED if request.model in models else Fit.FULL
 
 
-def _dispatch(scheduler: Scheduler, place: Callable[[QueuedRequest], Fit] = _placed) -> list[str]:
-    placed = scheduler.queue.dispatch(place)
+def _dispatch(scheduler: Scheduler, place: Place = _placed, probe: Place = _placed) -> list[str]:
+    placed = scheduler.queue.dispatch(place, probe)
     scheduler.queue.check_integrity()
     return [request.request_id for request in placed]
 
@@ -62,7 +61,7 @@ def test_a_long_queue_of_a_model_without_places_delays_no_other(clock: VirtualCl
     assert _dispatch(scheduler, place) == ["b1", "b2"]
     assert len([name for name in asked if name[0] == "a"]) <= 2, "one question for each round"
     assert (scheduler.queue.waiting_requests, scheduler.queue.running_requests) == (300, 2)
-    assert scheduler.queue.waiting_models() == {"a"}
+    assert scheduler.queue.models_in_want() == frozenset()
 
 
 def test_blocked_requests_of_one_model_are_not_passed_over_for_those_of_another(clock: VirtualClock) -> None:
@@ -169,11 +168,10 @@ def test_a_model_keeps_to_its_share_while_others_wait_and_takes_all_when_none_do
     _offer(
         scheduler, *(_request(f"a{number}") for number in range(20)), *(_request(f"b{n}") for n in range(9))
     )
-    placed = _dispatch(scheduler, _only("a"))
-    assert placed == ["a0", "a1", "a2"], "33 of 110 tokens"
-    assert not scheduler.queue.of("a").holds_up_all
     placed = _dispatch(scheduler)
-    assert placed == [f"b{number}" for number in range(7)], "two of b wait for room"
+    assert placed[:3] == ["a0", "a1", "a2"], "33 of 110 tokens"
+    assert placed[3:] == [f"b{number}" for number in range(7)], "two of b wait for room"
+    assert not scheduler.queue.of("a").holds_up_all
     for number in range(2):
         scheduler.queue.release(RequestId(f"b{number}"), 1)
     assert _dispatch(scheduler) == ["b7", "b8"]
@@ -263,3 +261,94 @@ def test_a_request_that_ends_without_an_answer_was_served_its_prompt(clock: Virt
     assert _dispatch(scheduler) == ["a1"]
     assert scheduler.queue.release(RequestId("a1"))
     assert [one.served_tokens for one in scheduler.stats().tenants] == [10]
+
+
+_ASK = {"without workers": Fit.FULL, "its worker is excluded": Fit.BLOCKED, "no adapter slot": Fit.NO_SLOT}
+
+
+@pytest.mark.parametrize("answer", _ASK.values(), ids=_ASK)
+def test_a_large_request_without_a_place_holds_up_no_other_model(clock: VirtualClock, answer: Fit) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=1000)
+    _offer(scheduler, _request("a0", prompt=899))
+    assert _dispatch(scheduler) == ["a0"]
+    _offer(scheduler, _request("b1", prompt=499), _request("a1", prompt=49))
+    assert _dispatch(scheduler, _placed, lambda request: answer) == ["a1"]
+    assert not scheduler.queue.of("b").holds_up_all
+    assert scheduler.queue.of("b").ended_by == "tokens in flight"
+    _offer(scheduler, _request("a2", prompt=9))
+    assert _dispatch(scheduler) == [], "model b has a place again, and its turn is first"
+    assert scheduler.queue.of("b").holds_up_all
+
+
+def test_a_small_request_passes_a_large_one_of_its_model_that_is_blocked(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=1000)
+    _offer(scheduler, _request("a0", prompt=899))
+    assert _dispatch(scheduler) == ["a0"]
+    _offer(scheduler, _request("b1", "x", prompt=499), _request("b2", "y"))
+    assert _dispatch(scheduler, _placed, lambda request: Fit.BLOCKED) == ["b2"]
+
+
+def test_a_model_without_a_place_leaves_the_others_more_than_their_share(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=110, shares={"a": 0.3})
+    _offer(scheduler, *(_request(f"a{number}") for number in range(20)))
+    _offer(scheduler, _request("b0"), _request("b1"))
+    assert len(_dispatch(scheduler, _only("a"))) == 10
+    assert scheduler.queue.models_in_want() == {"a"}
+    scheduler.queue.release(RequestId("a0"), 1)
+    assert _dispatch(scheduler) == ["b0"], "model b has a place again"
+
+
+def test_a_model_wants_room_again_when_its_place_may_be_free(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("b0"))
+    assert scheduler.queue.models_in_want() == {"b"}
+    assert _dispatch(scheduler) == ["b0"]
+    assert scheduler.queue.models_in_want() == frozenset()
+    _offer(scheduler, _request("b1"))
+    assert scheduler.queue.models_in_want() == {"b"}, "the first that waits"
+    assert _dispatch(scheduler, _only()) == []
+    assert scheduler.queue.models_in_want() == frozenset()
+    scheduler.queue.release(RequestId("b0"), 1)
+    assert scheduler.queue.models_in_want() == {"b"}, "one has ended"
+    assert _dispatch(scheduler, _only()) == []
+    scheduler.set_capacities({"b": _FREE})
+    assert scheduler.queue.models_in_want() == {"b"}, "workers have changed"
+    assert scheduler.queue.withdraw(RequestId("b1"))
+    assert scheduler.queue.models_in_want() == frozenset(), "nothing waits"
+
+
+def test_there_is_no_other_round_when_no_model_could_use_it(clock: VirtualClock) -> None:
+    scheduler, asked = _scheduler(clock), list[str]()
+    _offer(scheduler, _request("a1"))
+
+    def place(request: QueuedRequest) -> Fit:
+        asked.append(request.request_id)
+        return Fit.FULL
+
+    assert _dispatch(scheduler, place) == []
+    assert asked == ["a1"]
+
+
+def test_the_rounds_end_even_when_models_have_a_place_by_turns(clock: VirtualClock) -> None:
+    scheduler, asked = _scheduler(clock), list[str]()
+    scheduler.set_capacities({})
+    _offer(scheduler, _request("a1"), _request("b1"))
+
+    def probe(request: QueuedRequest) -> Fit:
+        asked.append(request.request_id)
+        assert len(asked) < 20
+        return Fit.PLACED if len(asked) % 4 < 2 else Fit.FULL
+
+    assert _dispatch(scheduler, _placed, probe) == []
+    assert asked == ["a1", "b1"] * 3
+
+
+def test_a_model_that_hands_nothing_over_is_held_up_by_no_link(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0)
+    scheduler.set_capacities({"a": Capacity(9, 1.0, hands_over=True), "b": _FREE})
+    _offer(scheduler, _request("a1", prompt=100))
+    assert _dispatch(scheduler) == ["a1"]
+    _offer(scheduler, _request("a2"), _request("b1"))
+    assert _dispatch(scheduler) == ["b1"]
+    assert scheduler.queue.of("a").ended_by == "KV I/O"
+    assert scheduler.queue.next_turn() == 19.0, "a second was saved up"

@@ -180,6 +180,12 @@ class Planner:
         note = self._note(plan, serving)
         return replace(plan, note=note) if note else plan
 
+    def obstacle(self, request: PlacementRequest) -> NoPlan | None:
+        """Why the request has no place now; None: it has one."""
+        avoided = self._without_hopeless_exclusions(request)
+        serving = self._serving(request.model)
+        return None if self._choices(avoided, serving).enough else self._no_plan(request, serving)
+
     def missing_workers(self, model: str) -> NoWorkerAvailable | None:
         """The error for a request of the model that waited in vain; None: the workers that it needs are
         registered."""

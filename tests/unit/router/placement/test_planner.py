@@ -106,8 +106,9 @@ def test_full_workers_are_not_used(
 ) -> None:
     membership.register(make_spec("prefill-0", slots=1))
     membership.register(make_spec("decode-0", slots=1))
+    assert planner.obstacle(REQUEST) is None
     _fill(membership, "prefill-0", 1)
-    assert planner.plan(REQUEST) is NoPlan.FULL
+    assert planner.plan(REQUEST) is planner.obstacle(REQUEST) is NoPlan.FULL
 
 
 def test_a_pair_or_one_worker_for_both_by_load(
@@ -130,7 +131,8 @@ def test_excluded_workers_are_not_used_while_there_are_others(
         membership.register(make_spec(name, slots=1))
     assert {_names(planner.plan(_without("decode-0"))) for _ in range(9)} == {("prefill-0", "decode-1")}
     _fill(membership, "decode-1", 1)
-    assert planner.plan(_without("decode-0")) is NoPlan.BLOCKED  # another request could go to decode-0
+    alone = _without("decode-0")
+    assert planner.plan(alone) is planner.obstacle(alone) is NoPlan.BLOCKED, "another could go to decode-0"
     assert _names(planner.plan(REQUEST)) == ("prefill-0", "decode-0")
 
 
