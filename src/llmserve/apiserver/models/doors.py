@@ -30,19 +30,20 @@ class ModelDoors:
     def first(self) -> ModelDoor:
         """The one that answers what is about no model in particular. It generates if any does: those have
         more routes, such as those of the original projects."""
+        return self.first_that(generates=True)
+
+    def first_that(self, *, generates: bool) -> ModelDoor:
+        """Returns the first model that generates, or the first that does not; without any, the first one."""
         doors = self._doors.values()
-        return next((door for door in doors if door.generates), next(iter(doors)))
+        return next((door for door in doors if door.generates is generates), next(iter(doors)))
 
     # -- the choice
 
-    def named(self, name: object, *, by_version: bool = False) -> ModelDoor:
+    def named(self, name: str | None, *, by_version: bool = False) -> ModelDoor:
         """Returns the model that the caller of the current request means by `model`: its name, or that of one
         of its adapters. by_version: or the digest or the source of one. Errors: InvalidRequest when nothing
         is named and there are several; NotFound."""
-        name = name or ""
-        if not isinstance(name, str):
-            return self.first  # vLLM's layer says what is wrong with it
-        return _chosen(self.visible(), name, by_version=by_version)
+        return _chosen(self.visible(), name or "", by_version=by_version)
 
     def managed(self, name: str | None) -> ModelDoor:
         """Returns the model that an admin means, who manages all of them, whichever tenants may use them.

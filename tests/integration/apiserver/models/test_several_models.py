@@ -259,6 +259,24 @@ async def test_readiness_is_that_of_every_model(cluster: TwoModels, http: httpx.
     assert (await http.post("/v1/completions", json=body)).status_code == 200
 
 
+async def test_a_model_that_embeds_comes_first(tiny_model: Path) -> None:
+    """What is about no model, or is no sense, is answered in the words of the routes that it is for."""
+    manifest = two_models(deployment={"mode": "local"})
+    manifest["models"][0]["engine"] = {"task": "embed"}
+    cluster = TwoModels(tiny_model, TINY, (LARGE,))
+    try:
+        await cluster.start(manifest)
+        async with cluster.client() as http:
+            assert (await http.get("/status")).json()["data"]["models"]["total"] == 2
+            assert (await http.get(f"/model?model={LARGE}")).status_code == 200
+            for path in ("/v1/completions", "/generate", "/v1/embeddings"):
+                for wrong in (b"{", b'{"model": 5}', b'{"model": ["tiny"]}', b'{"model": true}'):
+                    kind = {"content-type": "application/json"}
+                    assert (await http.post(path, content=wrong, headers=kind)).status_code == 400, path
+    finally:
+        await cluster.aclose()
+
+
 async def test_models_come_and_go(cluster: TwoModels, http: httpx.AsyncClient, tiny_model: Path) -> None:
     apiserver, body = cluster.apiserver, {**COMPLETION, "model": LARGE}
     cluster.large_decode.pause_at = 1
