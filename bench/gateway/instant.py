@@ -7,7 +7,7 @@ hand: those of the simulated engine, for each running sequence one a step.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
-from vllm.outputs import RequestOutput
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
@@ -31,6 +32,7 @@ from llmserve.apiserver.http.app import serving_args, vllm_config
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import SimSpec
+from llmserve.core.errors import InvalidRequest
 from llmserve.engines.sim.sequence import TokenSource
 
 # What a prefill engine of a stock pair returns for its decode engine: vllm-router's PD mode passes it on.
@@ -77,6 +79,19 @@ class InstantClient(EngineFreeClient):
 
     async def check_health(self) -> None:
         """It cannot fail."""
+
+    def encode(
+        self,
+        prompt: Any,
+        pooling_params: PoolingParams,
+        request_id: str,
+        lora_request: Any = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        reasoning_ended: bool | None = None,
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        raise InvalidRequest("this engine generates, and does nothing else")
 
     async def generate(
         self,

@@ -235,7 +235,8 @@ async def test_sampled_tokens_are_distributed_as_those_of_the_model(
     prompt = PROMPTS[5] if proposing.draft else EVERY_PAIR
     expected = token_chances(model, prompt, DRAWN, temperature=TEMPERATURE, top_k=TOP_K)
     answers = await _sampled(pair.decode, prompt, REQUESTS, DRAWN, temperature=TEMPERATURE, top_k=TOP_K)
-    assert any(len(output.token_ids) > 1 for answer in answers for output in answer)
+    ends = [answer[-1].acceptance for answer in answers]
+    assert sum(end is not None and end.proposed_tokens > 0 for end in ends) > REQUESTS // 2
     for position, chances in enumerate(expected):
         drawn = [tokens(answer)[position] for answer in answers]
         assert is_plausible(drawn, chances), f"token {position}"

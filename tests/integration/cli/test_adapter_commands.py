@@ -63,6 +63,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
     spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}}
     spec["lora"] = {"slots": 2, "max_rank": 8, "allowed_sources": [f"dir:{folder}"]}
     spec["engine"]["sim"]["decode_step_seconds"] = 0.005
+    spec["scheduling"] = spec.get("scheduling", {}) | {"disaggregate": "always"}
     with running(manifest) as cluster:
         found = Adapted(cluster, folder, ModelSpec.model_validate(spec["models"]["primary"]))
         yield found

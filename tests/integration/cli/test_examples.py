@@ -16,7 +16,10 @@ from tests.support.valkey import Valkey
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 REFUSED = {"gpu.yaml": "spec.engine.device: is cuda, and no GPU is visible here"}
-STARTED = ("adapters.yaml", "aggregated.yaml", "sim.yaml", "two-routers.yaml")
+STARTED = (
+    *("adapters.yaml", "aggregated.yaml", "batches.yaml", "sim.yaml"),
+    *("speculation.yaml", "two-models.yaml", "two-routers.yaml"),
+)
 ELSEWHERE = ("k8s.yaml", "llmserve.yaml")  # tests/integration/k8s, tests/e2e
 pytestmark = pytest.mark.timeout(300)
 
@@ -79,6 +82,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
 
 
 def test_it_starts_and_answers(cluster: Cluster) -> None:
-    body = {"model": cluster.state()["model"], "prompt": "Hello", "max_tokens": 4}
+    cards = httpx.get(f"{cluster.url}/v1/models", timeout=60).raise_for_status().json()["data"]
+    body = {"model": cards[0]["id"], "prompt": "Hello", "max_tokens": 4}
     answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60).raise_for_status()
     assert answer.json()["usage"]["completion_tokens"] == 4

@@ -67,7 +67,8 @@ def test_a_worker_is_drained_under_load_and_taken_back(cluster: Cluster, timeout
     _is_whole(runs[0])
     assert "decode-1 has stopped" in said
     assert cluster.role("decode-1")["stand"] == "drained"
-    assert _status(cluster)["healthy"], "somebody wanted it so"
+    status = _status(cluster)
+    assert status["healthy"], ("somebody wanted it so", status["problems"])
     _drain(cluster, "decode-1", "--undo")
     _until(cluster, "decode-1", "ready")
 
