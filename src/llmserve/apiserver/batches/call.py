@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Message
 
 from llmserve.apiserver.http.auth import Caller
+from llmserve.apiserver.http.body import own_request
 from llmserve.apiserver.http.gate import CALLER
 from llmserve.apiserver.http.headers import REQUEST_ID
 
@@ -63,18 +64,4 @@ def _scope(caller: Caller, path: str, request_id: str, body: bytes) -> Message:
         (b"content-length", str(len(body)).encode()),
         (REQUEST_ID, request_id.encode()),
     ]
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": headers,
-        "client": None,
-        "server": None,
-        CALLER: caller,
-    }
+    return {**own_request("POST", path, headers), CALLER: caller}

@@ -97,6 +97,25 @@ def with_fields(first: Message) -> Message:
     return {**first, FIELDS: fields if isinstance(fields, dict) else None}
 
 
+def own_request(method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """Returns the ASGI scope of a request that this process makes to itself."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": list(headers),
+        "client": None,
+        "server": None,
+        "state": {},
+    }
+
+
 def replay(first: Message, receive: Receive) -> Receive:
     """Returns a receive that begins with a message that was taken already."""
     waiting = [first]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from llmserve.apiserver.http.body import own_request
 from llmserve.core.outcome import WorkerRole
 from llmserve.rpc.codec import decode_role
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
@@ -57,27 +58,9 @@ async def api_failure(app: Any) -> str:
 
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            await app(_question(), receive, send)
+            await app(own_request("GET", _QUESTION, [(b"host", b"localhost")]), receive, send)
     except TimeoutError:
         return f"the API layer gives no answer within {_ANSWER_SECONDS:g} s"
     except Exception as error:
         return f"the API layer fails: {error!r}"
     return "" if status == 200 else f"the API layer answers GET {_QUESTION} with {status}"
-
-
-def _question() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": _QUESTION,
-        "raw_path": _QUESTION.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 0),
-        "server": ("127.0.0.1", 0),
-        "state": {},
-    }
