@@ -76,22 +76,24 @@ class ModelChoice:
     async def _by_body(self, scope: Scope, first: Message) -> tuple[ModelDoor, Scope, Message]:
         """Returns the scope and the body's message as vLLM's layer is to see them."""
         fields, is_invocation = first[FIELDS], scope["path"] == _INVOCATIONS
-        # Its routes say in their own words what is wrong with a body.
-        of_kind = self._doors.first_that(generates=scope["path"] not in POOLING_PATHS)
         if fields is None:
-            return of_kind, scope, first
+            return self._first_of_kind(scope), scope, first
         if is_invocation:
             fields["model"] = _model_in_header(scope) or fields.get("model")
         named = fields.get("model")
         if named is None and scope["path"] in GENERATING_PATHS:
             named = fields.get("model_id")
         if not isinstance(named or "", str):
-            return of_kind, scope, first
+            return self._first_of_kind(scope), scope, first
         door = self._doors.named(named, by_version=fields.get(LORA_PATH) is not None)
         current_scope().explain.record.model = door.name
         if await door.adapter_choice.apply(fields):
             first = {**first, "body": json.dumps(fields).encode()}
         return door, (_with_model_in_header(scope, fields["model"]) if is_invocation else scope), first
+
+    def _first_of_kind(self, scope: Scope) -> ModelDoor:
+        """Returns the model whose routes say in their own words what is wrong with a body."""
+        return self._doors.first_that(generates=scope["path"] not in POOLING_PATHS)
 
 
 def _model_in_header(scope: Scope) -> str:
