@@ -17,16 +17,18 @@ _ON_HOST = -1
 
 @dataclass(frozen=True, slots=True)
 class NixlRegions:
-    """The regions of one side. devices: the ordinals of their GPUs, as that side counts them, or _ON_HOST."""
+    """The regions of one side. devices: the ordinals of their GPUs, as that side counts them, or _ON_HOST.
+    all_on_host: whether no region is of a GPU, known beforehand because each transfer asks for it."""
 
     table: RegionTable
     devices: Int64Array
+    all_on_host: bool
 
     @classmethod
     def of(cls, regions: Sequence[Region]) -> "NixlRegions":
         memories = [region.memory.device for region in regions]
         devices = [_ON_HOST if device is None else device for device in memories]
-        return cls(RegionTable.of(regions), np.array(devices, np.int64))
+        return cls._of(RegionTable.of(regions), devices)
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> "NixlRegions":
@@ -35,16 +37,16 @@ class NixlRegions:
         devices = fields.get("devices") or [_ON_HOST] * len(table.lengths)
         if len(devices) != len(table.lengths) or min(map(int, devices), default=0) < _ON_HOST:
             raise ValueError("devices of other regions")
-        return cls(table, np.array(list(map(int, devices)), np.int64))
+        return cls._of(table, list(map(int, devices)))
+
+    @classmethod
+    def _of(cls, table: RegionTable, devices: list[int]) -> "NixlRegions":
+        return cls(table, np.array(devices, np.int64), all(device == _ON_HOST for device in devices))
 
     def fields(self) -> dict[str, Any]:
         """Returns what a peer needs. Regions of the host alone are described as by versions without GPUs."""
         fields = {"addresses": self.table.addresses.tolist(), "lengths": self.table.lengths}
         return fields if self.all_on_host else {**fields, "devices": self.devices.tolist()}
-
-    @property
-    def all_on_host(self) -> bool:
-        return bool((self.devices == _ON_HOST).all())
 
     def types(self, spans: Spans) -> Int64Array:
         """Returns the index in TYPES of each span's memory."""
@@ -55,7 +57,8 @@ class NixlRegions:
         """Returns rows of address, length and device, which is 0 for the host."""
         rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
         rows[:, 0], rows[:, 1] = self.table.starts(spans), spans.lengths
-        rows[:, 2] = np.maximum(self.devices[spans.regions], 0)
+        if not self.all_on_host:
+            rows[:, 2] = np.maximum(self.devices[spans.regions], 0)
         return rows
 
 
