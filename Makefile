@@ -22,6 +22,10 @@ DEV := $(VENV)/.installed-dev
 install = $(BIN)/pip install -q --no-deps $(1)
 # More would not fit small machines: many tests start clusters.
 TWO_AT_ONCE := -n 2 --dist loadfile
+# Of tests/conformance, on real engines. vLLM does not close its ZMQ contexts when a start fails: its warning about
+# that is not ours. FEATURES: the files about what an engine may do besides; a new file runs with `engines`.
+REAL_ENGINES := -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning
+FEATURES := $(addprefix tests/conformance/,test_adapters.py test_adaptive_speculation.py test_pooling.py test_speculation.py)
 
 # $(call tests,WHAT,HOW). Real libraries and processes on a busy machine now and then fail one of some thousand
 # tests: those that failed run once more, alone, and both runs are shown. A unit test gets no second try.
@@ -30,7 +34,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services engines e2e bench proto docs deploy image clean install help
+.PHONY: up down status test check lint unit services e2e engines features bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,18 +60,20 @@ lint: $(DEV)
 unit: $(DEV)
 	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
-test: unit services engines e2e  ## Every test: unit, conformance, integration (real gRPC), real vLLM and model
+test: unit services e2e engines features  ## Every test: unit, conformance, integration (real gRPC), real vLLM and model
 
 services: unit
 	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
 
-# `make -j 2` runs the tests with real engines beside those without, since both wait most of the time.
-# vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
-engines: unit
-	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py tests/conformance/test_groups_and_ranks.py tests/conformance/test_adapters.py tests/conformance/test_speculation.py tests/conformance/test_pooling.py tests/conformance/test_adaptive_speculation.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
-
-e2e: engines
+# With `make -j 2`, two of these run at any time: where one ends, the next one that `test` names begins.
+e2e: unit
 	$(call tests,tests/e2e)
+
+engines: unit
+	$(call tests,tests/conformance $(addprefix --ignore=,$(FEATURES)) $(REAL_ENGINES))
+
+features: unit
+	$(call tests,$(FEATURES) $(REAL_ENGINES))
 
 bench: $(DEV)  ## Measure; each figure with its baseline in the same run (BENCHES="latency transfer": only these)
 	@$(BIN)/python -m bench $(BENCHES)
