@@ -60,6 +60,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("api",): ("apiserver",),
     ("batches",): ("apiserver",),
     ("security",): ("apiserver",),
+    ("security", "mtls"): ("cluster",),
     ("state",): ("router", "apiserver"),
     ("observability",): ("cluster",),
 }

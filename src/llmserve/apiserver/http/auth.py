@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.config.conflict import refuse
 from llmserve.config.refusals import unset_api_keys
-from llmserve.config.schema.service import ApiKey
+from llmserve.config.schema.security import ApiKey
 from llmserve.core.errors import NotAuthenticated
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 

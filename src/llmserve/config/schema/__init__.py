@@ -15,8 +15,9 @@ from llmserve.config.schema.lora import Lora
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
 from llmserve.config.schema.section import ManifestSection, merged
+from llmserve.config.schema.security import ApiKey, HttpTls, InternalTls, Security
 from llmserve.config.schema.served import ServedModel
-from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
+from llmserve.config.schema.service import Api, Observability, State, Tracing
 from llmserve.config.schema.speculation import Speculation
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 from llmserve.core.errors import ManifestError
@@ -31,6 +32,8 @@ __all__ = [
     "EncryptionKey",
     "EngineConfig",
     "EnvVariable",
+    "HttpTls",
+    "InternalTls",
     "KvCacheConfig",
     "LocalDeployment",
     "Lora",

@@ -1,27 +1,12 @@
-"""Sections `api`, `security`, `state` and `observability`: the cluster as a service."""
+"""Sections `api`, `state` and `observability`: the cluster as a service."""
 
-import re
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from llmserve.config.schema.section import (
-    AtStart,
-    GiB,
-    KeyUnit,
-    Live,
-    ManifestSection,
-    Requests,
-    Seconds,
-    Tokens,
-)
+from llmserve.config.schema.section import KeyUnit, Live, ManifestSection, Requests, Seconds, Tokens
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
-_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
 
 
 class ResponseStoreConfig(ManifestSection):
@@ -76,56 +61,6 @@ class Api(ManifestSection):
     (docs/compatibility.md lists them). Without it, they do on one machine (`deployment.mode: local`) and not
     on Kubernetes."""
     response_store: ResponseStoreConfig = ResponseStoreConfig()
-
-
-class ApiKey(ManifestSection):
-    """A key and the tenant that it identifies. A tenant may have several keys."""
-
-    tenant: str = Field(min_length=1)
-    """The tenant that uses the key."""
-    key: str | None = Field(default=None, min_length=1, repr=False)
-    """The key itself. `key_env` is better, because it keeps secrets out of the file."""
-    key_env: str | None = Field(default=None, pattern=_VARIABLE)
-    """This environment variable of the apiserver holds the key."""
-    admin: bool = False
-    """The key may also use `/admin` paths and read the records of all requests
-    (`/v1/requests/ID/explain`)."""
-    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
-    """The key may use only the adapters of these names, and the model itself. Others are unknown to it.
-    Without it, the key may use all."""
-    max_priority: int | None = Field(default=None, ge=0)
-    """Requests of the key may be moved ahead by at most this many steps of `priority`, by `service_tier` too.
-    0 leaves them where they are. Without it, there is no limit."""
-    kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
-    """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
-    there is. Set it at one of the tenant's keys."""
-
-
-def _origin(text: str) -> str:
-    """Returns an origin as browsers write it: in lower case, and without the default port of its scheme."""
-    lowered = text.lower()
-    if text == "*":
-        return text
-    if not _ORIGIN.fullmatch(lowered):
-        shape = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or '*' for all"
-        raise PydanticCustomError("origin", "{text}", {"text": f"{text!r} is not an origin: {shape}"})
-    return lowered.removesuffix(_DEFAULT_PORTS.get(lowered.partition("://")[0], ""))
-
-
-class Security(ManifestSection):
-    """Who may use the cluster, and which tenants share KV."""
-
-    api_keys: Annotated[tuple[ApiKey, ...], Live(("apiserver",))] = Field(default=(), strict=False)
-    """Clients send these keys as `Authorization: Bearer KEY`. Without keys, everybody may use the API, as
-    tenant `default`."""
-    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Live(("apiserver",))] = (
-        Field(default=(), strict=False)
-    )
-    """Pages of these origins (`https://chat.example.com`) may use the API in a browser. `*` allows all
-    origins. Without origins, browsers let only pages of the API's own origin read its answers."""
-    kv_sharing: Literal["tenant", "cluster"] = "tenant"
-    """Who reuses the KV of equal prompts. With `tenant`, only the tenant itself does. With `cluster`, all
-    tenants do, and the speed of an answer reveals whether another tenant has asked the same."""
 
 
 class RedisServer(ManifestSection):

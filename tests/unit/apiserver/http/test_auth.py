@@ -1,7 +1,7 @@
 import pytest
 
 from llmserve.apiserver.http.auth import ApiKeys, Caller, load_keys
-from llmserve.config.schema.service import ApiKey
+from llmserve.config.schema.security import ApiKey
 from llmserve.core.errors import ManifestError, NotAuthenticated
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 

@@ -1,0 +1,91 @@
+"""Section `security`: who may use the cluster, and what protects its wires."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from llmserve.config.schema.section import AtStart, GiB, Live, ManifestSection, Planned
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
+
+
+class ApiKey(ManifestSection):
+    """A key and the tenant that it identifies. A tenant may have several keys."""
+
+    tenant: str = Field(min_length=1)
+    """The tenant that uses the key."""
+    key: str | None = Field(default=None, min_length=1, repr=False)
+    """The key itself. `key_env` is better, because it keeps secrets out of the file."""
+    key_env: str | None = Field(default=None, pattern=_VARIABLE)
+    """This environment variable of the apiserver holds the key."""
+    admin: bool = False
+    """The key may also use `/admin` paths and read the records of all requests
+    (`/v1/requests/ID/explain`)."""
+    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
+    """The key may use only the adapters of these names, and the model itself. Others are unknown to it.
+    Without it, the key may use all."""
+    max_priority: int | None = Field(default=None, ge=0)
+    """Requests of the key may be moved ahead by at most this many steps of `priority`, by `service_tier` too.
+    0 leaves them where they are. Without it, there is no limit."""
+    kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
+    """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
+    there is. Set it at one of the tenant's keys."""
+
+
+def _origin(text: str) -> str:
+    """Returns an origin as browsers write it: in lower case, and without the default port of its scheme."""
+    lowered = text.lower()
+    if text == "*":
+        return text
+    if not _ORIGIN.fullmatch(lowered):
+        shape = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or '*' for all"
+        raise PydanticCustomError("origin", "{text}", {"text": f"{text!r} is not an origin: {shape}"})
+    return lowered.removesuffix(_DEFAULT_PORTS.get(lowered.partition("://")[0], ""))
+
+
+class HttpTls(ManifestSection):
+    """HTTPS for clients. The files are read again when they change, and only new connections notice it."""
+
+    certificate: str = Field(min_length=1)
+    """This file has the certificate of the HTTP API, and after it those of the authorities between it and one
+    that clients know (PEM). A relative path is beside the manifest."""
+    key: str = Field(min_length=1)
+    """This file has the private key of the certificate (PEM, without a password)."""
+
+
+class InternalTls(ManifestSection):
+    """TLS between the processes of the cluster, in which both ends show a certificate. It says which role a
+    process has. The files are read again when they change."""
+
+    directory: str | None = Field(default=None, min_length=1)
+    """On one machine, this directory has a folder for each role (`apiserver`, `router`, `worker`,
+    `kvmanager`, `operator`) with the files `tls.crt`, `tls.key` and `ca.crt`. `llmserve certs init` makes it.
+    A relative path is beside the manifest."""
+    issuer: str | None = Field(default=None, min_length=1)
+    """On Kubernetes, this Issuer of cert-manager in the same namespace signs a Certificate for each role.
+    Without it, the Secrets `NAME-ROLE-tls`, with the same three files, must be there. NAME is that of the
+    cluster."""
+
+
+class Security(ManifestSection):
+    """Who may use the cluster, and which tenants share KV."""
+
+    api_keys: Annotated[tuple[ApiKey, ...], Live(("apiserver",))] = Field(default=(), strict=False)
+    """Clients send these keys as `Authorization: Bearer KEY`. Without keys, everybody may use the API, as
+    tenant `default`."""
+    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Live(("apiserver",))] = (
+        Field(default=(), strict=False)
+    )
+    """Pages of these origins (`https://chat.example.com`) may use the API in a browser. `*` allows all
+    origins. Without origins, browsers let only pages of the API's own origin read its answers."""
+    kv_sharing: Literal["tenant", "cluster"] = "tenant"
+    """Who reuses the KV of equal prompts. With `tenant`, only the tenant itself does. With `cluster`, all
+    tenants do, and the speed of an answer reveals whether another tenant has asked the same."""
+    tls: Annotated[HttpTls | None, Planned("TLS at the HTTP API")] = None
+    mtls: Annotated[InternalTls | None, Planned("TLS between processes")] = None
