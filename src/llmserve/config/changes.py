@@ -44,6 +44,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("engine", "tool_call_parser"): ("apiserver",),
     ("engine", "reasoning_parser"): ("apiserver", "worker"),
     ("engine", "grammar_backend"): ("apiserver", "worker"),
+    ("engine", "options"): ("apiserver", "worker"),
     ("kv_cache",): ("worker",),
     ("kv_cache", "hot_keep_secs"): ("kvmanager",),
     ("kv_cache", "tenant_hotset_gb"): ("kvmanager",),

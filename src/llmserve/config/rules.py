@@ -7,6 +7,7 @@ model is missing.
 from collections.abc import Iterator, Sequence
 
 from llmserve.config.conflict import Conflict, Path
+from llmserve.config.engine_options import option_rules
 from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
@@ -283,6 +284,7 @@ _RULES = (
     _decode_slots,
     _long_prompts,
     _engine_env,
+    option_rules,
     _heartbeat,
     _api_keys,
     _tenants,

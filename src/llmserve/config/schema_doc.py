@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -35,7 +36,13 @@ from llmserve.config.schema.section import (
     walk,
 )
 
-_NAMES = {bool: "`true` or `false`", int: "integer", float: "number", str: "text"}
+_NAMES: dict[Any, str] = {
+    bool: "`true` or `false`",
+    int: "integer",
+    float: "number",
+    str: "text",
+    JsonValue: "values",
+}
 _BOUNDS: dict[type, tuple[str, str]] = {
     annotated_types.Ge: ("ge", "≥"),
     annotated_types.Gt: ("gt", ">"),

@@ -28,6 +28,8 @@ def in_file(manifest: Manifest, model: ServedModel, path: Path) -> Path:
             return (*entry, "disaggregated")
         case ("deployment", "replicas", str(role)) if role in model.replicas.model_fields_set:
             return (*entry, "replicas", role)
+        case ("engine", "options", str(option), *_) if option not in model.engine.options:
+            return path
         case (str(name), str(key), *_) if name in _MERGED and key in _keys_set(getattr(model, name)):
             return (*entry, *path)
         case ("lora",) if model.lora is not None:

@@ -46,10 +46,12 @@ class EngineSpec:
         return f"{self.model_identity}{draft}"
 
 
-def computation_words(dtype: str, max_model_len_tokens: int) -> str:
+def computation_words(dtype: str, max_model_len_tokens: int, options: str = "") -> str:
     """Names the settings that change the numbers in KV, besides their own type and layout: the type of the
-    activations, and the longest context, on which some models' rotary embedding and attention depend."""
-    return f"{dtype} up to {max_model_len_tokens} tokens"
+    activations, the longest context, on which some models' rotary embedding and attention depend, and
+    options: the identity of the settings that vLLM alone understands (`options_digest`)."""
+    words = f"{dtype} up to {max_model_len_tokens} tokens"
+    return f"{words}, options {options}" if options else words
 
 
 def transfer_policy(spec: EngineSpec) -> TransferPolicy:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.engine_options import unknown_options
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
@@ -17,6 +18,7 @@ from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
 from llmserve.core.errors import ModelNotFound, StartFailed
+from llmserve.engines.vllm.arguments import arguments_here
 from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.adapters.refusals import adapter_refusals
@@ -60,6 +62,9 @@ def _of_model(manifest: Manifest) -> Iterator[Conflict]:
     parsers = parsers_here()
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
+    arguments = arguments_here() if manifest.engine.options else None
+    if arguments is not None:
+        yield from unknown_options(manifest.engine, arguments)
     folder = yield from _prepared(manifest.model, _SOURCE)
     draft = yield from _prepared_draft(manifest)
     if folder is not None:

@@ -58,6 +58,7 @@ class EngineRank:
                 epoch=EPOCH,
                 host="127.0.0.1",
                 model="m",
+                options="",
                 engine_order=("tcp",),
                 lease_seconds=30.0,
                 card_path="",

@@ -89,6 +89,7 @@ def test_transports_are_those_that_reach_the_kv(device: FakeDevice, on_device: b
         epoch=1,
         host="127.0.0.1",
         model="m",
+        options="",
         engine_order=("tcp",),
         lease_seconds=30.0,
         card_path="",

@@ -41,10 +41,12 @@ from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import ResponseStore
+from llmserve.config.engine_options import FOR_TEXT
 from llmserve.config.schema import Api, EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
 from llmserve.engines.vllm.environment import asking_about_the_model
+from llmserve.engines.vllm.options import typed_options
 
 # Paths that describe the API.
 DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
@@ -115,6 +117,8 @@ def serving_args(
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     switched = [name for name, on in flags.items() if on]
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
+    of_text = {name: value for name, value in typed_options(engine).items() if name in FOR_TEXT}
+    vars(args).update(of_text)
     validate_parsed_serve_args(args)
     return args
 

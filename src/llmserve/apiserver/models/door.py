@@ -29,6 +29,7 @@ from llmserve.config.speculation import speculation_of
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.ids import TenantId
 from llmserve.engines.vllm.failures import Cause
+from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.models.directory import read_config
 
@@ -111,6 +112,7 @@ class ModelDoor:
         parsers = parsers_here()
         if parsers is not None:
             yield from unknown_parsers(self._manifest.engine, parsers)
+        yield from option_refusals(self._manifest.engine)
         yield from too_long(self._manifest.engine, read_config(self._files.directory))
 
     @property

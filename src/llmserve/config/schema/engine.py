@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from llmserve.config.schema.section import (
     ForAllModels,
@@ -97,6 +97,13 @@ class EngineConfig(ManifestSection):
     enforce_eager: Annotated[bool | None, VllmOnly()] = None
     """The model is not compiled: the engine starts faster, and tokens are slower. Without it, the value is
     true on a CPU and false on a GPU."""
+    optimization_level: Annotated[Literal[0, 1, 2, 3] | None, VllmOnly()] = None
+    """vLLM's level, from 0 (a fast start) to 3 (fast tokens), decides what is compiled and which CUDA graphs
+    are captured; `options.compilation_config` has the details. Without it, vLLM's default applies. It has no
+    effect with `enforce_eager`."""
+    quantization: Annotated[str | None, VllmOnly()] = Field(default=None, min_length=1)
+    """vLLM quantizes the weights by the method of this name when it loads them, such as `fp8`. A model that
+    is stored quantized needs no key."""
     tool_call_parser: str | None = Field(default=None, min_length=1)
     """vLLM's parser of this name reads the tool calls that the model writes, such as `hermes`, `llama3_json`
     or `mistral`. Without it, tools are off."""
@@ -107,6 +114,10 @@ class EngineConfig(ManifestSection):
     """This library makes an answer follow a JSON schema, regular expression or grammar, in the apiservers and
     in all engines. `xgrammar` serves every kind of structural tag, which tool calls need; `guidance` knows
     more keywords of JSON schema. A request that needs what the library does not know is rejected with 400."""
+    options: Annotated[dict[str, JsonValue], VllmOnly()] = {}  # noqa: RUF012 - pydantic copies it
+    """Arguments of vLLM's engine that have no key here, by the names of its `EngineArgs`, such as
+    `{async_scheduling: false, compilation_config: {cudagraph_capture_sizes: [1, 8]}}`. vLLM checks their
+    types when an engine starts. KV that was stored with other options is not used."""
     env: tuple[EnvVariable, ...] = Field(default=(), strict=False)
     """Variables for vLLM in the engines and apiservers, for settings that have no key here. Variables of the
     shell that started `llmserve up` do not reach them (docs/operations.md)."""

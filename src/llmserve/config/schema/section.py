@@ -166,14 +166,16 @@ def path_text(path: Sequence[str | int]) -> str:
 
 
 def merged(below: _Section, over: _Section) -> _Section:
-    """Returns a section with the keys that another one sets. Sections in it are merged likewise; lists are
-    replaced."""
+    """Returns a section with the keys that another one sets. Sections and mappings in it are merged likewise;
+    lists are replaced."""
     update = {name: _merged_value(below, over, name) for name in over.model_fields_set}
     return below.model_copy(update=update)
 
 
 def _merged_value(below: ManifestSection, over: ManifestSection, name: str) -> Any:
     under, value = getattr(below, name), getattr(over, name)
+    if isinstance(under, dict) and isinstance(value, dict):
+        return {**under, **value}
     sections = isinstance(under, ManifestSection) and isinstance(value, ManifestSection)
     return merged(under, value) if sections else value
 

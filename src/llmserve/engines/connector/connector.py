@@ -228,7 +228,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return str(self._vllm_config.model_config.dtype).removeprefix("torch.")
 
     def _computation(self) -> str:
-        words = computation_words(self._dtype(), self._vllm_config.model_config.max_model_len)
+        longest = self._vllm_config.model_config.max_model_len
+        words = computation_words(self._dtype(), longest, self._settings.options)
         return f"{words}, groups {self._groups.layers}" if self._groups.layers else words
 
     def _group_of(self) -> dict[str, int]:

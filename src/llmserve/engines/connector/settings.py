@@ -13,13 +13,14 @@ from llmserve.transfer.engine.choice import TransferPolicy
 @dataclass(frozen=True, slots=True)
 class ConnectorSettings:
     """card_path: where the engine's front process expects the EngineReadyFile. host: what peers reach us by.
-    model: the identity of its contents. layerwise: this engine may push KV,
-    layer by layer."""
+    model: the identity of its contents. options: that of the settings that vLLM alone understands; empty
+    without any. layerwise: this engine may push KV, layer by layer."""
 
     worker_id: WorkerId
     epoch: int
     host: str
     model: str
+    options: str
     engine_order: tuple[str, ...]
     lease_seconds: float
     card_path: str

@@ -11,12 +11,14 @@ from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.executor import Executor, UniProcExecutor
 
+from llmserve.config.engine_options import options_digest
 from llmserve.config.refusals import block_size_tokens
 from llmserve.config.schema import EngineConfig, Speculation
 from llmserve.core.adapters import LoraShape
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, transfer_policy
+from llmserve.engines.vllm.options import typed_options
 from llmserve.models.directory import read_config
 
 CONNECTOR = "LLMServeConnector"
@@ -58,6 +60,8 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         "long_prefill_token_threshold": engine.prefill_long_prompt_tokens,
         "block_size": _block_size(spec),
         "enforce_eager": is_eager(engine),
+        "quantization": engine.quantization,
+        "optimization_level": engine.optimization_level,
     }
     return AsyncEngineArgs(
         model=str(spec.model_dir),
@@ -81,6 +85,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         **{name: value for name, value in optional.items() if value is not None},
         **_lora(spec.lora),
         **_speculation(spec),
+        **typed_options(engine),
     )
 
 
@@ -213,6 +218,7 @@ def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
             epoch=spec.epoch,
             host=spec.handover_host,
             model=spec.kv_identity,
+            options=options_digest(spec.engine),
             engine_order=tuple(_engine_order(spec)),
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,

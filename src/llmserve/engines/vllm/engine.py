@@ -41,6 +41,7 @@ from llmserve.engines.vllm.environment import (
 )
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
+from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
 from llmserve.models.refusals import directory_refusals
@@ -118,6 +119,7 @@ class VllmEngine:
         yield from wrong_build(self._spec.engine.device, for_cpus=current_platform.is_cpu())
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
+        yield from option_refusals(self._spec.engine)
         spec = self._spec
         assert spec.model_dir is not None, "vLLM serves a prepared model"
         yield from directory_refusals(
