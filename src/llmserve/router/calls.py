@@ -21,6 +21,7 @@ from llmserve.router.sessions import RouterSession
 from llmserve.router.streams import RouterOutbox, SessionStream
 from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.models import decode_answering
 from llmserve.rpc.permissions import check_name
 
 _log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ class SessionCalls:
                 return self._done(session, message.done)
             case "worker_failed":
                 return self._worker_failed(message.worker_failed)
+            case "models":
+                return self._controller.answers_models(session, decode_answering(message.models))
             case "answer":
                 self._commands.answered(session.apiserver_id, message.answer)
                 return []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import DEFAULT_TENANT, AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
@@ -16,6 +17,7 @@ from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, W
 from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
+from llmserve.rpc.models import encode_served
 
 _SHAPE_FIELDS = tuple(KvShape.__dataclass_fields__)
 
@@ -148,13 +150,18 @@ def encode_refused(refused: RequestRefused) -> router_pb2.RouterSessionResponse:
 
 
 def encode_cluster(
-    members: Iterable[ClusterMember], epoch: int, adapters: Iterable[NamedAdapter] | None = None
+    members: Iterable[ClusterMember],
+    epoch: int,
+    adapters: Iterable[NamedAdapter] | None = None,
+    models: Iterable[ServedName] | None = None,
 ) -> router_pb2.RouterSessionResponse:
     """Encodes the registered workers, suspected ones included: streams to them go on. adapters: the names
-    that requests may use; None: those that the session was told last."""
+    that requests may use; models: those whose requests are taken. None: those that the session was told
+    last."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
     names = None if adapters is None else encode_names(adapters)
-    state = router_pb2.ClusterState(workers=workers, epoch=epoch, adapters=names)
+    served = None if models is None else encode_served(models)
+    state = router_pb2.ClusterState(workers=workers, epoch=epoch, adapters=names, models=served)
     return router_pb2.RouterSessionResponse(state=state)
 
 

@@ -8,6 +8,7 @@ every event the caller delivers the effects, compares `cluster_version`, and ask
 import random
 from collections.abc import Iterable
 
+from llmserve.config.wanted_models import AnsweringModels
 from llmserve.core.adapters import AdapterReports
 from llmserve.core.clock import Clock
 from llmserve.core.ids import ApiserverId, WorkerId
@@ -16,6 +17,8 @@ from llmserve.core.stats import SchedulerStats
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.events import Effect, Exit, HeldRequest, Incarnation
+from llmserve.router.models.book import ModelBook
+from llmserve.router.models.snapshot import ModelBookSnapshot
 from llmserve.router.placement.planner import Planner
 from llmserve.router.placement.rules import PlacementRules
 from llmserve.router.prefix.index import PrefixIndex
@@ -32,8 +35,8 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 class Controller:
     """Composition root of the deciding half. index: whoever follows the KV managers fills it; None: nothing
-    is known of cached blocks. requests: takes the events of requests. adapters: which there are.
-    membership, prefixes and speeds are public for reading."""
+    is known of cached blocks. requests: takes the events of requests. adapters,
+    models: which there are. membership, prefixes and speeds are public for reading."""
 
     def __init__(
         self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
@@ -52,7 +55,14 @@ class Controller:
             clock, self._scheduler, self._planner, membership, prefixes, speeds, self.adapters
         )
         self._entries = self.requests.entries
-        self._declared = settings.adapters
+        self.models = ModelBook(
+            clock,
+            self._entries.of_model,
+            lambda: (session.models for session in self._entries.sessions()),
+            drain_seconds=settings.drain_timeout_seconds,
+            manages=settings.manages_models,
+        )
+        self._declared, self._declared_models = settings.adapters, settings.models
 
     def __repr__(self) -> str:
         return f"<Controller apiservers={self.apiservers} {self._queue!r} {self.membership!r}>"
@@ -87,14 +97,15 @@ class Controller:
             self.prefixes.hash_check.next_due(),
             self.requests.takeover.settled_at(),
             self.adapters.lifecycle.next_due(),
+            self.models.next_due(),
         )
         return min((time for time in times if time is not None), default=None)
 
     # -- another router's term before this one
 
     def snapshot(self) -> SchedulerSnapshot:
-        """State of the scheduler that the next leader needs and cannot learn from anyone else. The adapters
-        have a snapshot of their own."""
+        """State of the scheduler that the next leader needs and cannot learn from anyone else. Adapters and
+        models have snapshots of their own."""
         return self._scheduler.snapshot()
 
     def take_over(
@@ -103,6 +114,7 @@ class Controller:
         settle_seconds: float,
         adapters: AdapterSnapshot | None = None,
         epoch: int = 0,
+        models: ModelBookSnapshot | None = None,
     ) -> None:
         """Called before any other event. Nothing is placed for settle_seconds, so that requests of the
         former leader are counted first. epoch: number of the term."""
@@ -112,6 +124,8 @@ class Controller:
         self.adapters.take_over(adapters or AdapterSnapshot(), epoch)
         for declared in self._declared:
             self.adapters.declare(*declared)
+        self.models.take_over(models or ModelBookSnapshot(), epoch)
+        self.models.declare(dict(self._declared_models))
 
     # -- sessions
 
@@ -128,8 +142,15 @@ class Controller:
     def close_session(self, session: RouterSession) -> list[Effect]:
         """The stream has ended. Everything that the session held is given back. Idempotent."""
         self._entries.drop_session(session)
+        self.models.follow_apiservers()
         ended = [self.requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
         return [*ended, *self.requests.dispatch()]
+
+    def answers_models(self, session: RouterSession, models: AnsweringModels) -> list[Effect]:
+        """An apiserver says for which models it takes requests."""
+        session.models = models
+        self.models.follow_apiservers()
+        return []
 
     # -- workers
 
@@ -181,8 +202,9 @@ class Controller:
     # -- time
 
     def tick(self) -> list[Effect]:
-        """Expires silent workers and requests whose deadline has passed, and lets adapters go."""
+        """Expires silent workers and requests whose deadline has passed, and lets adapters and models go."""
         self.membership.expire()
+        self.models.tick()
         self.adapters.lifecycle.follow_members()
         self.adapters.lifecycle.tick()
         self.prefixes.hash_check.look()
@@ -196,6 +218,7 @@ class Controller:
         self._planner.rules = self._placement_rules.rules(settings.placement)
         self.prefixes.prefetches = settings.prefetch_on_prefix
         self.speeds.limits = settings.slow
+        self.models.drain_seconds = settings.drain_timeout_seconds
         for declared in settings.adapters:
             self.adapters.declare(*declared)
         evictions = self._scheduler.set_policy(settings.policy)

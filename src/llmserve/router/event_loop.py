@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
@@ -20,6 +21,7 @@ from llmserve.router.controller import Controller
 from llmserve.router.events import Effect, Prefetch, RequestPlaced, RequestRefused
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
+from llmserve.router.models.watch import ModelWatch
 from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.hash_check import HashState
 from llmserve.router.streams import SessionStreams
@@ -34,7 +36,7 @@ _TIMER_SLACK_SECONDS = 0.001
 class EventLoop:
     """Decides nothing unless this router leads. streams: the sessions that answers go to. spans: one for
     each waiting request. adapter_watch: waits for what is decided about adapters. leftovers: of those that
-    are gone."""
+    are gone. model_watch: as adapter_watch."""
 
     def __init__(
         self,
@@ -48,11 +50,13 @@ class EventLoop:
     ) -> None:
         self.streams, self.spans, self.adapter_watch = SessionStreams(), spans, adapter_watch
         self.leftovers = AdapterLeftovers(controller.adapters.lifecycle, kv_watch)
+        self.model_watch = ModelWatch(controller.models)
         self._controller, self._clock, self._recorder = controller, clock, recorder
         self._kv_watch, self._leader_check = kv_watch, leader_check
         self._encoder = PlacementEncoder()
         self._logged_state = HashState.UNPROVEN
         self._sent_version, self._sent_names = controller.cluster_version, controller.adapters.names()
+        self._sent_models = controller.models.served()
         self._logged_workers: set[tuple[WorkerId, int]] = set()
         self._sleeping_until = 0.0
         self._wake = asyncio.Event()
@@ -88,6 +92,7 @@ class EventLoop:
         # apiserver that answers a later question has them.
         self._send_cluster()
         self.adapter_watch.look()
+        self.model_watch.look()
         self.leftovers.look()
         for effect in effects:
             self._recorder.record(effect)
@@ -104,7 +109,7 @@ class EventLoop:
 
     def cluster(self) -> router_pb2.RouterSessionResponse:
         """The view of the cluster that apiservers receive first."""
-        return self._cluster(self._controller.adapters.names())
+        return self._cluster(self._controller.adapters.names(), self._controller.models.served())
 
     # -- parts
 
@@ -119,20 +124,27 @@ class EventLoop:
         else:
             _log.info("prefix index: %s", hash_check.state)
 
-    def _cluster(self, adapters: Sequence[NamedAdapter] | None) -> router_pb2.RouterSessionResponse:
-        """adapters: None: they are unchanged."""
-        return encode_cluster(self._controller.membership, self._leader_check.status().epoch, adapters)
+    def _cluster(
+        self, adapters: Sequence[NamedAdapter] | None, models: Sequence[ServedName] | None
+    ) -> router_pb2.RouterSessionResponse:
+        """None: they are unchanged."""
+        controller, epoch = self._controller, self._leader_check.status().epoch
+        come_and_go = models if controller.models.manages else None
+        return encode_cluster(controller.membership, epoch, adapters, come_and_go)
 
     def _send_cluster(self) -> None:
         version, names = self._controller.cluster_version, self._controller.adapters.names()
-        if self._sent_version == version and self._sent_names is names:
+        served = self._controller.models.served()
+        same = self._sent_names is names and self._sent_models is served
+        if self._sent_version == version and same:
             return
         adapters = None if self._sent_names is names else names
+        models = None if self._sent_models is served else served
         if self._sent_version != version:
             self._encoder.forget_all()
             self._log_workers()
-        self._sent_version, self._sent_names = version, names
-        self.streams.send_state(self._cluster(adapters))
+        self._sent_version, self._sent_names, self._sent_models = version, names, served
+        self.streams.send_state(self._cluster(adapters, models))
 
     def _log_workers(self) -> None:
         specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}

@@ -134,6 +134,28 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> router_pb2.ListAdaptersResponse:
         return self._term.services.adapters.list(request)
 
+    # -- models
+
+    async def LoadModel(  # noqa: N802
+        self, request: router_pb2.LoadModelRequest, context: _Context
+    ) -> router_pb2.ModelStatus:
+        return self._term.services.models.load(request)
+
+    async def UnloadModel(  # noqa: N802
+        self, request: router_pb2.UnloadModelRequest, context: _Context
+    ) -> router_pb2.ModelStatus:
+        return self._term.services.models.unload(request)
+
+    async def ListModels(  # noqa: N802
+        self, request: router_pb2.ListModelsRequest, context: _Context
+    ) -> router_pb2.ListModelsResponse:
+        return self._term.services.models.list()
+
+    async def FollowModels(  # noqa: N802
+        self, request: router_pb2.FollowModelsRequest, context: _Context
+    ) -> router_pb2.FollowModelsResponse:
+        return await self._term.services.models.follow(request)
+
     # -- other routers
 
     async def Promise(  # noqa: N802

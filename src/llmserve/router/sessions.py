@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llmserve.config.wanted_models import AnsweringModels
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, WorkerId
@@ -98,10 +99,12 @@ class PlacementHold:
 
 @dataclass(eq=False, slots=True)
 class RouterSession:
-    """One open stream. Two sessions are never equal: a returning apiserver gets a new one."""
+    """One open stream. Two sessions are never equal: a returning apiserver gets a new one. models: what the
+    apiserver has said of them; None: nothing yet."""
 
     apiserver_id: ApiserverId
     entries: dict[RequestId, "RequestEntry"] = field(default_factory=dict)
+    models: AnsweringModels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,14 @@ class RequestTable:
         """How many requests have this version of an adapter."""
         return self._users[adapter]
 
+    def of_model(self, model: str) -> int:
+        """How many requests are for this model. It looks at all of them."""
+        return sum(entry.placement.model == model for entry in self)
+
     # -- sessions
+
+    def sessions(self) -> Iterator[RouterSession]:
+        return iter(self._sessions.values())
 
     def session_of(self, apiserver_id: ApiserverId) -> RouterSession | None:
         return self._sessions.get(apiserver_id)

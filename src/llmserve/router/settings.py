@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.config.schema import AdapterSpec, Manifest, Scheduling, ServedModel, TenantBudget
+from llmserve.config.wanted_models import entry_of
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId
 from llmserve.router.adapters.registration import AdapterWish
@@ -33,7 +34,8 @@ class DeclaredAdapters(NamedTuple):
 class RouterSettings:
     """log_level: level that workers receive; empty until a reload has changed it, because each process may
     have started with another level (LLMSERVE_LOG_LEVEL). adapters: of each model. allowed_sources: adapters
-    that are loaded while the cluster runs come from below these, or from `adapters`."""
+    that are loaded while the cluster runs come from below these, or from `adapters`. models: name and entry
+    of each of the manifest. manages_models: models come and go while the cluster runs."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
@@ -49,6 +51,8 @@ class RouterSettings:
     log_level: str = ""
     adapters: tuple[DeclaredAdapters, ...] = ()
     allowed_sources: tuple[str, ...] = ()
+    models: tuple[tuple[str, str], ...] = ()
+    manages_models: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RouterSettings":
@@ -67,6 +71,8 @@ class RouterSettings:
             terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
             adapters=tuple(map(_adapters, manifest.served)),
             allowed_sources=() if manifest.lora is None else manifest.lora.allowed_sources,
+            models=tuple((one.served_name, entry_of(one)) for one in manifest.served),
+            manages_models=manifest.deployment.mode == "local",
         )
 
     @property

@@ -34,11 +34,15 @@ class RouterOutbox:
         self._pending.set()
 
     def send_state(self, message: RouterSessionResponse) -> None:
-        """Replaces a state that waits to be sent. A message without adapters keeps those of that state."""
-        waiting = self._state
-        if waiting is not None and waiting.state.HasField("adapters") > message.state.HasField("adapters"):
+        """Replaces a state that waits to be sent. A message without adapters or models keeps those of that
+        state."""
+        if self._state is not None:
             message = RouterSessionResponse(state=message.state)  # the message is every session's
-            message.state.adapters.CopyFrom(waiting.state.adapters)
+            waiting, state = self._state.state, message.state
+            if waiting.HasField("adapters") and not state.HasField("adapters"):
+                state.adapters.CopyFrom(waiting.adapters)
+            if waiting.HasField("models") and not state.HasField("models"):
+                state.models.CopyFrom(waiting.models)
         self._state = message
         self._pending.set()
 

@@ -27,6 +27,10 @@ _CALLERS: dict[str, frozenset[CallerRole]] = {
             "UnloadAdapter": {_OPERATOR, _APISERVER},
             "KeepAdapter": {_OPERATOR, _APISERVER},
             "ListAdapters": {_OPERATOR, _APISERVER},
+            "LoadModel": {_OPERATOR, _APISERVER},
+            "UnloadModel": {_OPERATOR, _APISERVER},
+            "ListModels": {_OPERATOR, _APISERVER},
+            "FollowModels": {_OPERATOR},
         },
         "Worker": {
             "Session": {_APISERVER},

@@ -3,13 +3,17 @@
 from types import SimpleNamespace
 from typing import Any
 
+from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.ids import AdapterDigest, ApiserverId
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.sessions import RouterSession
 from llmserve.router.streams import SessionStream
 from llmserve.rpc.adapters import decode_names
+from llmserve.rpc.gen.llmserve.v1.router_pb2 import ClusterState
+from llmserve.rpc.models import decode_served
 
+MODEL = ServedName("m", "{}", "/models/m")
 SQL = NamedAdapter("sql", AdapterDigest("1" * 64), "m")
 
 
@@ -18,13 +22,30 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     names: tuple[NamedAdapter, ...] = ()
     lifecycle = SimpleNamespace(table=SimpleNamespace(leftovers=set()))
     book = SimpleNamespace(names=lambda: names, lifecycle=lifecycle)
-    controller = SimpleNamespace(adapters=book, cluster_version=1, membership=[], next_wake=lambda: None)
+    served: tuple[ServedName, ...] = ()
+    models = SimpleNamespace(served=lambda: served, version=1, manages=True)
+    controller = SimpleNamespace(
+        adapters=book, models=models, cluster_version=1, membership=[], next_wake=lambda: None
+    )
     leader_check = SimpleNamespace(status=lambda: SimpleNamespace(epoch=1))
     watch = SimpleNamespace(look=lambda: delivered.append("loads are answered"))
     event_loop = EventLoop(controller, None, None, None, leader_check, None, watch)  # type: ignore[arg-type]
     for name in "ab":
-        outbox = SimpleNamespace(send_state=lambda sent: delivered.append(decode_names(sent.state.adapters)))
+        outbox = SimpleNamespace(send_state=lambda sent: delivered.append(_news(sent.state)))
         event_loop.streams.add(SessionStream(RouterSession(ApiserverId(name)), outbox))  # type: ignore[arg-type]
     names = (SQL,)
     event_loop.apply([])
     assert delivered == [(SQL,), (SQL,), "loads are answered"]
+    delivered.clear()
+    served = (MODEL,)
+    event_loop.apply([])
+    assert delivered == [(MODEL,), (MODEL,), "loads are answered"]
+    delivered.clear()
+    event_loop.apply([])
+    assert delivered == ["loads are answered"]
+
+
+def _news(state: ClusterState) -> tuple[Any, ...]:
+    """What a state has of names and models, which are unset when they are as before."""
+    names = decode_names(state.adapters) if state.HasField("adapters") else ()
+    return (*names, *(decode_served(state.models) if state.HasField("models") else ()))

@@ -64,7 +64,13 @@ def test_the_knobs_become_the_policy() -> None:
 
 def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
     settings = _settings()
-    assert settings == RouterSettings(adapters=settings.adapters)
+    assert settings == RouterSettings(adapters=settings.adapters, models=settings.models, manages_models=True)
+
+
+def test_models_come_and_go_where_a_supervisor_runs_them() -> None:
+    settings = _settings(models=[{"source": "hub:a/b", "name": "x"}])
+    assert settings.models == (("x", '{"source":"hub:a/b","name":"x"}'),)
+    assert not _settings(deployment={"mode": "k8s"}).manages_models
 
 
 def test_adapters_of_the_manifest_are_wishes() -> None:

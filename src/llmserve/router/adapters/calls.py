@@ -42,7 +42,7 @@ class AdapterCalls:
         wish = AdapterWish(request.name, source, tier, request.pin, request.implicit)
         with self._event_loop.deciding():
             registration = self._book.load(request.model, wish)
-        await self._event_loop.adapter_watch.until(lambda: not registration.pending)
+        await self._event_loop.adapter_watch.calls.until(lambda: not registration.pending)
         if registration.error:
             raise error_named(registration.error, registration.message)
         await self._until_heard()
@@ -54,7 +54,7 @@ class AdapterCalls:
             registration = self._book.unload(request.model, request.name)
         await self._until_heard()
         if request.wait:
-            await self._event_loop.adapter_watch.until(lambda: registration.state is AdapterState.GONE)
+            await self._event_loop.adapter_watch.calls.until(lambda: registration.state is AdapterState.GONE)
         return router_pb2.UnloadAdapterResponse(adapter=self._status(registration))
 
     async def keep(self, request: router_pb2.KeepAdapterRequest) -> router_pb2.KeepAdapterResponse:
@@ -65,7 +65,7 @@ class AdapterCalls:
             pinned = request.pin if request.HasField("pin") else None
             self._book.keep(registration, tier, pinned=pinned)
         if request.wait:
-            await self._event_loop.adapter_watch.until(lambda: self._is_kept(registration))
+            await self._event_loop.adapter_watch.calls.until(lambda: self._is_kept(registration))
             if registration.state is not AdapterState.READY:
                 raise NotFound(f"adapter {request.name} is {registration.state}: {registration.message}")
         return router_pb2.KeepAdapterResponse(adapter=self._status(registration))

@@ -1,14 +1,12 @@
 """Tells the log, the metrics and the calls that wait what becomes of adapters."""
 
-import asyncio
 import logging
-from collections.abc import Callable
 
 from llmserve.core.adapters import AdapterState
-from llmserve.core.errors import NotLeader
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.registration import Registration
+from llmserve.router.waiting import WaitingCalls
 
 _log = logging.getLogger(__name__)
 
@@ -21,8 +19,7 @@ class AdapterWatch:
         self._changes, self._version, self._failures = book.lifecycle.changes, book.lifecycle.version, 0
         self._prefetches = 0
         self._known: dict[int, tuple[Registration, AdapterState]] = {}
-        self._waiting: set[asyncio.Event] = set()
-        self._closed = False
+        self.calls = WaitingCalls()
         for state in AdapterState:
             self._count(state)
 
@@ -37,31 +34,9 @@ class AdapterWatch:
         if self._version != self._book.lifecycle.version:
             self._version = self._book.lifecycle.version
             self._tell_changes()
-        self._wake()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Waits until a decision makes this true. Errors: NotLeader when the term ends first."""
-        changed = asyncio.Event()
-        self._waiting.add(changed)
-        try:
-            while not holds():
-                if self._closed:
-                    raise NotLeader("this router leads no more")
-                changed.clear()
-                await changed.wait()
-        finally:
-            self._waiting.remove(changed)
-
-    def close(self) -> None:
-        """Ends all waiting with NotLeader, since nothing is decided any more."""
-        self._closed = True
-        self._wake()
+        self.calls.wake()
 
     # -- parts
-
-    def _wake(self) -> None:
-        for changed in self._waiting:
-            changed.set()
 
     def _tell_changes(self) -> None:
         before, self._known = self._known, {one.number: (one, one.state) for one in self._book}

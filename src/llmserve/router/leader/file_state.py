@@ -1,4 +1,4 @@
-"""The state of a router that is alone: a file in the run directory, which survives the end of the process."""
+"""The state of a router that is alone: files in the run directory, which survive the end of the process."""
 
 import asyncio
 import logging
@@ -10,50 +10,53 @@ from llmserve.router.leader.state import MemoryState, Saved, StateKey, Term
 
 _log = logging.getLogger(__name__)
 
+_KEPT = (StateKey.ADAPTERS, StateKey.MODELS)
+
 
 class FileState(MemoryState):
-    """Keeps what was saved about adapters, each time as a whole. The rest of the state is in memory: nobody
-    else could need it. directory: is made when it is not there."""
+    """Keeps what was saved about adapters and models, each time as a whole and in a file of its own. The rest
+    of the state is in memory: nobody else could need it. directory: is made when it is not there."""
 
     def __init__(self, clock: Clock, directory: Path) -> None:
         super().__init__(clock)
-        self._path = directory / "router-adapters.json"
-        self._failed = False
+        self._paths = {key: directory / f"router-{key}.json" for key in _KEPT}
+        self._failed: set[StateKey] = set()
 
     async def save(self, term: Term, text: str, key: StateKey = StateKey.SCHEDULER) -> bool:
         """False also when the file cannot be written; it is tried again with the next change."""
         if not await super().save(term, text, key):
             return False
-        return key is not StateKey.ADAPTERS or await asyncio.to_thread(self._write, text)
+        return key not in _KEPT or await asyncio.to_thread(self._write, key, text)
 
     async def load(self, key: StateKey = StateKey.SCHEDULER) -> Saved | None:
         found = await super().load(key)
-        if found is None and key is StateKey.ADAPTERS:
-            return await asyncio.to_thread(self._read)
+        if found is None and key in _KEPT:
+            return await asyncio.to_thread(self._read, key)
         return found
 
-    def _write(self, text: str) -> bool:
-        fresh = self._path.with_suffix(".new")
+    def _write(self, key: StateKey, text: str) -> bool:
+        path = self._paths[key]
+        fresh = path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("w") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(self._path)
+            fresh.replace(path)
         except OSError as error:
-            if not self._failed:
-                _log.warning("adapters are forgotten if this router ends: %s", error)
-            self._failed = True
+            if key not in self._failed:
+                _log.warning("%s are forgotten if this router ends: %s", key, error)
+            self._failed.add(key)
             return False
-        self._failed = False
+        self._failed.discard(key)
         return True
 
-    def _read(self) -> Saved | None:
+    def _read(self, key: StateKey) -> Saved | None:
         try:
-            return Saved(self._path.read_text(errors="replace"), 0.0)
+            return Saved(self._paths[key].read_text(errors="replace"), 0.0)
         except FileNotFoundError:
             return None
         except OSError as error:
-            _log.warning("what was saved about adapters cannot be read: %s", error)
+            _log.warning("what was saved about %s cannot be read: %s", key, error)
             return None

@@ -36,6 +36,7 @@ class StateKey(StrEnum):
 
     SCHEDULER = "scheduler"
     ADAPTERS = "adapters"
+    MODELS = "models"
 
 
 class SharedState(Protocol):

@@ -24,6 +24,8 @@ from llmserve.router.event_loop import EventLoop
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.state import Saved, SharedState, StateKey, Term
+from llmserve.router.models.calls import ModelCalls
+from llmserve.router.models.snapshot import ModelBookSnapshot
 from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings
@@ -73,6 +75,7 @@ class TermServices:
         sign_of_life_seconds = settings.terms.sign_of_life_seconds
         self.sessions = SessionCalls(controller, loop, check, self.commands, sign_of_life_seconds)
         self.adapters = AdapterCalls(controller.adapters, loop, check, live, self.commands.until_heard)
+        self.models = ModelCalls(controller.models, loop, check, manifest)
 
     async def run(self) -> None:
         """Does what is due until the term ends."""
@@ -82,7 +85,8 @@ class TermServices:
     async def aclose(self) -> None:
         """Ends the sessions, and the calls that wait. Apiservers keep what runs, and turn to the next
         leader."""
-        self.event_loop.adapter_watch.close()
+        self.event_loop.adapter_watch.calls.close()
+        self.event_loop.model_watch.calls.close()
         self.event_loop.leftovers.close()
         await self.sessions.aclose()
 
@@ -159,7 +163,8 @@ class LeaderTerm:
         self._read_again()
         scheduler = await self._inherited(StateKey.SCHEDULER, _scheduler)
         adapters = await self._inherited(StateKey.ADAPTERS, _adapters)
-        self.controller.take_over(scheduler, times.settle_seconds, adapters, term.epoch)
+        models = await self._inherited(StateKey.MODELS, _models)
+        self.controller.take_over(scheduler, times.settle_seconds, adapters, term.epoch, models)
         self._term = term
         await self._on_change(True)
         # Last: they need the mandate, which is there as soon as this returns.
@@ -214,6 +219,7 @@ class LeaderTerm:
         if self._settings.terms.shared:
             yield StateKey.SCHEDULER, self.controller.snapshot().to_json()
         yield StateKey.ADAPTERS, self.controller.adapters.snapshot()
+        yield StateKey.MODELS, self.controller.models.snapshot()
 
     async def _save(self, term: Term, key: StateKey, text: str) -> bool:
         try:
@@ -230,6 +236,11 @@ def _scheduler(saved: Saved) -> SchedulerSnapshot:
 def _adapters(saved: Saved) -> AdapterSnapshot:
     """Errors: ValueError."""
     return AdapterSnapshot.from_json(saved.text)
+
+
+def _models(saved: Saved) -> ModelBookSnapshot:
+    """Errors: ValueError."""
+    return ModelBookSnapshot.from_json(saved.text)
 
 
 def _log_level(manifest: Manifest | None) -> str:

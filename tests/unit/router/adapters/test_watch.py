@@ -122,7 +122,7 @@ async def test_who_waits_is_woken_by_the_decision(world: World, watched: Watched
     world.start("decode-0")
     registration = world.load("sql", "one")
     watched.watch.look()
-    waiting = asyncio.ensure_future(watched.watch.until(lambda: not registration.pending))
+    waiting = asyncio.ensure_future(watched.watch.calls.until(lambda: not registration.pending))
     await asyncio.sleep(0)
     world.heartbeat("decode-0")
     watched.watch.look()
@@ -134,22 +134,22 @@ async def test_who_waits_is_woken_by_the_decision(world: World, watched: Watched
 
 
 async def test_what_holds_already_is_not_waited_for(world: World, watched: Watched) -> None:
-    watched.watch.close()
-    await watched.watch.until(lambda: True)
+    watched.watch.calls.close()
+    await watched.watch.calls.until(lambda: True)
 
 
 async def test_the_end_of_a_term_ends_the_waiting(world: World, watched: Watched) -> None:
-    waiting = asyncio.ensure_future(watched.watch.until(lambda: False))
+    waiting = asyncio.ensure_future(watched.watch.calls.until(lambda: False))
     await asyncio.sleep(0)
-    watched.watch.close()
+    watched.watch.calls.close()
     with pytest.raises(NotLeader):
         await waiting
     with pytest.raises(NotLeader):
-        await watched.watch.until(lambda: False)
+        await watched.watch.calls.until(lambda: False)
 
 
 async def test_who_gives_up_is_forgotten(world: World, watched: Watched) -> None:
-    waiting = asyncio.ensure_future(watched.watch.until(lambda: False))
+    waiting = asyncio.ensure_future(watched.watch.calls.until(lambda: False))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

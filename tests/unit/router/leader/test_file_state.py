@@ -1,4 +1,4 @@
-"""The state of a router that is alone: what it saves of its adapters is there when it starts again."""
+"""The state of a router that is alone: what it saves of its adapters and models is there when it starts again."""
 
 import logging
 import os
@@ -32,7 +32,16 @@ async def test_the_next_process_finds_what_was_saved_last(tmp_path: Path) -> Non
     assert os.listdir(tmp_path / "run") == ["router-adapters.json"]
 
 
-async def test_only_adapters_are_in_the_file(tmp_path: Path) -> None:
+async def test_models_have_a_file_of_their_own(tmp_path: Path) -> None:
+    state, term = await _begun(tmp_path)
+    assert await state.save(term, "models", StateKey.MODELS)
+    assert await state.save(term, "adapters", ADAPTERS)
+    later, _ = await _begun(tmp_path)
+    found = [await later.load(key) for key in (StateKey.MODELS, ADAPTERS)]
+    assert [one.text for one in found if one] == ["models", "adapters"]
+
+
+async def test_queues_are_in_no_file(tmp_path: Path) -> None:
     state, term = await _begun(tmp_path)
     assert await state.save(term, "queues")
     assert (await state.load()).text == "queues"  # type: ignore[union-attr]

@@ -28,13 +28,14 @@ class RouterSessionRequests(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionRequest, _Mapping]]] = ...) -> None: ...
 
 class RouterSessionRequest(_message.Message):
-    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "answer")
+    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "models", "answer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     WORKER_FAILED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     admit: Admit
@@ -42,8 +43,9 @@ class RouterSessionRequest(_message.Message):
     done: Done
     worker_failed: WorkerFailed
     progress: Progress
+    models: AnsweringModels
     answer: Answer
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., models: _Optional[_Union[AnsweringModels, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("apiserver_id", "held")
@@ -129,6 +131,21 @@ class Done(_message.Message):
     handover_seconds: float
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., handover_seconds: _Optional[float] = ...) -> None: ...
 
+class AnsweringModels(_message.Message):
+    __slots__ = ("names", "failed")
+    class FailedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    failed: _containers.ScalarMap[str, str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., failed: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class WorkerFailed(_message.Message):
     __slots__ = ("worker_id", "epoch", "reason", "stalled")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -198,14 +215,36 @@ class Refused(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("workers", "epoch", "adapters")
+    __slots__ = ("workers", "epoch", "adapters", "models")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkerInfo]
     epoch: int
     adapters: NamedAdapters
-    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., epoch: _Optional[int] = ..., adapters: _Optional[_Union[NamedAdapters, _Mapping]] = ...) -> None: ...
+    models: ServedModels
+    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., epoch: _Optional[int] = ..., adapters: _Optional[_Union[NamedAdapters, _Mapping]] = ..., models: _Optional[_Union[ServedModels, _Mapping]] = ...) -> None: ...
+
+class ServedModels(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ServedModel]
+    def __init__(self, models: _Optional[_Iterable[_Union[ServedModel, _Mapping]]] = ...) -> None: ...
+
+class ServedModel(_message.Message):
+    __slots__ = ("name", "entry", "directory", "declared", "ready")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    entry: str
+    directory: str
+    declared: bool
+    ready: bool
+    def __init__(self, name: _Optional[str] = ..., entry: _Optional[str] = ..., directory: _Optional[str] = ..., declared: _Optional[bool] = ..., ready: _Optional[bool] = ...) -> None: ...
 
 class NamedAdapters(_message.Message):
     __slots__ = ("adapters",)
@@ -738,3 +777,99 @@ class AdapterPlace(_message.Message):
     worker_id: str
     report: AdapterReport
     def __init__(self, worker_id: _Optional[str] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("entry", "swap")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    swap: str
+    def __init__(self, entry: _Optional[str] = ..., swap: _Optional[str] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("number", "name", "source", "state", "detail", "error", "message", "declared", "swap", "requests")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    name: str
+    source: str
+    state: str
+    detail: str
+    error: str
+    message: str
+    declared: bool
+    swap: str
+    requests: int
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., declared: _Optional[bool] = ..., swap: _Optional[str] = ..., requests: _Optional[int] = ...) -> None: ...
+
+class FollowModelsRequest(_message.Message):
+    __slots__ = ("version", "reports")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    reports: _containers.RepeatedCompositeFieldContainer[ModelReport]
+    def __init__(self, version: _Optional[int] = ..., reports: _Optional[_Iterable[_Union[ModelReport, _Mapping]]] = ...) -> None: ...
+
+class FollowModelsResponse(_message.Message):
+    __slots__ = ("version", "orders")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    orders: _containers.RepeatedCompositeFieldContainer[ModelOrder]
+    def __init__(self, version: _Optional[int] = ..., orders: _Optional[_Iterable[_Union[ModelOrder, _Mapping]]] = ...) -> None: ...
+
+class ModelOrder(_message.Message):
+    __slots__ = ("number", "name", "entry", "declared", "may_start", "swap")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    MAY_START_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    name: str
+    entry: str
+    declared: bool
+    may_start: bool
+    swap: str
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., entry: _Optional[str] = ..., declared: _Optional[bool] = ..., may_start: _Optional[bool] = ..., swap: _Optional[str] = ...) -> None: ...
+
+class ModelReport(_message.Message):
+    __slots__ = ("number", "state", "detail", "directory", "error", "message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    state: str
+    detail: str
+    directory: str
+    error: str
+    message: str
+    def __init__(self, number: _Optional[int] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., directory: _Optional[str] = ..., error: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...

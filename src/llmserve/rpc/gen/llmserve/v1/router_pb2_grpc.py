@@ -102,6 +102,26 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/llmserve.v1.Router/LoadModel',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ModelStatus.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/llmserve.v1.Router/UnloadModel',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ModelStatus.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/llmserve.v1.Router/ListModels',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.FollowModels = channel.unary_unary(
+                '/llmserve.v1.Router/FollowModels',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.FollowModelsRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.FollowModelsResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -199,6 +219,34 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Models that come and go while the cluster runs. Load and unload are idempotent, and answer at once:
+        ListModels tells how far it is. INVALID_ARGUMENT: the model cannot be loaded, or not be unloaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """NOT_FOUND: there is no such model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowModels(self, request, context):
+        """Who runs the processes says what it does, and is told what to do: when that changes, or after a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -266,6 +314,26 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.ListAdapters,
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.LoadModelRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ModelStatus.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.UnloadModelRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ModelStatus.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.ListModelsRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'FollowModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.FollowModels,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.FollowModelsRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.FollowModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -622,6 +690,114 @@ class Router:
             '/llmserve.v1.Router/ListAdapters',
             llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/LoadModel',
+            llmserve_dot_v1_dot_router__pb2.LoadModelRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ModelStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/UnloadModel',
+            llmserve_dot_v1_dot_router__pb2.UnloadModelRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ModelStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/ListModels',
+            llmserve_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/FollowModels',
+            llmserve_dot_v1_dot_router__pb2.FollowModelsRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.FollowModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
