@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmserve.apiserver.http.auth import ApiKeys, load_keys
+from llmserve.apiserver.auth.manifest_keys import ManifestKeys, load_keys
 from llmserve.apiserver.request.rules import StageLimits
 from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
@@ -18,7 +18,7 @@ class LiveSettings:
     """Settings that a reload changes in an apiserver that runs. explain_requests: number of requests to
     remember. cors_origins: origins of pages that may use the API in a browser."""
 
-    keys: ApiKeys
+    keys: ManifestKeys
     cors_origins: tuple[str, ...]
     limits: StageLimits
     explain_requests: int

@@ -13,13 +13,14 @@ from starlette.types import ASGIApp
 from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.adapters.routes import add_adapters
+from llmserve.apiserver.auth.authenticator import Authenticator
+from llmserve.apiserver.auth.permissions import DOCS, METRICS
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.engine.client import GENERATE
 from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.grammars.process import SharedCompiler
-from llmserve.apiserver.http.app import DOCS_PATHS
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
@@ -65,6 +66,7 @@ class Apiserver:
     def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
         self._options, self._manifest, self._registry = options, manifest, registry
         self._live = LiveSettings.of(manifest)
+        self._auth = Authenticator(self._live.keys)
         self._records = RequestRecords(self._live.explain_requests)
         self._tracer = open_tracer(
             manifest.observability.tracing,
@@ -110,11 +112,11 @@ class Apiserver:
         api = self._manifest.api
         paths = Paths.of(
             api.root_path,
-            DOCS_PATHS if api.public_docs else frozenset(),
+            _public(self._manifest),
             streamed_paths(self._manifest.batches),
         )
         choice, spans = ModelChoice(self.models), HttpSpans(self._tracer)
-        self._gate = Gate(choice, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
+        self._gate = Gate(choice, self._auth, self._options.max_body_bytes, self._records, spans, paths)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         if api.stream_interval is None:
@@ -212,8 +214,7 @@ class Apiserver:
         self._records.set_limit(live.explain_requests)
         for door in self.models:
             door.set_limits(live.limits)
-        if self._gate is not None:
-            self._gate.keys = live.keys
+        self._auth.manifest = live.keys
         if self._cors is not None:
             self._cors.allow(live.cors_origins)
 
@@ -250,6 +251,13 @@ class Apiserver:
             await self._store.aclose()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _public(manifest: Manifest) -> frozenset[str]:
+    """Returns the paths that need no key, besides probes."""
+    public = manifest.security.public
+    docs = DOCS if public.docs or manifest.api.public_docs else frozenset()
+    return docs | METRICS if public.metrics else docs
 
 
 def _serves_original_routes(manifest: Manifest) -> bool:

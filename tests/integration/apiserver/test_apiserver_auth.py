@@ -1,20 +1,32 @@
-"""API keys and tenants."""
+"""API keys, tenants and scopes."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
+from fastapi import FastAPI
+
+from llmserve.apiserver.auth.permissions import NEEDS
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    keys = [{"tenant": "red", "key": "red-key"}, {"tenant": "blue", "key": "blue-key"}]
+    keys = [
+        {"tenant": "red", "key": "red-key"},
+        {"tenant": "blue", "key": "blue-key"},
+        {"tenant": "red", "key": "red-watcher", "scopes": ["read"]},
+        {"tenant": "red", "key": "red-app", "scopes": ["inference"]},
+        {"tenant": "red", "key": "red-other-model", "models": ["large"]},
+        {"tenant": "ops", "key": "ops-key", "admin": True},
+    ]
     return {
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": keys},
+        "api": {"tokenizer_info": True},
+        "security": {"api_keys": keys, "public": {"metrics": False}},
     }
 
 
@@ -25,12 +37,60 @@ async def test_without_a_known_key_it_is_401(
     for path in ("/v1/models", "/docs", "/tokenize", "/health/../v1/models"):
         response = await http.get(path, headers=headers)
         assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
         assert response.json()["error"]["code"] == 401
 
 
-async def test_health_and_metrics_are_open(cluster: Any, http: httpx.AsyncClient) -> None:
+async def test_health_is_open_and_metrics_can_be_closed(cluster: Any, http: httpx.AsyncClient) -> None:
     assert (await http.get("/health")).status_code == 200
-    assert (await http.get("/metrics")).status_code == 200
+    keys = (None, "red-app", "red-watcher", "ops-key")
+    answers = [await http.get("/metrics", headers={"x-api-key": key} if key else {}) for key in keys]
+    assert [answer.status_code for answer in answers] == [401, 403, 200, 200]
+
+
+async def test_every_route_of_the_application_is_in_the_table_of_scopes(cluster: Any) -> None:
+    from llmserve.apiserver.batches.routes import add_batches
+    from llmserve.apiserver.http.app import POOLING_PATHS
+
+    of_batches = FastAPI(openapi_url=None)
+    add_batches(of_batches, MagicMock(), lambda path: True)
+    batches = {route.path for route in of_batches.routes}  # type: ignore[attr-defined]
+    assert cluster.apiserver.models.first.paths | POOLING_PATHS | batches == NEEDS.keys()
+
+
+@pytest.mark.parametrize("key", ["red-key", "red-watcher", "red-app"])
+async def test_only_an_admin_changes_the_cluster(cluster: Any, http: httpx.AsyncClient, key: str) -> None:
+    """Also from loopback, where this test is."""
+    changing = [path for path in cluster.apiserver.models.first.paths if _changes(path)]
+    assert len(changing) == 9
+    for path in changing:
+        for method in ("GET", "POST", "DELETE"):
+            where = path.replace("{name:path}", "sql")
+            refused = await http.request(method, where, headers={"x-api-key": key}, json={})
+            assert refused.status_code == 403, (method, path)
+            assert refused.json()["error"]["type"] == "PermissionDeniedError"
+    assert not cluster.router.loads
+    assert (await http.get("/admin/v1/adapters", headers={"x-api-key": "ops-key"})).status_code == 200
+
+
+def _changes(path: str) -> bool:
+    return path.startswith("/admin") or "lora_adapter" in path
+
+
+async def test_who_may_only_look_gets_no_answers_of_models(cluster: Any, http: httpx.AsyncClient) -> None:
+    watcher, app = {"x-api-key": "red-watcher"}, {"x-api-key": "red-app"}
+    assert (await http.post("/v1/chat/completions", json=CHAT, headers=watcher)).status_code == 403
+    assert (await http.post("/v1/messages", json=CHAT, headers=watcher)).json()["type"] == "error"
+    made = await http.post("/v1/chat/completions", json=CHAT, headers=app)
+    explained = f"/v1/requests/{made.headers['x-request-id']}/explain"
+    asked = [await http.get(explained, headers=one) for one in (watcher, app, {"x-api-key": "blue-key"})]
+    assert [answer.status_code for answer in asked] == [200, 200, 404]
+
+
+async def test_a_key_for_other_models_does_not_know_this_one(cluster: Any, http: httpx.AsyncClient) -> None:
+    headers = {"x-api-key": "red-other-model"}
+    assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 404
+    assert (await http.get("/v1/models", headers=headers)).json()["data"] == []
 
 
 async def test_the_key_is_the_tenant_and_tenants_do_not_share_kv(

@@ -56,7 +56,7 @@ class AdapterChoice:
         if found := self._names.find(str(source)):
             return found
         scope, began, name = current_scope(), time.monotonic(), name_for(source, self._model)
-        if not scope.may_use(name):
+        if not scope.caller.may_use_adapter(name):
             raise self._unknown(wanted)
         try:
             return await self._manager.load_for_request(name, source)

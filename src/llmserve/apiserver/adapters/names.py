@@ -52,14 +52,14 @@ class ModelAdapters(Mapping[str, AdapterRequest]):
         if scope.adapter is not None and scope.adapter.name == name:
             return _request(scope.adapter)
         request = self._names.requests[name]
-        if request.adapter.parent != self._model or not scope.may_use(name):
+        if request.adapter.parent != self._model or not scope.caller.may_use_adapter(name):
             raise KeyError(name)
         return request
 
     def __iter__(self) -> Iterator[str]:
         scope = current_scope()
         for name, request in self._names.requests.items():
-            if request.adapter.parent == self._model and scope.may_use(name):
+            if request.adapter.parent == self._model and scope.caller.may_use_adapter(name):
                 yield name
 
     def __len__(self) -> int:

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmserve.apiserver.adapters.manager import AdapterManager, read_source
 from llmserve.apiserver.adapters.names import AdapterNames
-from llmserve.apiserver.http.routes import require_admin
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.adapter_calls import adapter_row
@@ -66,7 +65,7 @@ Managers = Callable[[str | None], AdapterManager]
 def add_adapters(app: FastAPI, manager: AdapterManager, names: AdapterNames, managers: Managers) -> None:
     """manager: for calls about an adapter that has a name. managers: returns that of a model, by its name;
     without a name, that of the only one."""
-    router = APIRouter(dependencies=[Depends(require_admin)])
+    router = APIRouter()
     _add_known(router, manager, names, managers)
     _add_own(router, manager, managers)
     app.include_router(router)

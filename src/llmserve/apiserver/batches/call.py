@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message
 
-from llmserve.apiserver.http.auth import Caller
+from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.http.body import own_request
 from llmserve.apiserver.http.gate import CALLER
 from llmserve.apiserver.http.headers import REQUEST_ID

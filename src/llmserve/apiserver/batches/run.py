@@ -20,6 +20,7 @@ from typing import Protocol
 from openai.types import BatchError
 from openai.types.batch import Errors
 
+from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.batches.call import LineAnswer
 from llmserve.apiserver.batches.files import FileStore, NewFile
 from llmserve.apiserver.batches.journal import Journal
@@ -36,7 +37,6 @@ from llmserve.apiserver.batches.lines import (
 from llmserve.apiserver.batches.slots import LineSlots
 from llmserve.apiserver.batches.storage import Claim
 from llmserve.apiserver.batches.store import BatchStore, StoredBatch
-from llmserve.apiserver.http.auth import Caller
 from llmserve.core.errors import NotFound, Overloaded, Unavailable
 from llmserve.core.ids import TenantId
 from llmserve.core.tasks import first_done

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from openai.types import Batch
 from pydantic import BaseModel
 
+from llmserve.apiserver.auth.caller import AccessScope, Caller, only
 from llmserve.apiserver.batches.names import (
     BATCHES,
     OPEN,
@@ -25,23 +26,25 @@ from llmserve.apiserver.batches.names import (
     open_path,
 )
 from llmserve.apiserver.batches.storage import BatchStorage, Claim
-from llmserve.apiserver.http.auth import Caller
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import TenantId
+from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 
 ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
 _STARTED_LATE_SECONDS = 3600.0  # an open batch of which nothing is said by then was never made
 
 
 class StoredBatch(BaseModel):
-    """A batch and what its owner must know of it. adapters: those that its key may use; None: all.
-    max_priority: how many steps the key may move requests ahead; None: any number. key_digest: see
-    Caller. output_seconds: how long its results are kept; None for the default."""
+    """A batch and what its owner must know of it. models, adapters, max_priority, limits, key_id, key_digest:
+    those of its Caller. output_seconds: how long its results are kept; None for the default."""
 
     batch: Batch
     tenant: str
+    models: list[str] | None = None
     adapters: list[str] | None = None
     max_priority: int | None = None
+    limits: KeyLimits = NO_LIMITS
+    key_id: str = ""
     key_digest: str | None = None
     output_seconds: float | None = None
 
@@ -52,12 +55,15 @@ class StoredBatch(BaseModel):
     @property
     def caller(self) -> Caller:
         """Who its lines are run for."""
-        adapters = None if self.adapters is None else frozenset(self.adapters)
         return Caller(
             TenantId(self.tenant),
-            adapters=adapters,
+            frozenset({AccessScope.INFERENCE}),
+            only(self.models),
+            only(self.adapters),
             background=True,
             max_priority=self.max_priority,
+            limits=self.limits,
+            key_id=self.key_id,
             key_digest=self.key_digest,
         )
 
@@ -109,12 +115,14 @@ class BatchStore:
             expires_at=int(now + new.window_seconds),
             metadata=None if new.metadata is None else dict(new.metadata),
         )
-        adapters = None if caller.adapters is None else sorted(caller.adapters)
         stored = StoredBatch(
             batch=batch,
             tenant=caller.tenant,
-            adapters=adapters,
+            models=None if caller.models is None else sorted(caller.models),
+            adapters=None if caller.adapters is None else sorted(caller.adapters),
             max_priority=caller.max_priority,
+            limits=caller.limits,
+            key_id=caller.key_id,
             key_digest=caller.key_digest,
             output_seconds=new.output_seconds,
         )

@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.adapters.names import ModelAdapters
+from llmserve.apiserver.auth.permissions import DOCS
 from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
 from llmserve.apiserver.http.errors import (
     MISREAD,
@@ -48,8 +49,6 @@ from llmserve.core.logs import levels_kept
 from llmserve.engines.vllm.environment import asking_about_the_model
 from llmserve.engines.vllm.options import typed_options
 
-# Paths that describe the API.
-DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
 # Those of a model that pools.
 POOLING_PATHS = frozenset(
     {"/v1/embeddings", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
@@ -57,7 +56,7 @@ POOLING_PATHS = frozenset(
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
 KEPT_PATHS = frozenset(
     {
-        *DOCS_PATHS,
+        *DOCS,
         *POOLING_PATHS,
         "/tokenize",
         "/detokenize",

@@ -16,8 +16,10 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmserve.apiserver.auth.authenticator import Authenticator
+from llmserve.apiserver.auth.caller import Caller
+from llmserve.apiserver.auth.permissions import METRICS, PROBES, check_scope
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.auth import ApiKeys, Caller
 from llmserve.apiserver.http.body import bounded, check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable
@@ -29,7 +31,7 @@ from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.logs import RequestNames, name_request
 
 CALLER = "llmserve.caller"
-_OPEN_PATHS = frozenset({"/health", "/live", "/load", "/metrics", "/ping"})
+_OPEN_PATHS = PROBES | METRICS
 _OPEN_WHILE_DRAINING = frozenset({"/live", "/metrics"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 # A browser sends it for the page that asks, which is not who sits at this machine.
@@ -50,7 +52,7 @@ class Paths:
     def of(
         cls, root: str | None, also_public: frozenset[str], streamed: Mapping[str, int] = MappingProxyType({})
     ) -> "Paths":
-        return cls(root or "", _OPEN_PATHS | also_public, streamed)
+        return cls(root or "", PROBES | also_public, streamed)
 
     def route(self, path: str) -> str:
         """Returns the path without the root, which a proxy may have removed already."""
@@ -59,19 +61,19 @@ class Paths:
 
 
 class Gate:
-    """An ASGI application. max_body_bytes: more is refused with 413. keys, draining.begun: may change while
-    it runs. What is refused here is not traced, so that a stranger cannot fill the traces."""
+    """An ASGI application. max_body_bytes: more is refused with 413. draining.begun: may change while it
+    runs. What is refused here is not traced, so that a stranger cannot fill the traces."""
 
     def __init__(
         self,
         app: ASGIApp,
-        keys: ApiKeys,
+        auth: Authenticator,
         max_body_bytes: int,
         records: RequestRecords,
         spans: HttpSpans,
         paths: Paths = Paths(),
     ) -> None:
-        self.keys, self.draining = keys, Draining()
+        self.auth, self.draining = auth, Draining()
         self._app, self._max_body_bytes, self._records, self._spans = app, max_body_bytes, records, spans
         self._paths = paths
 
@@ -118,23 +120,24 @@ class Gate:
             request.explain.part_ended()
 
     async def _let_in(self, scope: Scope, receive: Receive, request: RequestScope) -> Receive:
-        """Returns what gives the body. Errors: NotAuthenticated, RequestTooLarge, InvalidRequest,
-        DeadlineExceeded."""
+        """Returns what gives the body. Errors: NotAuthenticated, Forbidden, NotFound, RequestTooLarge,
+        InvalidRequest, DeadlineExceeded."""
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
-            request.caller = self._caller_of(scope)
+            request.caller = await self._caller_of(scope)
+            check_scope(request.caller, scope["path"])
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
             return bounded(headers, receive, limit_bytes)
         first = await read_body(headers, receive, self._max_body_bytes)
         check_body(headers, first.get("body", b""))
         return replay(first, receive)
 
-    def _caller_of(self, scope: Scope) -> Caller:
+    async def _caller_of(self, scope: Scope) -> Caller:
         """Errors: NotAuthenticated."""
         caller: Caller | None = scope.get(CALLER)
         if caller is None:
-            return self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
-        self.keys.check(caller)
+            return await self.auth.caller_of(scope["headers"], is_local=_is_local(scope))
+        self.auth.check(caller)
         return caller
 
     def _remember(self, scope: Scope, request: RequestScope) -> None:

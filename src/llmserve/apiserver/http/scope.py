@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmserve.apiserver.adapters.version import RequestVersion
+from llmserve.apiserver.auth.caller import NOBODY, Caller
 from llmserve.apiserver.explain.record import RecordHandle, detached
-from llmserve.apiserver.http.auth import Caller
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.responses.scope import ResponseScope
 from llmserve.core.adapters import NamedAdapter
@@ -33,7 +33,7 @@ class RequestScope:
     the version that `lora_path` has chosen. version: that on which all its sequences run. waited_seconds: how
     much of the request's time has passed already."""
 
-    caller: Caller = field(default_factory=Caller)
+    caller: Caller = NOBODY
     early_error: Exception | None = None
     handovers: list[HandoverReport] = field(default_factory=list)
     request_id: str = ""
@@ -51,10 +51,6 @@ class RequestScope:
     def tenant(self) -> TenantId:
         """The tenant of the caller."""
         return self.caller.tenant
-
-    def may_use(self, adapter: str) -> bool:
-        """Returns whether the caller may use the adapter of this name."""
-        return self.caller.adapters is None or adapter in self.caller.adapters
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

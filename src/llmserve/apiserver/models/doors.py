@@ -57,8 +57,8 @@ class ModelDoors:
 
     def visible(self) -> list[ModelDoor]:
         """Returns those that the caller may use."""
-        tenant = current_scope().tenant
-        return [door for door in self if door.admits(tenant)]
+        caller = current_scope().caller
+        return [door for door in self if door.admits(caller.tenant) and caller.may_use_model(door.name)]
 
     def serves(self, path: str) -> bool:
         """Returns whether any model has a route of this path."""

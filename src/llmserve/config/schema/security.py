@@ -8,34 +8,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import AtStart, GiB, Live, ManifestSection, Planned
+from llmserve.config.schema.callers import ApiKey, PublicPaths
+from llmserve.config.schema.section import Live, ManifestSection, Planned
 
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
-
-
-class ApiKey(ManifestSection):
-    """A key and the tenant that it identifies. A tenant may have several keys."""
-
-    tenant: str = Field(min_length=1)
-    """The tenant that uses the key."""
-    key: str | None = Field(default=None, min_length=1, repr=False)
-    """The key itself. `key_env` is better, because it keeps secrets out of the file."""
-    key_env: str | None = Field(default=None, pattern=_VARIABLE)
-    """This environment variable of the apiserver holds the key."""
-    admin: bool = False
-    """The key may also use `/admin` paths and read the records of all requests
-    (`/v1/requests/ID/explain`)."""
-    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
-    """The key may use only the adapters of these names, and the model itself. Others are unknown to it.
-    Without it, the key may use all."""
-    max_priority: int | None = Field(default=None, ge=0)
-    """Requests of the key may be moved ahead by at most this many steps of `priority`, by `service_tier` too.
-    0 leaves them where they are. Without it, there is no limit."""
-    kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
-    """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
-    there is. Set it at one of the tenant's keys."""
 
 
 def _origin(text: str) -> str:
@@ -84,6 +61,7 @@ class Security(ManifestSection):
     )
     """Pages of these origins (`https://chat.example.com`) may use the API in a browser. `*` allows all
     origins. Without origins, browsers let only pages of the API's own origin read its answers."""
+    public: PublicPaths = PublicPaths()
     kv_sharing: Literal["tenant", "cluster"] = "tenant"
     """Who reuses the KV of equal prompts. With `tenant`, only the tenant itself does. With `cluster`, all
     tenants do, and the speed of an answer reveals whether another tenant has asked the same."""

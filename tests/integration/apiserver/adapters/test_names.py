@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.apiserver.adapters.manager import name_for, read_source
 from llmserve.apiserver.adapters.names import AdapterNames, ModelAdapters
-from llmserve.apiserver.http.auth import Caller
+from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import NamedAdapter

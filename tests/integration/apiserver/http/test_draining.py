@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.apiserver.http import body
-from llmserve.apiserver.http.auth import ApiKeys
 from llmserve.apiserver.http.gate import Gate
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.tracing.base import NO_TRACER
@@ -33,7 +33,7 @@ def piece(data: bytes, *, more: bool) -> Message:
 
 class Client:
     def __init__(self, app: App, path: str = "/v1/completions") -> None:
-        self.gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+        self.gate = Gate(app, Authenticator(), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
         self.got: list[Message] = []
         self.scope: dict[str, Any] = {
             "type": "http",

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from llmserve.apiserver.auth.authenticator import Authenticator
+from llmserve.apiserver.auth.caller import CLIENT_SCOPES, EVERYBODY, Caller
+from llmserve.apiserver.auth.manifest_keys import ManifestKeys
 from llmserve.apiserver.batches.call import GateCaller, LineAnswer
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.auth import ApiKeys, Caller
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.spans import HttpSpans
@@ -46,7 +48,7 @@ async def answered(error: Exception, *sent: Message, reached_engine: bool = Fals
     async def send(message: Message) -> None:
         got.append(message)
 
-    gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    gate = Gate(app, Authenticator(), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",
@@ -108,9 +110,9 @@ async def test_a_call_from_within_names_its_caller() -> None:
         await receive()  # until the client goes
 
     began = asyncio.Event()
-    keys = ApiKeys({"red-key": Caller(TenantId("red"))})
-    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
-    red = Caller(TenantId("red"), adapters=frozenset({"sql"}), background=True)
+    auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"))}))
+    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    red = Caller(TenantId("red"), CLIENT_SCOPES, adapters=frozenset({"sql"}), background=True)
     call = GateCaller(lambda: gate).post
     task = asyncio.create_task(call(red, "/v1/completions", "line_1", b'{"a": 1}'))
     await began.wait()
@@ -129,8 +131,9 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
         await send(piece(got[:4], more=True))
         await send(piece(got[4:], more=False))
 
-    gate = Gate(app, ApiKeys({"k": Caller()}), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
-    answer = await GateCaller(lambda: gate).post(Caller(), "/v1/completions", "line_1", body)
+    auth = Authenticator(ManifestKeys({"k": Caller()}))
+    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    answer = await GateCaller(lambda: gate).post(EVERYBODY, "/v1/completions", "line_1", body)
     assert answer.status == status
     assert answer.body == body if status == 201 else b"error" in answer.body
     assert answer.headers[b"x-request-id"] == b"line_1"
@@ -141,11 +144,12 @@ async def test_a_line_is_refused_once_its_key_is_gone() -> None:
         await send(start(b"application/json"))
         await send(piece(b"{}", more=False))
 
-    keys = ApiKeys({"red-key": Caller(TenantId("red"))})
-    gate = Gate(app, keys, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
-    red, call = keys.caller_of([(b"x-api-key", b"red-key")]), GateCaller(lambda: gate).post
+    auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"), CLIENT_SCOPES)}))
+    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    red = await auth.caller_of([(b"x-api-key", b"red-key")])
+    call = GateCaller(lambda: gate).post
     assert (await call(red, "/v1/completions", "line_1", b"{}")).status == 200
-    gate.keys = ApiKeys({"new-key": Caller(TenantId("red"))})
+    auth.manifest = ManifestKeys({"new-key": Caller(TenantId("red"))})
     refused = await call(red, "/v1/completions", "line_2", b"{}")
     assert refused.status == 401
     assert json.loads(refused.body)["error"]["message"] == "the API key is not known any more"
@@ -181,7 +185,7 @@ async def _upload(pieces: list[bytes], declared: bytes = b"") -> tuple[int, list
         answers.append(message)
 
     paths = Paths.of(None, frozenset(), {"/v1/files": 10})
-    gate = Gate(app, ApiKeys({}), 3, RequestRecords(0), HttpSpans(NO_TRACER), paths)
+    gate = Gate(app, Authenticator(), 3, RequestRecords(0), HttpSpans(NO_TRACER), paths)
     headers = [(b"content-length", declared)] if declared else []
     scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers, "client": None}
     await gate(scope, receive, send)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llmserve.apiserver.http.auth import Caller
+from llmserve.apiserver.auth.caller import ALL_SCOPES, Caller
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.core.errors import InvalidRequest, NotFound
@@ -94,10 +94,14 @@ def test_a_tenant_sees_what_it_may_use(several: ModelDoors, scope: RequestScope)
     assert [door.name for door in several.visible()] == ["tiny", "large", "secret"]
     scope.caller = Caller(TenantId("red"))
     assert [door.name for door in several.visible()] == ["tiny", "large"]
+    scope.caller = Caller(TenantId("red"), models=frozenset({"large", "secret"}))
+    assert [door.name for door in several.visible()] == ["large"]
+    with pytest.raises(NotFound, match="There are: large"):
+        several.named("tiny")
 
 
 def test_an_admin_manages_also_what_its_tenant_may_not_use(several: ModelDoors, scope: RequestScope) -> None:
-    scope.caller = Caller(TenantId("red"), admin=True)
+    scope.caller = Caller(TenantId("red"), ALL_SCOPES)
     assert [several.managed(name).name for name in ("secret", "tiny")] == ["secret", "tiny"]
     with pytest.raises(NotFound, match="There are: tiny, large, secret, sql, poems"):
         several.managed("gpt-7")

@@ -11,6 +11,7 @@ import pytest
 from openai.types import Batch
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.batches.call import LineAnswer
 from llmserve.apiserver.batches.disk import DiskStorage
 from llmserve.apiserver.batches.files import FileLimits, FileStore, NewFile
@@ -18,7 +19,6 @@ from llmserve.apiserver.batches.run import RunParts
 from llmserve.apiserver.batches.slots import LineSlots
 from llmserve.apiserver.batches.storage import BatchStorage
 from llmserve.apiserver.batches.store import BatchStore, NewBatch
-from llmserve.apiserver.http.auth import Caller
 from llmserve.core.ids import TenantId
 from llmserve.metrics.apiserver import ApiserverMetrics
 

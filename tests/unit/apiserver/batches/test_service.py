@@ -10,6 +10,7 @@ import pytest
 from obstore.store import MemoryStore
 from openai.types import Batch
 
+from llmserve.apiserver.auth.caller import AccessScope, Caller
 from llmserve.apiserver.batches import run as run_module
 from llmserve.apiserver.batches import service as service_module
 from llmserve.apiserver.batches.bucket import BucketStorage, ObjectClaim
@@ -20,7 +21,6 @@ from llmserve.apiserver.batches.names import OPEN, folder_of, open_path
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.batches.storage import Claim
 from llmserve.apiserver.batches.store import ENDED, NewBatch, OpenBatch
-from llmserve.apiserver.http.auth import Caller
 from llmserve.core.errors import StorageFull
 from llmserve.core.ids import TenantId
 from tests.unit.apiserver.batches.conftest import CHAT, RED, Bench, eventually, line, pieces
@@ -363,4 +363,7 @@ async def test_the_key_s_adapters_hold_for_the_lines(bench: Bench) -> None:
     batch = await bench.store.create(caller, NewBatch(CHAT, file.id, "1h", 60.0))
     async with serving(bench):
         await ended(bench, batch)
-    assert bench.caller.callers == [Caller(RED, adapters=frozenset({"sql"}), background=True)]
+    (line_s,) = bench.caller.callers
+    assert line_s == Caller(
+        RED, frozenset({AccessScope.INFERENCE}), adapters=frozenset({"sql"}), background=True
+    )

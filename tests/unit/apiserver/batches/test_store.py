@@ -1,12 +1,15 @@
 """What is kept of batches."""
 
+from dataclasses import replace
+
 import pytest
 
+from llmserve.apiserver.auth.caller import ALL_SCOPES, AccessScope, Caller
 from llmserve.apiserver.batches.names import BATCHES, OPEN, folder_of, journal_path
 from llmserve.apiserver.batches.store import NewBatch, OpenBatch
-from llmserve.apiserver.http.auth import Caller
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import TenantId
+from llmserve.scheduler.key_limits import KeyLimits
 from tests.unit.apiserver.batches.conftest import CHAT, RED, Bench
 
 NEW = NewBatch(CHAT, "file-x", "1h", 3600.0, {"a": "b"}, output_seconds=7200.0)
@@ -14,7 +17,16 @@ BLUE = TenantId("blue")
 
 
 async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
-    caller = Caller(RED, admin=True, adapters=frozenset({"y", "x"}), max_priority=2, key_digest="ab")
+    caller = Caller(
+        RED,
+        ALL_SCOPES,
+        frozenset({"tiny"}),
+        frozenset({"y", "x"}),
+        max_priority=2,
+        limits=KeyLimits("k1", requests_per_second=2.0),
+        key_id="k1",
+        key_digest="ab",
+    )
     made = await bench.store.create(caller, NEW)
     assert (made.status, made.expires_at, made.metadata) == ("validating", int(bench.now) + 3600, {"a": "b"})
     assert await bench.store.get(RED, made.id) == made
@@ -25,8 +37,8 @@ async def test_a_batch_is_its_tenant_s_and_open(bench: Bench) -> None:
     stored = await bench.store.load(one.folder, one.batch_id)
     assert stored is not None
     assert (stored.batch, stored.output_seconds) == (made, 7200.0)
-    assert stored.caller == Caller(RED, adapters=frozenset({"x", "y"}), background=True, max_priority=2)
-    assert stored.caller.key_digest == "ab"
+    assert stored.caller == replace(caller, scopes=frozenset({AccessScope.INFERENCE}), background=True)
+    assert (stored.caller.key_id, stored.caller.key_digest) == ("k1", "ab")
     assert not stored.has_ended
 
 

@@ -1,0 +1,1 @@
+"""Who asks: the keys and tokens of clients, and what each of them may do."""

@@ -1,0 +1,109 @@
+"""Which scopes let a caller use which route of the HTTP API. A path that is missing here is unknown to all.
+
+Any one of a route's scopes is enough, and an admin has all of them. Methods of a path need the same.
+"""
+
+import re
+from collections.abc import Iterable
+
+from starlette.routing import compile_path
+
+from llmserve.apiserver.auth.caller import AccessScope, Caller
+from llmserve.core.errors import Forbidden, NotFound
+
+# Load balancers and probes ask for these, and have no keys.
+PROBES = frozenset({"/health", "/live", "/load", "/ping"})
+METRICS = frozenset({"/metrics"})
+# Paths that describe the API.
+DOCS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
+
+_INFERENCE = (
+    "/v1/chat/completions",
+    "/v1/chat/completions/batch",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/cancel",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/score",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/score",
+    "/rerank",
+    "/classify",
+    "/tokenize",
+    "/detokenize",
+    "/tokenizer_info",
+    "/invocations",
+    "/generative_scoring",
+    "/v1/files",
+    "/v1/files/{file_id}",
+    "/v1/files/{file_id}/content",
+    "/v1/batches",
+    "/v1/batches/{batch_id}",
+    "/v1/batches/{batch_id}/cancel",
+    "/generate",
+    "/basic_generate",
+    "/generate_vllm",
+    "/generate_stream",
+    "/stream",
+    "/v1/generate",
+    "/v1/generate/stream",
+    "/v1/generate_nobatch",
+    "/v1/chat",
+)
+_SEEING = (
+    *sorted(DOCS),
+    "/",
+    "/v1",
+    "/v1/models",
+    "/v1/models/{model_id:path}",
+    "/model",
+    "/status",
+    "/v1/requests/{request_id}/explain",
+)
+_READING = (*sorted(PROBES), *sorted(METRICS))
+_ADMINISTERING = (
+    "/admin/reload",
+    "/admin/v1/adapters",
+    "/admin/v1/adapters/{name:path}/prefetch",
+    "/admin/v1/adapters/{name:path}/pin",
+    "/admin/v1/adapters/{name:path}",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/load_lora_adapter",
+    "/unload_lora_adapter",
+)
+
+_Scopes = frozenset[AccessScope]
+NEEDS: dict[str, _Scopes] = {
+    path: frozenset(scopes)
+    for scopes, paths in (
+        ({AccessScope.INFERENCE}, _INFERENCE),
+        ({AccessScope.INFERENCE, AccessScope.READ}, _SEEING),
+        ({AccessScope.READ}, _READING),
+        ({AccessScope.ADMIN}, _ADMINISTERING),
+    )
+    for path in paths
+}
+
+
+def _patterns(paths: Iterable[str]) -> list[tuple[re.Pattern[str], _Scopes]]:
+    return [(compile_path(path)[0], NEEDS[path]) for path in paths if "{" in path]
+
+
+_PATTERNS = _patterns(NEEDS)
+
+
+def check_scope(caller: Caller, path: str) -> None:
+    """path: of a request, without the root. Errors: NotFound for a path that no route has; Forbidden."""
+    needed = NEEDS.get(path) or next((scopes for one, scopes in _PATTERNS if one.match(path)), None)
+    if needed is None:
+        raise NotFound(f"there is nothing at {path}")
+    if needed.isdisjoint(caller.scopes) and not caller.admin:
+        names = " or ".join(sorted(needed))
+        if needed == {AccessScope.ADMIN}:
+            names = "admin: only for admins, or without any keys for clients on loopback"
+        raise Forbidden(f"this needs a key with the scope {names}")

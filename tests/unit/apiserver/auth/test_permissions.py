@@ -1,0 +1,63 @@
+import pytest
+
+from llmserve.apiserver.auth.caller import ALL_SCOPES, CLIENT_SCOPES, AccessScope, Caller
+from llmserve.apiserver.auth.permissions import NEEDS, check_scope
+from llmserve.core.errors import Forbidden, NotFound
+
+INFERENCE, READ = AccessScope.INFERENCE, AccessScope.READ
+
+
+def may(path: str, *scopes: AccessScope) -> bool:
+    try:
+        check_scope(Caller(scopes=frozenset(scopes)), path)
+    except Forbidden:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("path", "inference", "read"),
+    [
+        ("/v1/chat/completions", True, False),
+        ("/v1/responses/resp_1", True, False),
+        ("/v1/responses/resp_1/cancel", True, False),
+        ("/v1/files/file-1/content", True, False),
+        ("/v1/models", True, True),
+        ("/v1/models/org/name/with/slashes", True, True),
+        ("/v1/requests/chatcmpl-1/explain", True, True),
+        ("/openapi.json", True, True),
+        ("/metrics", False, True),
+        ("/admin/reload", False, False),
+        ("/admin/v1/adapters", False, False),
+        ("/admin/v1/adapters/a/b/pin", False, False),
+        ("/v1/load_lora_adapter", False, False),
+    ],
+)
+def test_what_each_scope_is_good_for(path: str, inference: bool, read: bool) -> None:
+    assert (may(path, INFERENCE), may(path, READ), may(path)) == (inference, read, False)
+    assert may(path, INFERENCE, READ) == (inference or read)
+    check_scope(Caller(scopes=ALL_SCOPES), path)
+
+
+def test_the_error_says_what_is_missing() -> None:
+    with pytest.raises(Forbidden, match=r"this needs a key with the scope inference$"):
+        check_scope(Caller(scopes=frozenset({READ})), "/v1/messages")
+    with pytest.raises(Forbidden, match="inference or read"):
+        check_scope(Caller(), "/v1/models")
+    with pytest.raises(Forbidden, match="scope admin"):
+        check_scope(Caller(scopes=CLIENT_SCOPES), "/admin/reload")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1/responses/a/b/c", "/v1/chat/completions/x", "/admin", "/v1/files/", "", "//"]
+)
+def test_a_path_that_is_not_in_the_table_is_nobody_s(path: str) -> None:
+    for scopes in (frozenset[AccessScope](), ALL_SCOPES):
+        with pytest.raises(NotFound, match="there is nothing at"):
+            check_scope(Caller(scopes=scopes), path)
+
+
+def test_only_admins_change_the_cluster() -> None:
+    for path, scopes in NEEDS.items():
+        changes = path.startswith("/admin") or "lora_adapter" in path
+        assert (scopes == {AccessScope.ADMIN}) == changes, path
