@@ -1,4 +1,4 @@
-"""The state of a router that is alone: what it saves of its adapters and models is there when it starts again."""
+"""A router that is alone saves its adapters and models; they are there when it starts again."""
 
 import logging
 import os
