@@ -31,8 +31,8 @@ from llmserve.doctor import (
     warning,
 )
 from llmserve.doctor.trial import BASELINE, NEAR, run_trial
+from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
-from llmserve.models.sources import cache_folder
 from llmserve.runner import preflight
 from llmserve.runner.gpus import GpuTopology, kv_paths, run_tool
 from llmserve.runner.host import Host, allowance, effective_capabilities, rdma_ports

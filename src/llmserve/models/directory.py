@@ -8,7 +8,7 @@ cannot change the KV of given tokens: an unknown kind of file makes a new identi
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.files import DigestCache, Progress, silent
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+SAFETENSORS = "*.safetensors"
+PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "consolidated*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
 
 
@@ -26,9 +27,10 @@ def check_directory(path: Path, source: str) -> None:
         raise ModelNotFound(f"model '{source}': {path} is not a directory")
     _check_config(path, source)
     if not weight_files(path):
+        if pickles := sorted(file.name for pattern in PICKLES for file in path.glob(pattern)):
+            raise ModelNotFound(only_pickles(f"model '{source}'", pickles))
         raise ModelNotFound(
-            f"model '{source}': {path} holds no weights (looked for {' and '.join(_WEIGHTS)}); "
-            "is the download complete?"
+            f"model '{source}': {path} holds no weights (looked for {SAFETENSORS}); is the download complete?"
         )
     _check_shards(path, source)
     if not any((path / name).is_file() for name in _TOKENIZERS):
@@ -65,7 +67,15 @@ def read_vocabulary(path: Path) -> Mapping[str, int]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    return sorted(file for pattern in _WEIGHTS for file in path.glob(pattern) if file.stat().st_size > 0)
+    return sorted(file for file in path.glob(SAFETENSORS) if file.stat().st_size > 0)
+
+
+def only_pickles(source: str, names: Sequence[str]) -> str:
+    """Returns why a model is refused whose weights are pickles."""
+    return (
+        f"{source}: its weights are pickles ({names[0]}), which can run any code: LLMServe loads safetensors "
+        "and GGUF alone. `llmserve models convert` makes safetensors of a directory with pickles"
+    )
 
 
 def _check_config(path: Path, source: str) -> None:

@@ -6,6 +6,7 @@ changed shortly before it was read, because a change within the same tick of the
 be seen.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -57,6 +58,11 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def no_room(error: BaseException) -> bool:
+    """Returns whether a disk, or what the user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _try(fd: int) -> bool:
@@ -134,14 +140,15 @@ class DigestCache:
 
     def _read(self, paths: Sequence[Path], progress: Progress) -> dict[Path, str]:
         largest_first = sorted(paths, key=lambda path: path.stat().st_size, reverse=True)
-        meter = _Meter(sum(path.stat().st_size for path in paths), progress)
+        total = sum(path.stat().st_size for path in paths)
+        meter = Meter(total, progress, "reading the model's files for their digest")
         with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
             results = list(threads.map(lambda path: self._read_whole(path, meter), largest_first))
         found = dict(zip(largest_first, results, strict=True))
         self._save(found)
         return {path: one.sha256 for path, one in found.items()}
 
-    def _read_whole(self, path: Path, meter: "_Meter") -> _Found:
+    def _read_whole(self, path: Path, meter: "Meter") -> _Found:
         for _ in range(_TRIES):
             began_ns, seen = self._now_ns(), _signature(path)
             digest = file_sha256(path, meter.add)
@@ -167,12 +174,13 @@ class DigestCache:
             write_atomically(self._store, json.dumps(kept | entries, indent=1))
 
 
-class _Meter:
-    """Reports the progress of reading from time to time. Several threads call it."""
+class Meter:
+    """Reports from time to time how many bytes are done. Several threads call it."""
 
-    def __init__(self, total_bytes: int, progress: Progress) -> None:
+    def __init__(self, total_bytes: int, progress: Progress, what: str) -> None:
         self._total = total_bytes
         self._progress = progress
+        self._what = what
         self._lock = threading.Lock()
         self._done = 0
         self._began = self._reported = time.monotonic()
@@ -185,8 +193,8 @@ class _Meter:
                 return
             self._reported = now
             self._progress(
-                f"reading the model's files for their digest: {self._done / _GB:.1f} of "
-                f"{self._total / _GB:.1f} GB, {self._done / _GB / (now - self._began):.1f} GB/s"
+                f"{self._what}: {self._done / _GB:.1f} of {self._total / _GB:.1f} GB, "
+                f"{self._done / _GB / (now - self._began):.1f} GB/s"
             )
 
 

@@ -9,16 +9,10 @@ from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
-from llmserve.models.directory import check_directory, model_identity, weight_files
+from llmserve.models.directory import check_directory, identity_files, model_identity, weight_files
 from llmserve.models.files import DigestCache, Progress, silent
-from llmserve.models.sources import (
-    ModelSource,
-    SourceKind,
-    cached_snapshot,
-    download,
-    packaged_file,
-    parse_source,
-)
+from llmserve.models.hub import cached_snapshot, download, expected_sha256
+from llmserve.models.sources import ModelSource, SourceKind, packaged_file, parse_source
 
 CACHE_VARIABLE = "LLMSERVE_CACHE_DIR"
 _GGUF_MAGIC = b"GGUF"
@@ -87,7 +81,19 @@ class _Resolver:
         check_directory(path, self._spec.source)
         self._progress("computing the digest of the model")
         identity = model_identity(path, self._digests, self._progress)
+        self._check_downloaded(path)
         return PreparedModel(path, self._spec.served_name, identity, self._spec.source)
+
+    def _check_downloaded(self, path: Path) -> None:
+        """Compares large files of the hub with its digests of them. Errors: LLMServeError for the first that
+        differs."""
+        for file in identity_files(path):
+            wanted = expected_sha256(file)
+            if wanted is not None and (found := self._digests.sha256(file)) != wanted:
+                raise LLMServeError(
+                    f"model '{self._spec.source}': {file} is damaged: its SHA-256 is {found}, but the hub "
+                    f"says {wanted}. Remove {file.resolve()}, and the next try downloads this file again"
+                )
 
     def _path(self) -> Path:
         place = self._source.place

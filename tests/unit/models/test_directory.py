@@ -64,6 +64,17 @@ def test_empty_weights_are_none(model_dir: Path) -> None:
         check_directory(model_dir, "dir:x")
 
 
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "a.pth"]
+)
+def test_pickles_are_no_weights(model_dir: Path, name: str) -> None:
+    (model_dir / name).write_bytes(b"x")
+    check_directory(model_dir, "dir:x")
+    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match=rf"its weights are pickles \({name}\), which can run any code"):
+        check_directory(model_dir, "dir:x")
+
+
 def test_the_index_names_all_shards(model_dir: Path) -> None:
     (model_dir / "model.safetensors").unlink()
     index(model_dir, "a.safetensors", "b.safetensors", "c.safetensors", "a.safetensors")

@@ -48,12 +48,10 @@ class BaseWeights:
 
 
 def read_base_weights(model_dir: Path) -> BaseWeights:
-    """Reads the headers of the safetensors files within milliseconds. A model with weights of another format
-    fits every adapter, as far as this can tell. Errors: ModelNotFound."""
+    """Reads the headers of the safetensors files within milliseconds. A model without any fits every
+    adapter, as far as this can tell. Errors: ModelNotFound."""
     sizes: dict[str, ModuleSize] = {}
     for file in weight_files(model_dir):
-        if file.suffix != ".safetensors":
-            continue
         try:
             tensors = read_header(file, _MOST_HEADER_BYTES)
         except (InvalidRequest, OSError) as error:

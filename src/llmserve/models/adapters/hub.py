@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmserve.core.errors import LLMServeError, ModelNotFound, Unavailable
 from llmserve.models.adapters.peft import CONFIG_NAME
-from llmserve.models.sources import cached_snapshot, hub_refusal, is_offline
+from llmserve.models.hub import cached_snapshot, hub_refusal, is_offline
 
 _DOWNLOADS = ".hub"
 
