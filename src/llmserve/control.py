@@ -23,7 +23,14 @@ from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
 from llmserve.rpc.credentials import CallerRole, Credentials
-from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
+from llmserve.rpc.role import (
+    Role,
+    configure_audit,
+    configure_logging,
+    own_environment,
+    report_progress,
+    run_role,
+)
 
 
 class Roles:
@@ -63,9 +70,10 @@ def main() -> int:
     async def build() -> Roles:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
+        configure_audit(manifest, given)
         own_environment(manifest)
         options = apiserver_options(given, manifest)
-        set_apiserver_environment()
+        set_apiserver_environment(manifest.security.limits)
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is refused at once.
         with importing():

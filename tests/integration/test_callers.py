@@ -1,5 +1,6 @@
 """Internal calls from outside: without credentials, with wrong ones, and with those of another role."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -152,6 +153,35 @@ async def test_a_worker_speaks_for_itself_only(
     with pytest.raises(grpc.aio.AioRpcError, match="worker me may not speak for 'other'") as raised:
         await call(channel, f"/llmserve.v1.{service}/{method}", streams, message.SerializeToString())
     assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_what_operators_change_and_who_is_refused_is_in_the_audit_log(
+    servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="llmserve.rpc.audit")
+    operator = await servers.channel("router", credentials(CallerRole.OPERATOR, "llmserve drain"))
+    drain = router_pb2.DrainRequest(worker_id="decode-7").SerializeToString()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call(operator, "/llmserve.v1.Router/Drain", (False, False), drain)
+    await call(operator, "/llmserve.v1.Router/GetClusterStatus", (False, False))
+    exporter = await servers.channel("kvmanager", credentials(CallerRole.OPERATOR))
+    await refused(exporter, "/llmserve.v1.KVManager/ExportBlocks", (False, True))
+    stranger = await servers.channel("router", credentials(CallerRole.WORKER, "me", WRONG))
+    await refused(stranger, "/llmserve.v1.Router/Drain", (False, False))
+    worker = await servers.channel("router", credentials(CallerRole.WORKER))
+    await refused(worker, "/llmserve.v1.Router/Reload", (False, False))
+    lines = [(record.name.rpartition(".")[2], json.loads(record.getMessage())) for record in caplog.records]
+    said = [(kind, line["role"], line["caller"], line["what"], line["result"]) for kind, line in lines]
+    router = "/llmserve.v1.Router"
+    assert said == [
+        ("calls", "operator", "llmserve drain", f"{router}/Drain", "NotFound"),
+        ("calls", "operator", "me", "/llmserve.v1.KVManager/ExportBlocks", "NotFound"),
+        ("refusals", "worker", "me", f"{router}/Drain", "NotAuthenticated"),
+        ("refusals", "worker", "me", f"{router}/Reload", "Forbidden"),
+    ]
+    assert lines[0][1]["worker_id"] == "decode-7"
+    assert all(line["address"].startswith("ipv4:127.0.0.1") for _, line in lines)
+    assert SECRET.decode() not in caplog.text
 
 
 async def test_an_apiserver_speaks_for_itself_only(servers: Servers) -> None:

@@ -6,7 +6,14 @@ from llmserve.apiserver.options import flags, options
 from llmserve.config.load import load_manifest
 from llmserve.core.process import exit_process, importing
 from llmserve.engines.vllm.environment import set_apiserver_environment
-from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
+from llmserve.rpc.role import (
+    Role,
+    configure_audit,
+    configure_logging,
+    own_environment,
+    report_progress,
+    run_role,
+)
 
 
 def main() -> int:
@@ -15,9 +22,10 @@ def main() -> int:
     async def build() -> Role:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
+        configure_audit(manifest, given)
         own_environment(manifest)
         apiserver_options = options(given, manifest)
-        set_apiserver_environment()
+        set_apiserver_environment(manifest.security.limits)
         report_progress("loading vLLM's API layer")
         # Imported here, because it takes seconds and reads the environment: a wrong manifest fails at once.
         with importing():

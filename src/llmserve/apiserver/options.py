@@ -27,17 +27,15 @@ class ModelDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http: host:port. models: those of the manifest, in its order. max_body_bytes: of one HTTP
-    request. drain_seconds: for running requests at the stop. manifest: the file, for `/admin/reload`. share:
-    of a port that other processes serve too. compiles_ahead: the process that compiles grammars is started
-    now, not by the first grammar. run_dir: the directory for files of the cluster; None: there is none, as in
-    a pod."""
+    """http: host:port. models: those of the manifest, in its order. drain_seconds: for running requests at
+    the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
+    compiles_ahead: the process that compiles grammars is started now, not by the first grammar. run_dir: the
+    directory for files of the cluster; None: there is none, as in a pod."""
 
     name: str
     http: str
     routers: RouterAddresses
     models: tuple[ModelDirectory, ...]
-    max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
     share: PortShare | None = None

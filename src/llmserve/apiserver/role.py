@@ -21,6 +21,7 @@ from llmserve.apiserver.engine.client import GENERATE
 from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.grammars.process import SharedCompiler
+from llmserve.apiserver.http.body import BodyLimits
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
@@ -65,6 +66,7 @@ class Apiserver:
 
     def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
         self._options, self._manifest, self._registry = options, manifest, registry
+        limits = manifest.security.limits
         self._live = LiveSettings.of(manifest)
         self._auth = Authenticator(self._live.keys)
         self._records = RequestRecords(self._live.explain_requests)
@@ -92,10 +94,10 @@ class Apiserver:
         self._retries = _retries(manifest.scheduling)
         self._metrics.retry_budget.set_function(lambda: self._retries.left)
         self._batches = build_batches(
-            manifest.batches, options.run_dir, self._metrics, self._front_door, options.max_body_bytes
+            manifest.batches, options.run_dir, self._metrics, self._front_door, limits.body_kib << 10
         )
         self._store = build_store(manifest, os.environ, SystemClock())
-        self.models, self._compiler = ModelDoors(), SharedCompiler()
+        self.models, self._compiler = ModelDoors(), SharedCompiler(limits)
         self._baseline = BaselineTurn(lambda: self._live.limits.request)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
         self._gate: Gate | None = None
@@ -115,10 +117,12 @@ class Apiserver:
             _public(self._manifest),
             streamed_paths(self._manifest.batches),
         )
-        choice, spans = ModelChoice(self.models), HttpSpans(self._tracer)
-        self._gate = Gate(choice, self._auth, self._options.max_body_bytes, self._records, spans, paths)
+        limits = self._manifest.security.limits
+        bodies = BodyLimits(limits.body_kib << 10, limits.body_seconds)
+        choice, spans = ModelChoice(self.models, limits), HttpSpans(self._tracer)
+        self._gate = Gate(choice, self._auth, bodies, self._records, spans, paths)
         self._cors = Cors(self._gate, self._live.cors_origins)
-        self._http = HttpServer(self._cors, self._options.http, self._options.share)
+        self._http = HttpServer(self._cors, self._options.http, self._options.share, limits)
         if api.stream_interval is None:
             self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
         port = await self._http.start()

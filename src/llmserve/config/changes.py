@@ -61,6 +61,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("api",): ("apiserver",),
     ("batches",): ("apiserver",),
     ("security",): ("apiserver",),
+    ("security", "audit"): ("cluster",),
     ("security", "mtls"): ("cluster",),
     ("state",): ("router", "apiserver"),
     ("observability",): ("cluster",),

@@ -33,6 +33,12 @@ class RequestTooLarge(InvalidRequest):
     http_status = 413
 
 
+class ClientTooSlow(InvalidRequest):
+    """The body of an HTTP request did not arrive in time."""
+
+    http_status = 408
+
+
 class ManifestError(InvalidRequest):
     """The manifest is wrong, or asks for something that this machine or release does not have: another try
     ends alike.

@@ -8,7 +8,7 @@ from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.rpc.credentials import CallerRole, Credentials
-from llmserve.rpc.role import common_flags, configure_logging, run_role
+from llmserve.rpc.role import common_flags, configure_audit, configure_logging, run_role
 
 
 def main() -> int:
@@ -17,6 +17,7 @@ def main() -> int:
     async def build() -> KVManagerRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability, flags.name)
+        configure_audit(manifest, flags)
         store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
         return KVManagerRole(
             listen=flags.listen,

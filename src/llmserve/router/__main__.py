@@ -5,7 +5,14 @@ from functools import partial
 from llmserve.config.load import load_manifest
 from llmserve.core.process import exit_process
 from llmserve.router.role import RouterRole
-from llmserve.rpc.role import add_kvmanagers, addresses, common_flags, configure_logging, run_role
+from llmserve.rpc.role import (
+    add_kvmanagers,
+    addresses,
+    common_flags,
+    configure_audit,
+    configure_logging,
+    run_role,
+)
 
 
 def main() -> int:
@@ -17,6 +24,7 @@ def main() -> int:
     async def build() -> RouterRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability, flags.name)
+        configure_audit(manifest, flags)
         return RouterRole.of(
             manifest,
             name=flags.name,

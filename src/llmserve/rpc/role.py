@@ -12,6 +12,7 @@ import atexit
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -28,10 +29,12 @@ from llmserve.config.environment import GIVEN, engine_variables, inherited, note
 from llmserve.config.schema import Manifest, Observability
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
+from llmserve.rpc.audit import open_audit
 
 _log = logging.getLogger(__name__)
 
 FAILED_WORD = "LLMSERVE_FAILED"
+CORE_FILES_VARIABLE = "LLMSERVE_CORE_FILES"
 LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
 VLLM_LOGGING_VARIABLE = "VLLM_LOGGING_CONFIG_PATH"
 _FORCED_EXIT_CODE = 130
@@ -124,6 +127,20 @@ def configure_logging(settings: Observability, process: str) -> None:
         _configure_vllm(process, level)
 
 
+def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
+    """log_dir: observability.log_dir; a relative path is beside the manifest."""
+    return manifest.absolute().parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
+
+
+def configure_audit(manifest: Manifest, flags: argparse.Namespace) -> None:
+    """Opens the audit log of this process in the cluster's log directory; in a pod it is part of the log.
+    flags: as of common_flags. Errors: StartFailed."""
+    settings, folder = manifest.observability, None
+    if flags.run_dir:
+        folder = log_folder(Path(flags.manifest), Path(flags.run_dir), settings.log_dir)
+    open_audit(folder, flags.name, settings.log_file_mib << 20, on=manifest.security.audit)
+
+
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger(kind.__module__).critical("uncaught: %s", error, exc_info=(kind, error, trace))
 
@@ -190,7 +207,10 @@ def failed(name: str, error: BaseException) -> int:
 
 
 def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
-    """Runs a role to its end and returns the exit code. `build` runs inside the loop."""
+    """Runs a role to its end and returns the exit code. `build` runs inside the loop. Neither this process
+    nor its children leave core files, which would hold prompts and keys."""
+    if os.environ.get(CORE_FILES_VARIABLE) != "1":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     exit_code: int = uvloop.run(_live(name, build))
     return exit_code
 

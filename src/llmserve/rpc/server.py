@@ -12,6 +12,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.rpc.audit import call_ended, call_failed
 from llmserve.rpc.client import KEEPALIVE_SECONDS, SHARED_OPTIONS, TRACEPARENT
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.permissions import check_permission, is_open
@@ -92,15 +93,15 @@ class _CallerCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
                 if caller is not None:
                     check_permission(caller, method)
         except LLMServeError as error:
-            return _refusing(error)
+            return _refusing(error, method)
         return await continuation(handler_call_details)
 
 
-def _refusing(error: LLMServeError) -> Any:
+def _refusing(error: LLMServeError, name: str) -> Any:
     """Returns a handler that ends a call of any kind at once: one of streams waits for no message."""
 
     async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
-        await _abort(context, error)
+        await _abort(context, error, name)
         yield  # never reached; it makes this a stream
 
     return grpc.stream_stream_rpc_method_handler(refuse)
@@ -117,50 +118,66 @@ class _ErrorMapper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         handler: Any = await continuation(handler_call_details)
         if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
             return None
+        method = handler_call_details.method
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                _mapped_unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                _mapped_unary(handler.unary_unary, method),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
-        method = handler_call_details.method
         if not method.startswith("/llmserve.") or method in _RAISES_NOTHING:
             return handler
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _mapped_stream(handler.unary_stream),
+                _mapped_stream(handler.unary_stream, method),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                _mapped_stream(handler.stream_stream),
+                _mapped_stream(handler.stream_stream, method),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return handler
 
 
-def _mapped_unary(method: Any) -> Any:
+def _mapped_unary(method: Any, name: str) -> Any:
+    """name: that of the method in the proto."""
+
     async def call(request: Any, context: Any) -> Any:
+        result = "ok"
         try:
             return await method(request, context)
         except LLMServeError as error:
-            return await _abort(context, error)
+            result = type(error).__name__
+            return await _abort(context, error, name)
+        finally:
+            call_ended(name, request, context, result)
 
     return call
 
 
-def _mapped_stream(method: Any) -> Any:
+def _mapped_stream(method: Any, name: str) -> Any:
+    """name: that of the method in the proto."""
+
     async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+        result = "ended early"  # unless it comes to its end
         try:
             async for response in method(requests, context):
                 yield response
+            result = "ok"
         except LLMServeError as error:
-            await _abort(context, error)
+            result = type(error).__name__
+            await _abort(context, error, name)
+        finally:
+            call_ended(name, requests, context, result)
 
     return call
 
 
-async def _abort(context: Any, error: LLMServeError) -> None:
+async def _abort(context: Any, error: LLMServeError, name: str) -> None:
+    call_failed(name, context, error)
     await context.abort(code_of(error), error.message, trailing_metadata(error))
 
 

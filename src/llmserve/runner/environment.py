@@ -13,6 +13,7 @@ from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
 from llmserve.models.adapters.cache import DRAM_VARIABLE
 from llmserve.rpc.credentials import SECRET_NAME, SECRET_VARIABLE, make_secret
+from llmserve.rpc.role import log_folder
 from llmserve.runner.process.child import ProcessCommand
 from llmserve.runner.process.family import MEMBER_VARIABLE, SHARED_MEMORY_DIR
 
@@ -63,11 +64,6 @@ def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: s
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     return paths
-
-
-def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
-    """log_dir: observability.log_dir; a relative path is beside the manifest."""
-    return manifest.absolute().parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
 
 
 def role_mark(cluster_id: str, name: str) -> str:

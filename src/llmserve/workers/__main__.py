@@ -19,6 +19,7 @@ from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
     common_flags,
+    configure_audit,
     configure_logging,
     failed,
     own_environment,
@@ -92,6 +93,7 @@ def main() -> int:
         cluster = load_manifest(flags.manifest)
         manifest = cluster.for_model(flags.model)
         configure_logging(manifest.observability, flags.name)
+        configure_audit(cluster, flags)
         own_environment(manifest)
         # Before there is a loop: it may take minutes, in which a signal ends the process at once.
         model = prepare_model(manifest, flags.model_dir, _report)

@@ -55,6 +55,7 @@ TEXT = b"the quick brown fox jumps over the lazy dog. "
 WAIT_SECONDS = 5.0
 ANSWER_SECONDS = 50.0  # a first grammar waits until its compiler has imported vLLM
 MAX_MODEL_LEN = 200
+SMALL_LIMITS = {"body_kib": 97}  # where the manifest sets none
 
 
 class Watched:
@@ -528,9 +529,10 @@ class FakeCluster:
             http="127.0.0.1:0",
             routers=RouterAddresses((self.router.address,)),
             models=tuple(ModelDirectory(name, self._model_dir) for name in (self._model, *self._others)),
-            max_body_bytes=100_000,
         )
-        self.apiserver = Apiserver(options, Manifest.model_validate(manifest), self.registry)
+        security = {"limits": SMALL_LIMITS, **manifest.get("security", {})}
+        validated = Manifest.model_validate({**manifest, "security": security})
+        self.apiserver = Apiserver(options, validated, self.registry)
         self.url = f"http://127.0.0.1:{await self.apiserver.start()}"
         async with asyncio.timeout(WAIT_SECONDS):
             while not self.apiserver._router.connected:

@@ -97,9 +97,18 @@ def _patterns(paths: Iterable[str]) -> list[tuple[re.Pattern[str], _Scopes]]:
 _PATTERNS = _patterns(NEEDS)
 
 
+def is_administrative(path: str) -> bool:
+    """Returns whether only admins may use the route of this path."""
+    return _needed(path) == frozenset({AccessScope.ADMIN})
+
+
+def _needed(path: str) -> _Scopes | None:
+    return NEEDS.get(path) or next((scopes for one, scopes in _PATTERNS if one.match(path)), None)
+
+
 def check_scope(caller: Caller, path: str) -> None:
     """path: of a request, without the root. Errors: NotFound for a path that no route has; Forbidden."""
-    needed = NEEDS.get(path) or next((scopes for one, scopes in _PATTERNS if one.match(path)), None)
+    needed = _needed(path)
     if needed is None:
         raise NotFound(f"there is nothing at {path}")
     if needed.isdisjoint(caller.scopes) and not caller.admin:

@@ -1,4 +1,4 @@
-"""python -m llmserve.apiserver.grammars: the process that compiles grammars (GrammarProcess).
+"""python -m llmserve.apiserver.grammars CPU_SECONDS: the process that compiles grammars (GrammarProcess).
 
 Its input are lines of JSON: tasks, and models `{"model": 1, "config": "…"}` (vLLM's configuration, as base64
 of a pickle), which have to come before their tasks; without a configuration, the model is forgotten. It ends
@@ -9,6 +9,7 @@ import base64
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ def main() -> None:
         return compilers[task["model"]].problem_of(task)
 
     os.write(answers, b"{}\n")
-    ForkServer(problem_of, ForkLimits(), tasks=0, answers=answers, prepare=prepare).serve()
+    limits = ForkLimits.of(int(sys.argv[1]))
+    ForkServer(problem_of, limits, tasks=0, answers=answers, prepare=prepare).serve()
     os._exit(0)  # nothing is left to be tidied up, and vLLM's modules take seconds for it
 
 

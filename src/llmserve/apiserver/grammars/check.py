@@ -15,7 +15,7 @@ from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 from llmserve.core.tasks import TaskOwner
 
-MAX_BYTES = 512 * 1024
+_SETTING = "security.limits.grammar_kib"
 _KNOWN = 2048
 _MAX_WAITING = 16  # of a tenant
 _WAIT_SECONDS = 200.0  # the start of the process included
@@ -47,8 +47,8 @@ class GrammarCheck:
             return
         task = _task(params)
         text = json.dumps(task, sort_keys=True).encode()
-        if len(text) > MAX_BYTES:
-            raise _refused(f"it is larger than {MAX_BYTES >> 10} KiB")
+        if len(text) > self._compiler.limits.grammar_kib << 10:
+            raise _refused(f"it is larger than {self._compiler.limits.grammar_kib} KiB ({_SETTING})")
         answer = await self._answer(hashlib.sha256(text).digest(), task, tenant)
         if isinstance(answer, Unavailable):
             raise answer

@@ -18,6 +18,7 @@ from typing import Any
 Task = Mapping[str, Any]
 _MAX_PROBLEM_LENGTH = 1000  # a pipe holds more: a child never waits for its reader
 _READ_BYTES = 65536
+_PATIENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class ForkLimits:
     cpu_seconds: int = 10
     seconds: float = 30.0
     memory_bytes: int = 512 * 2**20
+
+    @classmethod
+    def of(cls, cpu_seconds: int) -> "ForkLimits":
+        """Returns limits with which a task may take this much of a processor that others use too."""
+        return cls(cpu_seconds, _PATIENCE * cpu_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmserve.apiserver.grammars.forks import CompileResult, ForkLimits, Task
+from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import Unavailable
 from llmserve.core.tasks import TaskOwner
 
@@ -26,8 +27,9 @@ class GrammarProcess:
     """Compiles for all models, each of which has a configuration of vLLM. Life: start (once) -> learn, ask …
     -> aclose (idempotent, also after a failed start)."""
 
-    def __init__(self, owner: TaskOwner) -> None:
-        self._owner = owner
+    def __init__(self, owner: TaskOwner, cpu_seconds: int) -> None:
+        """cpu_seconds: what one compilation may take of the processor."""
+        self._owner, self._cpu_seconds = owner, cpu_seconds
         self._models: dict[int, Any] = {}  # configurations that it has learnt, by their id
         self._learning = asyncio.Lock()
         self._process: Process | None = None
@@ -42,6 +44,7 @@ class GrammarProcess:
             sys.executable,
             "-m",
             __package__,
+            str(self._cpu_seconds),
             stdin=PIPE,
             stdout=PIPE,
             stderr=None,
@@ -75,7 +78,7 @@ class GrammarProcess:
         """config: that of the model. Errors: Unavailable."""
         await self.learn(config)
         task = {**task, "model": id(config)}
-        return await self._exchange(ForkLimits().seconds + _STOP_SECONDS, task=task)
+        return await self._exchange(ForkLimits.of(self._cpu_seconds).seconds + _STOP_SECONDS, task=task)
 
     async def _exchange(self, seconds: float, **line: Any) -> CompileResult:
         """Sends a line, and returns the answer to it. Errors: Unavailable."""
@@ -141,8 +144,12 @@ class SharedCompiler:
     """The process that compiles grammars for all models of an apiserver. It imports vLLM, so that it is
     started when it is needed first, and again when it has ended. Life: running … -> aclose (idempotent)."""
 
-    def __init__(self, make: Callable[[TaskOwner], GrammarProcess] = GrammarProcess) -> None:
-        self._make, self._owner = make, TaskOwner("grammars")
+    def __init__(
+        self,
+        limits: SecurityLimits = DEFAULT_LIMITS,
+        make: Callable[[TaskOwner, int], GrammarProcess] = GrammarProcess,
+    ) -> None:
+        self.limits, self._make, self._owner = limits, make, TaskOwner("grammars")
         self._process: GrammarProcess | None = None
         self._starting = asyncio.Lock()
         self.slots = asyncio.Semaphore(_AT_ONCE)
@@ -155,7 +162,7 @@ class SharedCompiler:
                 self._process = None
             if self._process is None:
                 # Kept from here on: a start that fails or is cancelled leaves a process that `aclose` ends.
-                self._process = self._make(self._owner)
+                self._process = self._make(self._owner, self.limits.grammar_seconds)
                 await self._process.start()
             return self._process
 

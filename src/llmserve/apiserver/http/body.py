@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message, Receive
 
-from llmserve.core.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
+from llmserve.core.errors import ClientTooSlow, InvalidRequest, RequestTooLarge
 
 MAX_DEPTH = 100
 FIELDS = "llmserve.fields"
-_READ_SECONDS = 300.0
 _DISCARD_SECONDS = 1.0
 _DISCARD_BYTES = 1 << 20
 _MAX_NAME_LENGTH = 200
@@ -31,38 +31,51 @@ _BOM = b"\xef\xbb\xbf"
 _Place = tuple[Any, object] | None
 
 
-async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Message:
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """size_bytes: of a body. seconds: in which it has to arrive, or each piece of one that is read in
+    pieces."""
+
+    size_bytes: int
+    seconds: float
+
+
+async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limits: BodyLimits) -> Message:
     """Returns the whole body as one message; the client's disconnect instead when it is gone.
-    Errors: RequestTooLarge, as soon as it is known; DeadlineExceeded for a client that is too slow."""
-    _check_declared(headers, limit_bytes)
+    Errors: RequestTooLarge, as soon as it is known; ClientTooSlow."""
+    _check_declared(headers, limits.size_bytes)
     try:
-        async with asyncio.timeout(_READ_SECONDS):
-            return await _whole_body(receive, limit_bytes)
+        async with asyncio.timeout(limits.seconds):
+            return await _whole_body(receive, limits.size_bytes)
     except TimeoutError:
-        raise DeadlineExceeded(f"the body did not arrive within {_READ_SECONDS:g} s") from None
+        raise _too_slow("the body did not arrive", limits.seconds) from None
 
 
-def bounded(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Receive:
-    """Returns a receive that raises RequestTooLarge at a body beyond the limit, and DeadlineExceeded at a
-    client that is too slow with a piece of it. Errors: RequestTooLarge, if the headers say so."""
-    _check_declared(headers, limit_bytes)
-    left_bytes, more = limit_bytes, True
+def bounded(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limits: BodyLimits) -> Receive:
+    """Returns a receive that raises RequestTooLarge at a body beyond the limit, and ClientTooSlow at a client
+    that is too slow with a piece of it. Errors: RequestTooLarge, if the headers say so."""
+    _check_declared(headers, limits.size_bytes)
+    left_bytes, more = limits.size_bytes, True
 
     async def received() -> Message:
         nonlocal left_bytes, more
         if not more:
             return await receive()
         try:
-            async with asyncio.timeout(_READ_SECONDS):
+            async with asyncio.timeout(limits.seconds):
                 message = await receive()
         except TimeoutError:
-            raise DeadlineExceeded(f"no piece of the body arrived within {_READ_SECONDS:g} s") from None
+            raise _too_slow("no piece of the body arrived", limits.seconds) from None
         left_bytes, more = left_bytes - len(message.get("body", b"")), message.get("more_body", False)
         if left_bytes < 0:
-            raise _too_large(limit_bytes)
+            raise _too_large(limits.size_bytes)
         return message
 
     return received
+
+
+def _too_slow(what: str, seconds: float) -> ClientTooSlow:
+    return ClientTooSlow(f"{what} within {seconds:g} s (security.limits.body_seconds)")
 
 
 def _check_declared(headers: Iterable[tuple[bytes, bytes]], limit_bytes: int) -> None:

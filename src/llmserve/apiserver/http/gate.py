@@ -20,7 +20,8 @@ from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.auth.permissions import METRICS, PROBES, check_scope
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.body import bounded, check_body, discard_body, read_body, replay
+from llmserve.apiserver.http.audit import audit
+from llmserve.apiserver.http.body import BodyLimits, bounded, check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable
 from llmserve.apiserver.http.response import STOPPING, Draining, HeldResponse
@@ -61,20 +62,20 @@ class Paths:
 
 
 class Gate:
-    """An ASGI application. max_body_bytes: more is refused with 413. draining.begun: may change while it
+    """An ASGI application. limits: of the bodies that are read here. draining.begun: may change while it
     runs. What is refused here is not traced, so that a stranger cannot fill the traces."""
 
     def __init__(
         self,
         app: ASGIApp,
         auth: Authenticator,
-        max_body_bytes: int,
+        limits: BodyLimits,
         records: RequestRecords,
         spans: HttpSpans,
         paths: Paths = Paths(),
     ) -> None:
         self.auth, self.draining = auth, Draining()
-        self._app, self._max_body_bytes, self._records, self._spans = app, max_body_bytes, records, spans
+        self._app, self._limits, self._records, self._spans = app, limits, records, spans
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,10 +88,18 @@ class Gate:
                 await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, headers = scope["path"], scope["headers"]
-        request = RequestScope(request_id=request_id_of(headers), form=form_of(path, headers))
+        headers = scope["headers"]
+        request = RequestScope(request_id=request_id_of(headers), form=form_of(scope["path"], headers))
         response = HeldResponse(request, self.draining, send)
-        if self.draining.begun and path not in _OPEN_WHILE_DRAINING:
+        try:
+            await self._answer(scope, receive, request, response)
+        finally:
+            audit(scope, request, response.status)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, request: RequestScope, response: HeldResponse
+    ) -> None:
+        if self.draining.begun and scope["path"] not in _OPEN_WHILE_DRAINING:
             await discard_body(receive)
             await response.refuse(Unavailable(STOPPING))
             return
@@ -121,14 +130,14 @@ class Gate:
 
     async def _let_in(self, scope: Scope, receive: Receive, request: RequestScope) -> Receive:
         """Returns what gives the body. Errors: NotAuthenticated, Forbidden, NotFound, RequestTooLarge,
-        InvalidRequest, DeadlineExceeded."""
+        InvalidRequest, ClientTooSlow."""
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
             request.caller = await self._caller_of(scope)
             check_scope(request.caller, scope["path"])
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
-            return bounded(headers, receive, limit_bytes)
-        first = await read_body(headers, receive, self._max_body_bytes)
+            return bounded(headers, receive, BodyLimits(limit_bytes, self._limits.seconds))
+        first = await read_body(headers, receive, self._limits)
         check_body(headers, first.get("body", b""))
         return replay(first, receive)
 

@@ -44,7 +44,8 @@ class Draining:
 
 
 class HeldResponse:
-    """Holds the start of a response back until its first body message, and an error until its last one."""
+    """Holds the start of a response back until its first body message, and an error until its last one.
+    status: what was sent; 0: nothing yet."""
 
     def __init__(self, scope: RequestScope, draining: Draining, send: Send) -> None:
         self._scope, self._draining, self._send = scope, draining, send
@@ -52,6 +53,7 @@ class HeldResponse:
         self._error_body: list[bytes] = []
         self._streams = False
         self._begun = self._ended = False  # as the client sees it
+        self.status = 0
 
     async def send(self, message: Message) -> None:
         if self._begun and not self._ended and message.get("more_body", False):
@@ -106,7 +108,7 @@ class HeldResponse:
         self._start, self._begun = None, True
         self._streams = _is_stream(start)
         own = (*_names(self._scope), *handover_headers(self._scope.handovers))
-        self._scope.explain.record.status = start["status"]
+        self.status = self._scope.explain.record.status = start["status"]
         await self._send({**start, "headers": self._closing([*start["headers"], *own])})
 
     async def _send_last(self, message: Message) -> None:
@@ -138,7 +140,7 @@ class HeldResponse:
         self._start, self._begun, self._ended = None, True, True
         body = self._body(api_error)
         content = ((b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
-        self._scope.explain.record.status = api_error.status
+        self.status = self._scope.explain.record.status = api_error.status
         all_headers = self._closing([*headers, *content, *_names(self._scope)])
         await self._send({"type": "http.response.start", "status": api_error.status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})

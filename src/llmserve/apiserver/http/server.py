@@ -5,52 +5,18 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llmserve.apiserver.http.shared_accept import SharedAccept
+from llmserve.apiserver.limits.connections import ConnectionCounts
+from llmserve.apiserver.limits.protocol import HttpProtocol
+from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.shared_port import PortShare, bind
 from llmserve.core.tasks import TaskOwner
-
-
-class HttpProtocol(HttpToolsProtocol):
-    def end_after_answer(self) -> None:
-        """Ends the connection with the answer that it sends now, if it does."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        super()._start_asgi_task(cycle, _Unchunked(cycle, app) if _is_old(cycle) else app)
-
-
-def _is_old(cycle: RequestResponseCycle) -> bool:
-    return cycle.scope["http_version"] == "1.0"
-
-
-class _Unchunked:
-    """An app whose answers of unknown length end with their connection, which is never kept for HTTP/1.0.
-    uvicorn would send chunks, whose sizes such a client takes for text."""
-
-    def __init__(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._cycle, self._app = cycle, app
-        self._is_open_ended = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def unchunked(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message.get("headers", ())}
-                self._is_open_ended = not names & {b"content-length", b"transfer-encoding"}
-                if self._is_open_ended:
-                    self._cycle.chunked_encoding = False
-            elif self._is_open_ended:  # as long as this piece, until the next one
-                self._cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await self._app(scope, receive, unchunked)
-
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +54,11 @@ class _Server(uvicorn.Server):
             connection.close()
 
     def _protocol(self) -> asyncio.Protocol:
-        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        make: Any = self.config.http
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,9 +68,15 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Life: start (once) -> stop_listening -> aclose (both idempotent, also after a failed start)."""
 
-    def __init__(self, app: Any, listen: str, share: PortShare | None = None) -> None:
-        """share: of a port that is served in addition to `listen`."""
-        self._app, self._listen, self._share = app, listen, share
+    def __init__(
+        self,
+        app: Any,
+        listen: str,
+        share: PortShare | None = None,
+        limits: SecurityLimits = DEFAULT_LIMITS,
+    ) -> None:
+        """share: of a port that is served in addition to `listen`. limits: of connections and headers."""
+        self._app, self._listen, self._share, self._limits = app, listen, share, limits
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._owner = TaskOwner("http")
@@ -111,7 +87,7 @@ class HttpServer:
         bound = _listen_at(self._listen)
         config = uvicorn.Config(
             self._app,
-            http=HttpProtocol,
+            http=self._protocol(),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -129,6 +105,10 @@ class HttpServer:
         if self._share is not None:
             self._server.shared = self._open_shared(self._share)
         return int(bound.getsockname()[1])
+
+    def _protocol(self) -> Any:
+        counts = ConnectionCounts(self._limits.connections_per_address)
+        return partial(HttpProtocol, limits=self._limits, counts=counts)
 
     def _open_shared(self, share: PortShare) -> SharedAccept:
         try:

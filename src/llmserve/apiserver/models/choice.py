@@ -15,8 +15,10 @@ from llmserve.apiserver.http.app import POOLING_PATHS
 from llmserve.apiserver.http.body import FIELDS, replay, with_fields
 from llmserve.apiserver.http.original_routes import GENERATING_PATHS
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.limits.fields import check_fields
 from llmserve.apiserver.models.door import ModelDoor
 from llmserve.apiserver.models.doors import ModelDoors
+from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.errors import LLMServeError
 
 _INVOCATIONS = "/invocations"
@@ -44,10 +46,11 @@ _SAGEMAKER_S_MODEL = b"x-amzn-sagemaker-adapter-identifier"
 
 
 class ModelChoice:
-    """Errors of a call: NotFound for an unknown model; InvalidRequest; those of AdapterChoice."""
+    """limits: of the fields of a body. Errors of a call: NotFound for an unknown model; InvalidRequest; those
+    of AdapterChoice."""
 
-    def __init__(self, doors: ModelDoors) -> None:
-        self._doors = doors
+    def __init__(self, doors: ModelDoors, limits: SecurityLimits) -> None:
+        self._doors, self._limits = doors, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +81,7 @@ class ModelChoice:
         fields, is_invocation = first[FIELDS], scope["path"] == _INVOCATIONS
         if fields is None:
             return self._first_of_kind(scope), scope, first
+        check_fields(fields, self._limits)
         if is_invocation:
             fields["model"] = _model_in_header(scope) or fields.get("model")
         named = fields.get("model")

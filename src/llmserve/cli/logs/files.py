@@ -9,7 +9,7 @@ from llmserve.cli.cluster import DEFAULT_MANIFEST, find_cluster
 from llmserve.cli.logs.lines import LogLine, Timed, chosen, from_on, last, merged
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
-from llmserve.runner.environment import log_folder
+from llmserve.rpc.role import log_folder
 from llmserve.runner.logs import LogFollower, begun
 from llmserve.runner.up import run_dir_of
 

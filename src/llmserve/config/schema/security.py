@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from llmserve.config.schema.callers import ApiKey, PublicPaths
+from llmserve.config.schema.limits import SecurityLimits
 from llmserve.config.schema.section import Live, ManifestSection, Planned
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
@@ -65,5 +66,11 @@ class Security(ManifestSection):
     kv_sharing: Literal["tenant", "cluster"] = "tenant"
     """Who reuses the KV of equal prompts. With `tenant`, only the tenant itself does. With `cluster`, all
     tenants do, and the speed of an answer reveals whether another tenant has asked the same."""
+    limits: SecurityLimits = SecurityLimits()
+    audit: bool = True
+    """Each process writes a line of JSON for every administrative call (`audit-NAME.jsonl`), and for every
+    call that it refuses because of who asks or how often (`refusals-NAME.jsonl`), in the log directory. Files
+    are rotated at `observability.log_file_mib`, and four older ones are kept. On Kubernetes, the lines are
+    part of the log."""
     tls: Annotated[HttpTls | None, Planned("TLS at the HTTP API")] = None
     mtls: Annotated[InternalTls | None, Planned("TLS between processes")] = None

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
 from llmserve.models.directory import read_config
@@ -63,13 +64,19 @@ def set_engine_environment(scratch: str, *, compiles: bool) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def set_apiserver_environment() -> None:
-    """Sets the environment of a process that only serves vLLM's API. Variables that are set already (by
-    `engine.env`, or by whoever started the process) keep their value, but for those of _OPEN_NAMES."""
+def set_apiserver_environment(limits: SecurityLimits = DEFAULT_LIMITS) -> None:
+    """Sets the environment of a process that only serves vLLM's API. limits: those that the manifest sets
+    instead of vLLM's own. Variables that are set already (by `engine.env`, or by whoever started the process)
+    keep their value, but for those of _OPEN_NAMES."""
     keep_caches()
     for name in _OPEN_NAMES:
         os.environ.pop(name, None)
-    for name, value in _APISERVER.items():
+    of_limits = {
+        "VLLM_MAX_N_SEQUENCES": str(limits.choices),
+        "VLLM_MAX_COMPLETION_PROMPTS": str(limits.prompts),
+        "VLLM_MAX_STOP_STRINGS": str(limits.stop),
+    }
+    for name, value in (_APISERVER | of_limits).items():
         os.environ.setdefault(name, value)
 
 

@@ -8,9 +8,10 @@ import pytest
 import pytest_asyncio
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from llmserve.apiserver.grammars.check import MAX_BYTES, GrammarCheck
+from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.grammars.forks import CompileResult, Task
 from llmserve.apiserver.grammars.process import SharedCompiler
+from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 
 
@@ -62,8 +63,8 @@ def process() -> FakeProcess:
 
 @pytest_asyncio.fixture
 async def compiler(process: FakeProcess) -> AsyncIterator[SharedCompiler]:
-    made: Any = lambda owner: process  # noqa: E731
-    compiler = SharedCompiler(made)
+    made: Any = lambda owner, cpu_seconds: process  # noqa: E731
+    compiler = SharedCompiler(SecurityLimits(grammar_kib=64), made)
     yield compiler
     await compiler.aclose()
 
@@ -146,7 +147,7 @@ async def test_what_took_too_much_is_tried_again(check: GrammarCheck, process: F
 
 async def test_too_large_a_grammar_is_not_compiled(check: GrammarCheck, process: FakeProcess) -> None:
     with pytest.raises(InvalidRequest, match="larger"):
-        await check.check(wanted("a" * MAX_BYTES), "a")
+        await check.check(wanted("a" * (64 << 10)), "a")
     assert not process.asked
 
 

@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http import body
+from llmserve.apiserver.http.body import BodyLimits
 from llmserve.apiserver.http.gate import Gate
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.tracing.base import NO_TRACER
@@ -32,8 +32,9 @@ def piece(data: bytes, *, more: bool) -> Message:
 
 
 class Client:
-    def __init__(self, app: App, path: str = "/v1/completions") -> None:
-        self.gate = Gate(app, Authenticator(), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    def __init__(self, app: App, path: str = "/v1/completions", body_seconds: float = 5.0) -> None:
+        limits = BodyLimits(1000, body_seconds)
+        self.gate = Gate(app, Authenticator(), limits, RequestRecords(0), HttpSpans(NO_TRACER))
         self.got: list[Message] = []
         self.scope: dict[str, Any] = {
             "type": "http",
@@ -139,14 +140,13 @@ async def test_a_cancelled_request_is_not_answered_while_the_server_goes_on() ->
     assert client.got == []
 
 
-async def test_a_body_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "_READ_SECONDS", 0.01)
-    client = Client(answers())
+async def test_a_body_has_a_deadline() -> None:
+    client = Client(answers(), body_seconds=0.01)
 
     async def never() -> Message:
         return await asyncio.Future()
 
     client._receive = never  # type: ignore[method-assign]
     await client.ask()
-    assert client.got[0]["status"] == 504
-    assert b"0.01 s" in client.got[1]["body"]
+    assert client.got[0]["status"] == 408
+    assert b"0.01 s (security.limits.body_seconds)" in client.got[1]["body"]

@@ -9,10 +9,11 @@ import pytest
 from starlette.types import Message
 
 from llmserve.apiserver.auth.authenticator import Authenticator
-from llmserve.apiserver.auth.caller import CLIENT_SCOPES, EVERYBODY, Caller
+from llmserve.apiserver.auth.caller import ALL_SCOPES, CLIENT_SCOPES, EVERYBODY, Caller
 from llmserve.apiserver.auth.manifest_keys import ManifestKeys
 from llmserve.apiserver.batches.call import GateCaller, LineAnswer
 from llmserve.apiserver.explain.records import RequestRecords
+from llmserve.apiserver.http.body import BodyLimits, own_request
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.spans import HttpSpans
@@ -48,7 +49,7 @@ async def answered(error: Exception, *sent: Message, reached_engine: bool = Fals
     async def send(message: Message) -> None:
         got.append(message)
 
-    gate = Gate(app, Authenticator(), 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    gate = Gate(app, Authenticator(), BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",
@@ -111,7 +112,7 @@ async def test_a_call_from_within_names_its_caller() -> None:
 
     began = asyncio.Event()
     auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"))}))
-    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     red = Caller(TenantId("red"), CLIENT_SCOPES, adapters=frozenset({"sql"}), background=True)
     call = GateCaller(lambda: gate).post
     task = asyncio.create_task(call(red, "/v1/completions", "line_1", b'{"a": 1}'))
@@ -132,7 +133,7 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
         await send(piece(got[4:], more=False))
 
     auth = Authenticator(ManifestKeys({"k": Caller()}))
-    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     answer = await GateCaller(lambda: gate).post(EVERYBODY, "/v1/completions", "line_1", body)
     assert answer.status == status
     assert answer.body == body if status == 201 else b"error" in answer.body
@@ -145,7 +146,7 @@ async def test_a_line_is_refused_once_its_key_is_gone() -> None:
         await send(piece(b"{}", more=False))
 
     auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"), CLIENT_SCOPES)}))
-    gate = Gate(app, auth, 1000, RequestRecords(0), HttpSpans(NO_TRACER))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     red = await auth.caller_of([(b"x-api-key", b"red-key")])
     call = GateCaller(lambda: gate).post
     assert (await call(red, "/v1/completions", "line_1", b"{}")).status == 200
@@ -185,7 +186,7 @@ async def _upload(pieces: list[bytes], declared: bytes = b"") -> tuple[int, list
         answers.append(message)
 
     paths = Paths.of(None, frozenset(), {"/v1/files": 10})
-    gate = Gate(app, Authenticator(), 3, RequestRecords(0), HttpSpans(NO_TRACER), paths)
+    gate = Gate(app, Authenticator(), BodyLimits(3, 5.0), RequestRecords(0), HttpSpans(NO_TRACER), paths)
     headers = [(b"content-length", declared)] if declared else []
     scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers, "client": None}
     await gate(scope, receive, send)
@@ -197,3 +198,40 @@ async def test_an_upload_is_not_read_before_its_route_and_has_a_limit_of_its_own
     assert await _upload([b"12345", b"678901"]) == (413, [b"12345"])
     assert await _upload([b"1"], declared=b"11") == (413, [])
     assert await _upload([b"1"], declared=b"10") == (200, [b"1", b""])
+
+
+async def test_what_changes_the_cluster_and_what_is_refused_is_in_the_audit_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="llmserve.rpc.audit")
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        await send(start(b"application/json", 429 if scope["path"] == "/v1/chat" else 200))
+        await send(piece(b"{}", more=False))
+
+    auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"), ALL_SCOPES)}))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
+
+    async def nothing(*_: Message) -> Any:
+        return {"type": "http.request"}
+
+    asked = [
+        ("POST", "/admin/reload", b"red-key"),
+        ("GET", "/admin/v1/adapters", b"red-key"),
+        ("POST", "/v1/load_lora_adapter", b"red-key"),
+        ("POST", "/v1/completions", b"red-key"),
+        ("POST", "/v1/chat", b"red-key"),
+        ("GET", "/v1/models", b"wrong-key"),
+    ]
+    for method, path, key in asked:
+        scope = {**own_request(method, path, [(b"x-api-key", key)]), "client": ("10.0.0.1", 1)}
+        await gate(scope | {"query_string": b"token=a-secret"}, nothing, nothing)
+    lines = [(record.name.rpartition(".")[2], json.loads(record.getMessage())) for record in caplog.records]
+    assert [(kind, line.get("tenant"), line["what"], line["result"]) for kind, line in lines] == [
+        ("calls", "red", "POST /admin/reload", "200"),
+        ("calls", "red", "POST /v1/load_lora_adapter", "200"),
+        ("refusals", "red", "POST /v1/chat", "429"),
+        ("refusals", None, "GET /v1/models", "401"),
+    ]
+    assert {line["address"] for _, line in lines} == {"10.0.0.1"}
+    assert not any(secret in caplog.text for secret in ("red-key", "wrong-key", "a-secret"))

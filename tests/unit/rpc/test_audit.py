@@ -1,0 +1,86 @@
+"""What the audit log has, where it is, and for how long it stays."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmserve.core.errors import StartFailed
+from llmserve.rpc import audit
+from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
+
+ENTRY = AuditEntry("POST /admin/reload", "200", {"tenant": "red", "address": ""}, {"request_id": "1"})
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    loggers = (audit._CALLS, audit._REFUSALS)
+    yield
+    for logger in loggers:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers[:], logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_says_who_asked_for_what_and_with_which_result(tmp_path: Path) -> None:
+    open_audit(tmp_path / "logs", "apiserver-0", 1 << 20, on=True)
+    record_call(ENTRY)
+    (line,) = lines(tmp_path / "logs" / "audit-apiserver-0.jsonl")
+    assert line.pop("time").endswith("Z")
+    assert line == {"tenant": "red", "what": "POST /admin/reload", "request_id": "1", "result": "200"}
+
+
+def test_refusals_are_apart_and_files_are_private(tmp_path: Path) -> None:
+    open_audit(tmp_path, "router-0", 1 << 20, on=True)
+    record_refusal(ENTRY)
+    assert (tmp_path / "audit-router-0.jsonl").read_text() == ""
+    assert len(lines(tmp_path / "refusals-router-0.jsonl")) == 1
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_what_a_client_made_up_stays_short_and_within_its_line(tmp_path: Path) -> None:
+    open_audit(tmp_path, "a", 1 << 20, on=True)
+    record_call(AuditEntry("GET /\n{}\x1b[2J" + "x" * 1000, "404", {}, {}))
+    (line,) = lines(tmp_path / "audit-a.jsonl")
+    assert len(line["what"]) == 300
+    assert "\x1b" not in line["what"]
+
+
+def test_a_new_run_goes_on_in_the_file_and_old_files_are_few(tmp_path: Path) -> None:
+    for _ in range(2):
+        open_audit(tmp_path, "a", 500, on=True)
+        record_call(ENTRY)
+    assert len(lines(tmp_path / "audit-a.jsonl")) == 2
+    for _ in range(50):
+        record_call(ENTRY)
+    found = sorted(path.name for path in tmp_path.glob("audit-a.jsonl*"))
+    assert found == ["audit-a.jsonl", *(f"audit-a.jsonl.{number}" for number in (1, 2, 3, 4))]
+    assert all(path.stat().st_size <= 500 for path in tmp_path.glob("audit-a.jsonl*"))
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_without_a_folder_lines_are_part_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    open_audit(None, "a", 500, on=True)
+    record_refusal(ENTRY)
+    assert '"what": "POST /admin/reload"' in caplog.text
+
+
+def test_it_can_be_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_audit(tmp_path, "a", 500, on=False)
+    record_call(ENTRY)
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.text == ""
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartFailed, match=r"file/audit-a\.jsonl"):
+        open_audit(tmp_path / "file", "a", 500, on=True)
