@@ -57,13 +57,14 @@ class Adapted:
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
+    """The example, with fewer workers, and adapters of the test's."""
     folder = tmp_path_factory.mktemp("adapters")
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = yaml.safe_load((ROOT / "examples" / "adapters.yaml").read_text())
     spec = manifest["spec"]
     spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}}
-    spec["lora"] = {"slots": 2, "max_rank": 8, "allowed_sources": [f"dir:{folder}"]}
-    spec["engine"]["sim"]["decode_step_seconds"] = 0.005
-    spec["scheduling"] = spec.get("scheduling", {}) | {"disaggregate": "always"}
+    spec["lora"] |= {"slots": 2, "allowed_sources": [f"dir:{folder}"]}
+    spec["engine"]["sim"] = {"decode_step_seconds": 0.005}
+    spec["scheduling"] = {"disaggregate": "always"}
     with running(manifest) as cluster:
         found = Adapted(cluster, folder, ModelSpec.model_validate(spec["models"]["primary"]))
         yield found

@@ -16,11 +16,15 @@ from tests.support.valkey import Valkey
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 REFUSED = {"gpu.yaml": "spec.engine.device: is cuda, and no GPU is visible here"}
-STARTED = (
-    *("adapters.yaml", "aggregated.yaml", "batches.yaml", "sim.yaml"),
-    *("speculation.yaml", "two-models.yaml", "two-routers.yaml"),
-)
-ELSEWHERE = ("k8s.yaml", "llmserve.yaml")  # tests/integration/k8s, tests/e2e
+STARTED = ("aggregated.yaml", "batches.yaml", "speculation.yaml", "two-routers.yaml")
+# With the tests that start it, or render it.
+ELSEWHERE = {
+    "adapters.yaml": "integration/cli/test_adapter_commands.py",
+    "k8s.yaml": "unit/k8s/test_render_valid.py",
+    "llmserve.yaml": "e2e",
+    "sim.yaml": "integration/survival",
+    "two-models.yaml": "integration/cli/test_two_models.py",
+}
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -31,6 +35,9 @@ def _apply(path: Path) -> "subprocess.CompletedProcess[str]":
 
 def test_none_is_forgotten() -> None:
     assert sorted(path.name for path in SHIPPED) == sorted((*REFUSED, *STARTED, *ELSEWHERE))
+    for name, tests in ELSEWHERE.items():
+        files = [path] if (path := ROOT / "tests" / tests).is_file() else path.glob("*.py")
+        assert any(name in file.read_text() for file in files), f"{tests} does not start {name}"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -220,6 +220,25 @@ def test_the_log_level_reaches_router_apiservers_and_workers(it: Running) -> Non
         it.until(lambda log=log: told in log.read_text(), f"the level of {name}")  # type: ignore[misc]
 
 
+def test_a_decode_worker_may_run_whole_requests(it: Running) -> None:
+    """Nothing is handed over then, and nothing is said of it."""
+    it.write(scheduling={"disaggregate": "never"})
+    assert it.reload().returncode == 0
+    before = _placed(it.cluster)
+    answer = it.complete(max_tokens=4).raise_for_status()
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    assert not [name for name in answer.headers if name.startswith("x-llmserve-")]
+    assert [now - then for now, then in zip(_placed(it.cluster), before, strict=True)] == [1, 1, 1]
+    assert it.cluster.metrics("decode-0")["kv_leased_blocks"] == 0
+
+
+def _placed(cluster: Cluster) -> list[float]:
+    """Requests so far that ran on one worker, and those whose first token was timed and was predicted."""
+    samples = cluster.metrics("router-0")
+    timed = [f"router_{name}first_token_seconds_count" for name in ("", "predicted_")]
+    return [samples.get(name, 0.0) for name in ('router_placement_kinds_total{kind="single"}', *timed)]
+
+
 def test_another_file_is_refused(it: Running, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(it.path.read_text())

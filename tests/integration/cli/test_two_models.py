@@ -18,11 +18,9 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """The example, with a key for each of two tenants and quick engines."""
+    """The example, with a key for each of two tenants."""
     manifest = yaml.safe_load(EXAMPLE.read_text())
     spec = manifest["spec"]
-    spec["models"][0]["replicas"] = {"prefill": 1, "decode": 1}
-    del spec["models"][0]["engine"]
     keys = [{"tenant": name, "key": name, "admin": name == "research"} for name in ("research", "other")]
     spec["security"] = {"api_keys": keys}
     with running(manifest) as started:
