@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmserve.config.load import load_manifest
@@ -21,6 +22,7 @@ from llmserve.models import resolve
 from tests.conformance.transport_ends import far, kind, mortal, near, own_near, peer, shared_near
 from tests.support.faulty_s3 import s3_proxy
 from tests.support.seaweed import s3_server
+from tests.support.tiny_llama import make_tiny_llama
 from tests.support.valkey import valkey
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
+TINY_VOCAB, TINY_MODEL_LEN, TINY_LAYERS = 2048, 2048, 8
+TINY_MEMORY_GB = 0.027  # 55 blocks of 128 tokens, so that tests fill them
 
 
 class VllmKit:
@@ -44,11 +48,12 @@ class VllmKit:
     or a chunk with a prompt does not change what is said of it; in bfloat16 it may."""
 
     settle_seconds = 10.0
-    prompt_vocab = 20_000
+    prompt_vocab = TINY_VOCAB
     other_block_size = 96  # that of `make` is vLLM's own, 128 on CPU
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, memory_gb: float = 1.0) -> None:
         self.model_dir = model_dir
+        self._memory_gb = memory_gb
         self._cores = itertools.cycle(range(os.cpu_count() or 1))
 
     def make(
@@ -67,6 +72,14 @@ class VllmKit:
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self.model_dir / "no-such-directory")
 
+    def seeded(self, max_tokens: int) -> bytes:
+        from vllm.sampling_params import SamplingParams
+
+        params = SamplingParams(
+            temperature=1.0, seed=11, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+        )
+        return msgspec.msgpack.encode(params)
+
     def _engine(
         self,
         role: WorkerRole,
@@ -84,7 +97,7 @@ class VllmKit:
         plain = self.spec(role, name)
         changes = {"prefill_long_prompt_tokens": long_prompt_tokens, "task": task}
         engine = plain.engine.model_copy(update=changes)
-        cache = KvCacheConfig(block_size_tokens=block_size_tokens)
+        cache = KvCacheConfig(memory_gb=self._memory_gb, block_size_tokens=block_size_tokens)
         return VllmEngine(replace(plain, model_dir=model_dir, engine=engine, kv_cache=cache, lora=lora))
 
     def spec(self, role: WorkerRole, name: str) -> EngineSpec:
@@ -104,3 +117,16 @@ class VllmKit:
 @pytest.fixture(scope="session")
 def vllm_kit() -> VllmKit:
     return VllmKit(Path(resolve(load_manifest(MANIFEST).model).path))
+
+
+@pytest.fixture(scope="session")
+def tiny_vllm_kit(tmp_path_factory: pytest.TempPathFactory) -> VllmKit:
+    """What the model says depends on each block of a prompt, and it is quick."""
+    model = make_tiny_llama(
+        tmp_path_factory.mktemp("tiny") / "model",
+        seed=3,
+        layers=TINY_LAYERS,
+        vocab=TINY_VOCAB,
+        max_model_len=TINY_MODEL_LEN,
+    )
+    return VllmKit(model, TINY_MEMORY_GB)

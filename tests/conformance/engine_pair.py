@@ -76,13 +76,14 @@ class Harness:
         kv: Mapping[str, Any] | None = None,
         salt: str = SALT,
         adapter: AdapterDigest = BASE_MODEL,
+        sampling_params: bytes = b"",
         **limits: Any,
     ) -> str:
         request_id = RequestId(f"r{next(numbers)}")
         sampling = SamplingLimits(max_tokens, **limits)
         await self.engine.add(
             EngineRequest(
-                request_id, prompt, sampling, cache_salt=salt, adapter=adapter, kv_transfer_params=kv
+                request_id, prompt, sampling, sampling_params, salt, adapter=adapter, kv_transfer_params=kv
             )
         )
         return request_id

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OTHER_SALT = SALT[::-1]  # no KV in common: what is computed from it is computed whole
 LENGTHS = (1, 2, 15, 16, 17, 127, 128, 129, 500, 1500)
+PIECE = 64  # tokens
 
 
 class EngineKit(Protocol):
@@ -55,11 +57,21 @@ class EngineKit(Protocol):
     prompt_vocab: int
     other_block_size: int
 
-    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
-        """Not started. Blocks for 3,000 tokens at least, a model length of 2,048 or more."""
+    def make(
+        self,
+        role: WorkerRole,
+        name: str,
+        block_size_tokens: int | None = None,
+        long_prompt_tokens: int | None = None,
+    ) -> Engine:
+        """Not started. Blocks for 6,000 tokens at least, a model length of 2,048 or more. long_prompt_tokens:
+        so many of one prompt are computed in a step."""
 
     def make_broken(self) -> Engine:
         """One whose start raises StartFailed."""
+
+    def seeded(self, max_tokens: int) -> bytes:
+        """Returns the engine's own parameters of a request that samples so many tokens with a seed."""
 
 
 class SimKit:
@@ -72,14 +84,25 @@ class SimKit:
     def __init__(self, speculation: Speculation | None = None) -> None:
         self._speculation = speculation
 
-    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
+    def make(
+        self,
+        role: WorkerRole,
+        name: str,
+        block_size_tokens: int | None = None,
+        long_prompt_tokens: int | None = None,
+    ) -> Engine:
         spec = self._spec(role, name, "127.0.0.1", block_size_tokens or 16)
-        return SimEngine(spec, open_handover_link, RealStepTimer())
+        engine = spec.engine.model_copy(update={"prefill_long_prompt_tokens": long_prompt_tokens})
+        return SimEngine(replace(spec, engine=engine), open_handover_link, RealStepTimer())
 
     def make_broken(self) -> Engine:
         unreachable = "203.0.113.1"  # TEST-NET-3: no interface has it
         spec = self._spec(WorkerRole.DECODE, "broken", unreachable, 16)
         return SimEngine(spec, open_handover_link, RealStepTimer())
+
+    def seeded(self, max_tokens: int) -> bytes:
+        """It never samples."""
+        return b""
 
     def _spec(self, role: WorkerRole, name: str, host: str, block_size_tokens: int) -> EngineSpec:
         sim = SimSpec(
@@ -118,7 +141,7 @@ def kit(request: pytest.FixtureRequest) -> EngineKit:
         return SimKit()
     if request.param == "sim that speculates":
         return SimKit(Speculation(method="draft", tokens=3))
-    made: EngineKit = request.getfixturevalue("vllm_kit")
+    made: EngineKit = request.getfixturevalue("tiny_vllm_kit")
     return made
 
 
@@ -609,13 +632,13 @@ async def test_a_lease_is_granted_while_prefill_computes_other_prompts(
         await pair.prefill.result(other)
 
 
-# -- another block size
+# -- another block size, and prompts in pieces
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def other(kit: EngineKit, engines: Pair) -> AsyncIterator[Harness]:
-    """An engine with blocks of another size than those of the pair."""
-    engine = kit.make(WorkerRole.AGGREGATED, "other", kit.other_block_size)
+    """An engine with blocks of another size than those of the pair. It computes prompts in pieces."""
+    engine = kit.make(WorkerRole.AGGREGATED, "other", kit.other_block_size, PIECE)
     harness = await Harness.open(engine, kit.settle_seconds)
     assert harness.info.block_size_tokens == kit.other_block_size != engines.decode.info.block_size_tokens
     yield harness
@@ -650,6 +673,18 @@ async def test_what_is_cached_in_other_blocks_is_not_fetched(
     cached = 200 // size * size
     assert handed[0].prefill_stats.local_cached_tokens == cached
     assert handed[0].prefill_stats.external_cached_tokens == 300 - cached
+
+
+async def test_a_seeded_prompt_in_pieces_is_answered_each_time_alike(
+    kit: EngineKit, other: Harness, prompt_of: PromptOf
+) -> None:
+    """Under a salt that no cache knows. Such a request once ended an engine of vLLM on CPU."""
+    prompt, seeded = prompt_of(300), kit.seeded(6)
+    answers = [
+        tokens(await other.run(prompt, 6, salt=salt, sampling_params=seeded)) for salt in (SALT, OTHER_SALT)
+    ]
+    assert len(answers[0]) == 6
+    assert answers[0] == answers[1]
 
 
 # -- load and life

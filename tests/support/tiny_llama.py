@@ -1,5 +1,5 @@
-"""Small models of one kind of attention, made for a test: Llamas of random weights over a vocabulary of 64
-tokens, so that what they draw can be counted."""
+"""Small models of one kind of attention, made for a test: Llamas of random weights, by default over a
+vocabulary of 64 tokens, so that what they draw can be counted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,15 @@ VOCAB = 64
 MAX_MODEL_LEN = 512
 
 
-def make_tiny_llama(directory: Path, *, seed: int, layers: int = 2, kv_heads: int = 2) -> Path:
+def make_tiny_llama(
+    directory: Path,
+    *,
+    seed: int,
+    layers: int = 2,
+    kv_heads: int = 2,
+    vocab: int = VOCAB,
+    max_model_len: int = MAX_MODEL_LEN,
+) -> Path:
     """Writes the model in float32; takes a second. Its weights are large enough for its choices to be clear,
     and small enough for every token to have a chance."""
     import torch
@@ -16,7 +24,7 @@ def make_tiny_llama(directory: Path, *, seed: int, layers: int = 2, kv_heads: in
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=layers,
@@ -24,23 +32,23 @@ def make_tiny_llama(directory: Path, *, seed: int, layers: int = 2, kv_heads: in
         num_key_value_heads=kv_heads,
         head_dim=32,
         initializer_range=0.15,
-        max_position_embeddings=MAX_MODEL_LEN,
+        max_position_embeddings=max_model_len,
         bos_token_id=2,
         eos_token_id=1,
         pad_token_id=0,
         dtype="float32",
     )
     LlamaForCausalLM(config).save_pretrained(directory)
-    _write_tokenizer(directory)
+    _write_tokenizer(directory, vocab)
     return directory
 
 
-def _write_tokenizer(directory: Path) -> None:
+def _write_tokenizer(directory: Path, vocab: int) -> None:
     """vLLM wants one. Token 7 is the letter that is the seventh after the first printable one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {chr(ord("!") + number): number for number in range(VOCAB)}
+    vocabulary = {chr(ord("!") + number): number for number in range(vocab)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="!"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
