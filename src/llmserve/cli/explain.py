@@ -19,6 +19,7 @@ _TIERS = {
     AdapterTier.DISK: "loaded from the disk",
     AdapterTier.SOURCE: "fetched from its source",
 }
+_PLACES = {AdapterTier.DISK: "the disk", AdapterTier.SOURCE: "its source"}
 _ABOUT = """\
 Shows what the cluster that runs here (or of -f, --run-dir) remembers of a request: how long it waited, and
 for what; its tenant's share; where it ran, and what else could have been; what was cached; how its KV moved,
@@ -114,6 +115,7 @@ def _attempt(number: int, attempt: _Record) -> Iterator[str]:
     if attempt["note"]:
         yield f"      {attempt['decode']} does it all: {attempt['note']}"
     yield f"      {_queue(attempt['queue'])}"
+    yield from map(_prefetch, attempt["queue"]["prefetches"])
     tenant = attempt["tenant"]
     yield f"      tenant: weight {tenant['weight']:g}, {tenant['share']:.0%} of the turns"
     yield f"      cached, as predicted: {attempt['predicted_cached_tokens']} tokens"
@@ -130,6 +132,12 @@ def _queue(queue: _Record) -> str:
         held = ", ".join(f"{name} ({_time(seconds)})" for name, seconds in used_up.items())
         text += f"; used up meanwhile: {held}"
     return text
+
+
+def _prefetch(one: _Record) -> str:
+    seconds, place = one["seconds"], _PLACES[one["tier"]]
+    what = "under way" if seconds is None else f"took {_time(seconds)}"
+    return f"      its adapter from {place} to the shared memory of {one['worker']} meanwhile: {what}"
 
 
 def _planned(handover: _Record) -> str:

@@ -8,13 +8,14 @@ from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import DEFAULT_TENANT, AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import HandoverMode
 from llmserve.core.stats import SchedulerStats
+from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.events import Admit, HeldRequest, Incarnation, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import Candidate, PlacementRequest
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.workers.handover import HandoverChoice
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
-from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names
+from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names, encode_tier
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 from llmserve.rpc.models import encode_served
@@ -222,6 +223,13 @@ def encode_report(placed: RequestPlaced) -> router_pb2.PlacementReport:
         predicted_cached_tokens=placed.predicted_cached_tokens,
         note=placed.plan.note,
         handover=_handover(placed.plan.handover) if placed.plan.handover else None,
+        prefetches=map(_prefetch, placed.prefetches),
+    )
+
+
+def _prefetch(one: AdapterPrefetch) -> router_pb2.AdapterPrefetch:
+    return router_pb2.AdapterPrefetch(
+        worker_id=one.worker_id, tier=encode_tier(one.tier), seconds=one.seconds
     )
 
 

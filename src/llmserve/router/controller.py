@@ -174,6 +174,7 @@ class Controller:
         member = self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
         if reports is not None:
             self.speeds.adapter_loads.learn(before, member.adapters)
+            self.requests.awaited.heard(member)
         self.adapters.lifecycle.follow_members()
         self.adapters.lifecycle.heard(member)
         return self.requests.dispatch()

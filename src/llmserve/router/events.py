@@ -8,6 +8,7 @@ from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
+from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt, Stretch
 from llmserve.router.sessions import RouterSession
@@ -67,7 +68,7 @@ class Exit(StrEnum):
 @dataclass(frozen=True, slots=True)
 class RequestPlaced:
     """predicted_cached_tokens: prompt tokens that the prefill worker is expected to have cached.
-    requests_ahead: requests that waited when it arrived."""
+    requests_ahead: requests that waited when it arrived. prefetches: of its adapter, while it waited."""
 
     session: RouterSession
     request_id: RequestId
@@ -76,6 +77,7 @@ class RequestPlaced:
     predicted_cached_tokens: int
     requests_ahead: int
     report: QueueReport
+    prefetches: Sequence[AdapterPrefetch] = ()
 
 
 @dataclass(frozen=True, slots=True)

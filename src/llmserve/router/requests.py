@@ -32,7 +32,8 @@ _NO_PLACE = {NoPlan.BLOCKED: Fit.BLOCKED, NoPlan.NO_SLOT: Fit.NO_SLOT, NoPlan.FU
 
 class Requests:
     """Takes the events of requests, and returns their effects. The other events end with `dispatch`, too: a
-    worker or a request may have given a place back. entries and takeover are public for the Controller."""
+    worker or a request may have given a place back. entries, takeover and awaited are public for the
+    Controller."""
 
     def __init__(
         self,
@@ -49,7 +50,8 @@ class Requests:
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
         self._adapters = adapters
         self._membership, self._capacity_version = membership, membership.version
-        self._room, self._awaited = AdapterRoom(membership), AwaitedAdapters(membership, adapters.lifecycle)
+        self._room = AdapterRoom(membership)
+        self.awaited = AwaitedAdapters(clock, membership, adapters.lifecycle)
         self._placed: list[Effect] = []  # since the last dispatch
         self._deferred: set[RequestId] = set()  # in this round
 
@@ -91,7 +93,7 @@ class Requests:
         entry = self.entries.get(admit.request_id)
         if entry is None or entry.hold:
             return []
-        self._awaited.wait(admit.request_id, entry.placement)
+        self.awaited.wait(admit.request_id, entry.placement)
         if not self._prefixes.prefetches:
             return []
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
@@ -125,6 +127,7 @@ class Requests:
         if self._queue.waiting_requests:
             self._queue.dispatch(self._place_together, self._probe)
             self._deferred.clear()
+        self.awaited.follow()
         placed, self._placed = self._placed, []
         return [*hopeless, *placed]
 
@@ -257,6 +260,7 @@ class Requests:
         return _NO_PLACE[plan]
 
     def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
+        prefetches = self.awaited.of(request.request_id, entry.placement)
         self._waits_no_more(request.request_id, entry)
         now = self._clock.now()
         kv_tokens = entry.placement.prompt_tokens + request.expected_output_tokens
@@ -270,11 +274,12 @@ class Requests:
             predicted_cached_tokens=self._prefixes.placed(entry, plan),
             requests_ahead=entry.requests_ahead,
             report=self._queue.report(request),
+            prefetches=prefetches,
         )
 
     def _waits_no_more(self, request_id: RequestId, entry: RequestEntry) -> None:
         self._room.forgo(entry.placement)
-        self._awaited.leave(request_id, entry.placement)
+        self.awaited.leave(request_id, entry.placement)
 
     def _handed_over(self, work: Work, prompt_tokens: int, added_seconds: float) -> None:
         """Prompts that share the steps of an engine say too little of what each of them took."""

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.core.kv_params import HandoverMode
+from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.codec import PlacementEncoder, encode_report
 from llmserve.router.events import Effect, RequestPlaced
 from llmserve.router.placement.planner import Candidate, CostParts, Disaggregate
 from llmserve.router.workers.handover import HandoverChoice, HandoverReason
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -83,6 +86,19 @@ def test_what_was_expected_to_be_cached(make_cluster: Callable[..., Any]) -> Non
     cluster = make_cluster("aggregated-0")
     placed = _placed(cluster.admit(cluster.open(), "a"))
     assert encode_report(replace(placed, predicted_cached_tokens=48)).predicted_cached_tokens == 48
+
+
+def test_which_workers_brought_its_adapter_near_while_it_waited(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    assert not encode_report(placed).prefetches
+    done = AdapterPrefetch(WorkerId("aggregated-0"), AdapterTier.DISK, 1.0, 0.0)
+    under_way = AdapterPrefetch(WorkerId("aggregated-1"), AdapterTier.SOURCE, 1.0)
+    told = encode_report(replace(placed, prefetches=(done, under_way))).prefetches
+    assert [(one.worker_id, one.tier, one.HasField("seconds"), one.seconds) for one in told] == [
+        ("aggregated-0", router_pb2.ADAPTER_TIER_DISK, True, 0.0),
+        ("aggregated-1", router_pb2.ADAPTER_TIER_SOURCE, False, 0.0),
+    ]
 
 
 def test_why_one_worker_does_it_all(make_cluster: Callable[..., Any]) -> None:

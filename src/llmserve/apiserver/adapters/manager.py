@@ -68,6 +68,9 @@ class AdapterManager:
         return await self._router.list()
 
     async def _hear(self, has_heard: Callable[[], bool], what: str) -> None:
+        """Mostly returns at once: the router answers when all apiservers that have a session have echoed what
+        it told them before. It cannot wait for one whose session has broken, or was renewed, meanwhile. If
+        this is such a one, it learns the names at the beginning of its next session."""
         try:
             async with asyncio.timeout(_HEAR_SECONDS):
                 while not has_heard():

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmserve.apiserver.explain.record import AttemptRecord, HttpRecord, SequenceRecord
-from llmserve.core.adapters import AdapterLoad
+from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.request import Acceptance, HandoverReport
+from llmserve.rpc.adapters import decode_tier
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
@@ -80,6 +81,7 @@ def _attempt(attempt: AttemptRecord, record: HttpRecord) -> dict[str, Any]:
             "seconds": round(attempt.queue_seconds, 6),
             "requests_ahead": report.requests_ahead,
             "used_up_seconds": _rounded(dict(report.used_up_seconds)),
+            "prefetches": [_prefetch(one) for one in report.prefetches],
         },
         "tenant": {"weight": report.tenant_weight, "share": round(report.tenant_share, 4)},
         "prefill": attempt.prefill or None,
@@ -91,6 +93,11 @@ def _attempt(attempt: AttemptRecord, record: HttpRecord) -> dict[str, Any]:
         "failed_worker": attempt.failed_worker or None,
         "error": attempt.error or None,
     }
+
+
+def _prefetch(one: router_pb2.AdapterPrefetch) -> dict[str, Any]:
+    seconds = round(one.seconds, 6) if one.HasField("seconds") else None
+    return {"worker": one.worker_id, "tier": decode_tier(one.tier, AdapterTier.SOURCE), "seconds": seconds}
 
 
 def _candidate(one: router_pb2.PlacementCandidate) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class AdapterLifecycle:
         self._members_version: int | None = None  # of the membership that `_members` shows
         self._heard: dict[WorkerId, Mapping[int, AdapterReport]] = {}  # the reports that were reviewed last
         self._missing: dict[WorkerId, set[int]] = {}  # ready ones that the worker has not got yet
+        self._awaited_by: dict[tuple[str, AdapterDigest], Set[WorkerId]] = {}  # by model and version
         self._due: dict[int, float] = {}
 
     # -- what happened
@@ -105,10 +106,12 @@ class AdapterLifecycle:
 
     def bring_near(self, model: str, digest: AdapterDigest, workers: Set[WorkerId]) -> None:
         """Orders these workers, and no others, to have the version in DRAM for requests that wait."""
-        self.prefetches += len(workers)
+        before = self._awaited_by.pop((model, digest), frozenset())
+        if workers:
+            self._awaited_by[model, digest] = workers
+        self.prefetches += len(workers - before)
         self.changes += 1
         for registration in self.table.of_version(model, digest):
-            registration.awaited_by = workers
             self._order(registration, self.members(model))
 
     def bound_implicit(self) -> None:
@@ -240,10 +243,13 @@ class AdapterLifecycle:
 
     def _order(self, registration: Registration, members: Iterable[ClusterMember]) -> None:
         now = self._clock.now()
+        awaited_by = self._awaited_by.get((registration.model, registration.digest), frozenset())
         for member in members:
             worker_id = member.spec.worker_id
-            order = None if registration.paused(member, now) else registration.order_for(worker_id)
-            self.orders.put(worker_id, registration.number, order)
+            order = registration.order_for(worker_id, awaited=worker_id in awaited_by)
+            self.orders.put(
+                worker_id, registration.number, None if registration.paused(member, now) else order
+            )
 
     def _hold_back(self, registration: Registration, members: Sequence[ClusterMember]) -> None:
         """A worker that has not got every ready version yet takes no requests while another of its role has

@@ -1,6 +1,5 @@
 """One adapter as the book knows it, from its load to its end. Pure."""
 
-from collections.abc import Set
 from dataclasses import asdict, dataclass, field
 
 from llmserve.core import errors
@@ -56,8 +55,7 @@ class Registration:
     `message`, when it failed, or was given up before it was ready. idle_since: while it is draining, the time
     since when no request has it. used_at: when somebody asked for it last, in this term. released: workers
     are told to let it go. pauses: by worker. been_near: the incarnations of workers that have had it as near
-    as it is wanted. asked: as in AdapterOrder, in this term. awaited_by: workers that bring it into DRAM for
-    requests that wait."""
+    as it is wanted. asked: as in AdapterOrder, in this term."""
 
     number: int
     model: str
@@ -75,7 +73,6 @@ class Registration:
     pauses: dict[WorkerId, Pause] = field(default_factory=dict)
     been_near: set[tuple[WorkerId, int]] = field(default_factory=set)
     asked: int = 0
-    awaited_by: Set[WorkerId] = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -171,12 +168,13 @@ class Registration:
         seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 16))
         self.pauses[worker_id] = Pause(failures, now + seconds, message)
 
-    def order_for(self, worker_id: WorkerId) -> AdapterOrder | None:
-        """What the worker is to hold, unless it has to pause; None: nothing."""
+    def order_for(self, worker_id: WorkerId, *, awaited: bool = False) -> AdapterOrder | None:
+        """What the worker is to hold, unless it has to pause; None: nothing. awaited: it is to bring the
+        version into DRAM for requests that wait."""
         if self.released or self.state is AdapterState.FAILED:
             return None
         tier = self.wish.wanted
-        if worker_id in self.awaited_by:
+        if awaited:
             tier = nearest(tier, AdapterTier.DRAM)
         if not self.digest:
             if worker_id != self.resolver:

@@ -108,9 +108,9 @@ class AdapterHomes:
         self._orders.clear()
 
 
-def first_home(adapter: AdapterDigest, members: Sequence[ClusterMember]) -> WorkerId:
+def first_home(adapter: AdapterDigest, members: Sequence[ClusterMember]) -> ClusterMember:
     """The worker that is the home of a version with one home. members: at least one."""
-    return min((member.spec.worker_id for member in members), key=lambda name: _weight(adapter, name))
+    return min(members, key=lambda member: _weight(adapter, member.spec.worker_id))
 
 
 def _wanted(count: int, share: float, workers: int) -> int:

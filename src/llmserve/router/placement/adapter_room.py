@@ -30,7 +30,7 @@ class AdapterRoom:
         """Keeps a slot for the request's adapter in each role without one. Idempotent."""
         for role in WorkerRole:
             members = self._membership.available(request.model, role)
-            usable = [m for m in members if m.spec.worker_id not in request.excluded_workers]
+            usable = [m for m in members if _may_run(m, request)]
             self._keep(usable, request.adapter)
 
     def forgo(self, request: PlacementRequest) -> None:
@@ -53,3 +53,7 @@ def _has_room(member: ClusterMember, adapter: AdapterDigest) -> bool:
     """Whether the adapter has a slot on the worker, or is to get one."""
     slots = member.slots.adapters
     return slots.kept_for == adapter or slots.fits(adapter, member.spec.lora.slots)
+
+
+def _may_run(member: ClusterMember, request: PlacementRequest) -> bool:
+    return member.spec.worker_id not in request.excluded_workers and request.adapter not in member.ruled_out

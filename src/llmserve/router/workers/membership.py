@@ -33,6 +33,7 @@ class ClusterMembership:
         self._models: frozenset[str] = frozenset()
         self._check_at: float | None = None
         self.version = 0  # how often the set of registered workers has changed
+        self.availability = 0  # how often it may have changed which workers can run which versions
 
     def __iter__(self) -> Iterator[ClusterMember]:
         """Yields every known worker, lost ones included."""
@@ -89,7 +90,7 @@ class ClusterMembership:
             self._check_after_expiry()
             self._changed()
         elif was is not member.state:
-            self._available.clear()
+            self._availability_changed()
         return member
 
     def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
@@ -98,7 +99,7 @@ class ClusterMembership:
         if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
             member.state, member.reason = WorkerState.SUSPECT, reason
             member.interruptions += 1
-            self._available.clear()
+            self._availability_changed()
 
     def hold_back(self, worker_id: WorkerId, lacks: str) -> None:
         """The worker takes no requests until it has what it lacks; empty: it has all. Ignores an unknown
@@ -109,13 +110,14 @@ class ClusterMembership:
         member.lacks = lacks
         if member.state in (WorkerState.AVAILABLE, WorkerState.FETCHING):
             self._rank(member)
-            self._available.clear()
+            self._availability_changed()
 
     def rule_out(self, worker_id: WorkerId, adapter: AdapterDigest, *, out: bool) -> None:
         """The worker gets no requests of this version, or may get them again. Ignores an unknown worker."""
         member = self._members.get(worker_id)
-        if member is not None:
-            (member.ruled_out.add if out else member.ruled_out.discard)(adapter)
+        if member is not None and (adapter in member.ruled_out) is not out:
+            (member.ruled_out.add if out else member.ruled_out.remove)(adapter)
+            self.availability += 1
 
     def order(self, worker_id: WorkerId, order: DrainOrder) -> ClusterMember:
         """An operator takes a worker out of service, or back. Errors: NotFound when it is not registered."""
@@ -125,7 +127,7 @@ class ClusterMembership:
         member.order = order
         if order.drain:
             self._rank(member)
-            self._available.clear()
+            self._availability_changed()
         return member
 
     def order_of(self, worker_id: WorkerId) -> DrainOrder | None:
@@ -250,8 +252,12 @@ class ClusterMembership:
 
     def _changed(self) -> None:
         self.version += 1
-        self._available.clear()
+        self._availability_changed()
         self._models = frozenset(m.spec.model for m in self if m.registered)
+
+    def _availability_changed(self) -> None:
+        self.availability += 1
+        self._available.clear()
 
     def _next_change(self, member: ClusterMember) -> float:
         return member.heard_at + self._expiry if member.registered else self._forget_at(member)

@@ -1,5 +1,6 @@
 """When a load or an unload is over for the clients of this apiserver."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,20 @@ async def test_a_load_is_over_when_its_version_or_a_later_load_is_heard_of(
 ) -> None:
     names.update([heard])
     assert (await manager.load("sql", SOURCE)).adapter.digest == OURS.digest
+
+
+async def test_an_apiserver_whose_session_was_renewed_meanwhile_hears_with_the_next_one(
+    manager: AdapterManager, names: AdapterNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router's echo does not reach it, so the router has answered before it knows."""
+    monkeypatch.setattr("llmserve.apiserver.adapters.manager._HEAR_SECONDS", 10.0)
+    names.update([EARLIER])
+    loading = asyncio.ensure_future(manager.load("sql", SOURCE))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not loading.done()
+    names.update([OURS])
+    assert (await loading).adapter.digest == OURS.digest
 
 
 @pytest.mark.parametrize("heard", [[], [EARLIER]])

@@ -9,6 +9,7 @@ from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import Acceptance, HandoverReport, PrefillStats
+from llmserve.rpc.adapters import encode_tier
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 
@@ -68,6 +69,7 @@ def test_the_view_has_all_of_it() -> None:
         "seconds": 0.25,
         "requests_ahead": 7,
         "used_up_seconds": {"tokens in flight": 0.2},
+        "prefetches": [],
     }
     assert failed["tenant"] == {"weight": 4.0, "share": 0.8}
     assert (failed["failed_worker"], last["failed_worker"]) == ("decode-0", None)
@@ -123,6 +125,30 @@ def test_an_adapter_has_its_version_and_what_each_leg_waited_for_it() -> None:
     assert "adapter sql, version 3f3f3f3f3f3f\n" in page
     assert "prefill: loaded from the disk, waited 250.0 ms for it" in page
     assert "decode: it was loaded, did not wait" in page
+
+
+def test_which_workers_brought_the_adapter_near_while_the_request_waited() -> None:
+    handle = RecordHandle(HttpRecord(["x-1"], "red", "/v1/completions"))
+    sequence = handle.sequence("a", NamedAdapter("sql", AdapterDigest("3f" * 32), "tiny"))
+    sequence.asked()
+    placed = _placed("prefill-0", "decode-0")
+    disk, source = encode_tier(AdapterTier.DISK), encode_tier(AdapterTier.SOURCE)
+    placed.report.prefetches.extend(
+        [
+            router_pb2.AdapterPrefetch(worker_id="prefill-0", tier=disk, seconds=0.125),
+            router_pb2.AdapterPrefetch(worker_id="decode-0", tier=source),
+        ]
+    )
+    sequence.placed(placed)
+    shown = json.loads(json.dumps(view(handle.record, "apiserver-0")))
+    assert shown["sequences"][0]["attempts"][0]["queue"]["prefetches"] == [
+        {"worker": "prefill-0", "tier": "disk", "seconds": 0.125},
+        {"worker": "decode-0", "tier": "source", "seconds": None},
+    ]
+    page = "\n".join(lines(shown))
+    meanwhile = "its adapter from {} to the shared memory of {} meanwhile: {}"
+    assert meanwhile.format("the disk", "prefill-0", "took 125.0 ms") in page
+    assert meanwhile.format("its source", "decode-0", "under way") in page
 
 
 def test_what_became_of_proposed_tokens() -> None:

@@ -224,9 +224,9 @@ class World:
             self.requests[RequestId(name)] = digest
         return effects
 
-    def done(self, name: str) -> None:
+    def done(self, name: str) -> list[Effect]:
         self.requests.pop(RequestId(name), None)
-        self.controller.requests.done(self.session, RequestId(name), Outcome.COMPLETED, 1)
+        return self.controller.requests.done(self.session, RequestId(name), Outcome.COMPLETED, 1)
 
 
 @pytest.fixture

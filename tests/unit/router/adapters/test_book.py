@@ -649,6 +649,21 @@ class TestKeep:
 
 
 class TestNearness:
+    def test_who_was_near_enough_for_less_has_to_be_nearer(self, world: World) -> None:
+        world.start("prefill-0", "decode-0")
+        registration = world.load("a", "one")
+        for _ in range(3):
+            world.heartbeat("decode-0")
+        assert world.member("decode-0").reports[registration.number].tier is AdapterTier.DISK
+        world.book.keep(registration, AdapterTier.DRAM)
+        for _ in range(3):
+            world.heartbeat("prefill-0")
+        assert world.member("prefill-0").reports[registration.number].tier is AdapterTier.DRAM
+        assert registration.pending
+        for _ in range(2):
+            world.heartbeat("decode-0")
+        assert registration.state is AdapterState.READY
+
     def test_each_worker_has_to_be_near_once_and_not_all_at_a_time(self, world: World) -> None:
         """A slot that one worker has lost to others meanwhile must not keep a name from getting ready."""
         world.start("decode-0", "decode-1")
@@ -839,6 +854,11 @@ class TestManifest:
         world.start("decode-0")
         world.round(rounds=2)
         assert world.names() == {"a": digest_of("one"), "b": digest_of("two")}
+
+    def test_a_new_term_gives_each_worker_its_orders_anew(self, world: World) -> None:
+        world.start("decode-0")
+        world.begin_term(None)
+        assert world.book.lifecycle.orders.version(WorkerId("decode-0")) > world.term
 
     def test_a_reload_adds_removes_and_moves(self, world: World) -> None:
         world.start("decode-0")

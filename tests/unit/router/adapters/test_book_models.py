@@ -50,6 +50,18 @@ def test_a_name_that_no_model_has(world: World, call: str) -> None:
         getattr(world.book, call)("", "sqll")
 
 
+def test_only_names_of_the_model_that_stay_are_proposed(world: World) -> None:
+    world.loaded("sql-a", "one")
+    world.book.load(OTHER, AdapterWish("sql-b", "dir:/other"))
+    leaving = world.loaded("sql-c", "three")
+    world.admit("r", leaving.digest)
+    world.book.unload(MODEL, "sql-c")
+    with pytest.raises(NotFound, match=r"has the name sql-b; did you mean 'sql-a'\?"):
+        world.book.find(MODEL, "sql-b")
+    with pytest.raises(NotFound, match=r"has the name sql-c; did you mean 'sql-a'\?"):
+        world.book.find(MODEL, "sql-c")
+
+
 def test_the_manifest_takes_a_name_from_another_model(world: World) -> None:
     ready, kept = world.loaded("sql", "one"), world.loaded("kept", "two")
     world.book.declare(OTHER, (AdapterWish("sql", "dir:/other"),))

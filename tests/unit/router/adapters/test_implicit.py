@@ -123,6 +123,23 @@ def test_of_too_many_those_that_were_used_longest_ago_go_first(world: World) -> 
     assert [one.state is READY for one in found[:5]] == [True, True, False, False, True]
 
 
+def test_what_is_used_or_under_way_stays_though_there_are_too_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmserve.router.adapters.lifecycle.MOST_IMPLICIT", 2)
+    used, unused = by_request(world, "used"), by_request(world, "unused")
+    world.admit("r", used.digest)
+    under_way = world.load("under way", "x", implicit=True)
+    assert (used.state, unused.state) == (READY, DRAINING), "the clock has not gone on since it was used"
+    world.load("another", "y", implicit=True)
+    assert used.state is READY
+    assert under_way.pending
+
+
+def test_the_bounds_are_those_of_the_documentation() -> None:
+    assert (UNUSED_SECONDS, MOST_IMPLICIT) == (3600.0, 64)
+
+
 def test_it_is_saved(world: World) -> None:
     world.load("a", implicit=True)
     (saved,) = AdapterSnapshot.from_json(world.book.snapshot()).registrations

@@ -72,6 +72,26 @@ def test_the_manifest_s_adapters_are_saved_though_an_operator_unloaded_them(worl
     assert (restored.declared, restored.registrations) == ({MODEL: (WISH,)}, ())
 
 
+def test_a_name_that_the_manifest_has_no_more_is_saved_as_such(world: World) -> None:
+    """Although its adapter stays, since an operator has loaded another one under this name."""
+    world.start("decode-0")
+    world.book.declare(MODEL, (AdapterWish("a", "dir:/declared"),))
+    world.loaded("a", "one")
+    world.round(rounds=10)
+    assert AdapterSnapshot.from_json(world.book.snapshot()).declared[MODEL]
+    world.book.declare(MODEL, ())
+    assert not AdapterSnapshot.from_json(world.book.snapshot()).declared[MODEL]
+
+
+def test_one_model_without_adapters_loses_nothing_of_the_others(world: World) -> None:
+    world.book.declare(MODEL, (AdapterWish("a", "dir:/a"),))
+    world.book.declare("other", ())
+    world.book.unload(MODEL, "a")
+    world.round()
+    assert list(world.book) == []
+    assert AdapterSnapshot.from_json(world.book.snapshot()).declared[MODEL]
+
+
 def test_the_same_text_until_something_changes(world: World) -> None:
     world.start("decode-0")
     registration = world.load("sql", "one")

@@ -40,7 +40,7 @@ def test_any_two_routers_agree(members: list[ClusterMember]) -> None:
 
 
 def test_the_first_home_is_known_without_any_memory(members: list[ClusterMember]) -> None:
-    known = [first_home(digest(number), members) for number in range(200)]
+    known = [first_home(digest(number), members).spec.worker_id for number in range(200)]
     assert known == first_homes(AdapterHomes(), members, 200)
 
 
@@ -134,12 +134,30 @@ def test_what_became_rare_is_forgotten() -> None:
     assert len(homes._several) <= 2
 
 
+def test_one_that_has_just_lost_a_home_gets_none_at_once_though_others_get_some() -> None:
+    homes, hot, other = AdapterHomes(), digest(1), digest(2)
+    placed(homes, hot, 40, 4, at=0.0)
+    assert homes.count(hot) == 2
+    placed(homes, BASE_MODEL, 5000, 0, at=20.0)
+    homes.placed(hot, WORKERS, 20.0)
+    assert homes.count(hot) == 1
+    placed(homes, other, 60, 4, at=21.0)
+    assert homes.count(other) == 2
+    placed(homes, hot, 100, 0, at=29.0)
+    assert homes.count(hot) == 1, "less than ten seconds ago it had one home more"
+    placed(homes, hot, 100, 0, at=30.0)
+    assert homes.count(hot) == 2
+
+
 def test_workers_that_are_gone_are_forgotten(make_spec: MakeSpec) -> None:
-    homes = AdapterHomes()
+    homes, most = AdapterHomes(), 0
     for number in range(300):
         member = ClusterMember(make_spec(f"decode-{number}"), WorkerSlots(), 0.0)
         assert homes.of(digest(number), [member]) == {member.spec.worker_id}
-    assert len(homes._workers) <= 66
+        most = max(most, len(homes._workers))
+    assert most == 1 + 64 + 1, (
+        "the one that is there, those that may come back, and the one that was too many"
+    )
 
 
 def test_few_orders_are_kept(members: list[ClusterMember]) -> None:

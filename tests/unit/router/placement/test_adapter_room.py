@@ -71,6 +71,25 @@ def test_workers_that_cannot_be_used_keep_nothing(field: Field) -> None:
     assert [one.kept_for for one in (failed, other, none)] == [BASE_MODEL, D, BASE_MODEL]
 
 
+@pytest.mark.parametrize("placed", [(), (A, B)])
+def test_a_worker_that_cannot_get_the_adapter_has_no_room_for_it(
+    field: Field, placed: tuple[AdapterDigest, ...]
+) -> None:
+    failed, other = field.add("aggregated-0", *placed), field.add("aggregated-1", A, A, B, B)
+    field.membership.rule_out(WorkerId("aggregated-0"), D, out=True)
+    field.room.make(REQUEST)
+    assert [failed.kept_for, other.kept_for] == [BASE_MODEL, D]
+
+
+def test_another_worker_keeps_a_slot_when_the_first_is_gone(field: Field) -> None:
+    first, other = field.add("aggregated-0", A, B), field.add("aggregated-1", A, A, B, B)
+    field.room.make(REQUEST)
+    assert [first.kept_for, other.kept_for] == [D, BASE_MODEL]
+    field.membership.deregister(WorkerId("aggregated-0"), 1)
+    field.room.make(REQUEST)
+    assert other.kept_for == D
+
+
 @pytest.mark.parametrize(
     ("worker", "counts"), [("prefill-0", False), ("decode-0", True), ("aggregated-0", True)]
 )

@@ -505,7 +505,7 @@ class DrainResponse(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., others: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class PlacementReport(_message.Message):
-    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens", "note", "handover")
+    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens", "note", "handover", "prefetches")
     class UsedUpSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -521,6 +521,7 @@ class PlacementReport(_message.Message):
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_FIELD_NUMBER: _ClassVar[int]
     requests_ahead: int
     used_up_seconds: _containers.ScalarMap[str, float]
     tenant_weight: float
@@ -529,7 +530,18 @@ class PlacementReport(_message.Message):
     predicted_cached_tokens: int
     note: str
     handover: HandoverChoice
-    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ..., note: _Optional[str] = ..., handover: _Optional[_Union[HandoverChoice, _Mapping]] = ...) -> None: ...
+    prefetches: _containers.RepeatedCompositeFieldContainer[AdapterPrefetch]
+    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ..., note: _Optional[str] = ..., handover: _Optional[_Union[HandoverChoice, _Mapping]] = ..., prefetches: _Optional[_Iterable[_Union[AdapterPrefetch, _Mapping]]] = ...) -> None: ...
+
+class AdapterPrefetch(_message.Message):
+    __slots__ = ("worker_id", "tier", "seconds")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    tier: AdapterTier
+    seconds: float
+    def __init__(self, worker_id: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class HandoverChoice(_message.Message):
     __slots__ = ("push", "reason", "pull_seconds", "push_seconds")
