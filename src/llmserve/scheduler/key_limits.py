@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import Overloaded
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.kv_io import Spend
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
@@ -125,17 +125,19 @@ class KeyBudgets:
         if not self._count[key]:
             del self._count[key], self._ends[key]
 
-    def snapshot(self) -> dict[str, dict[str, float]]:
-        """Seconds of each rate that each key has spent ahead; keys that have saved up all are left out."""
+    def snapshot(self) -> dict[str, dict[TenantId, float]]:
+        """Seconds of each rate that each key has spent ahead; keys that have saved up all are left out. Keys
+        stand where the tenants' budgets have tenants."""
         return {KEY_REQUESTS: self._ahead(self._requests), KEY_TOKENS: self._ahead(self._tokens)}
 
-    def restore(self, ahead_seconds: Mapping[str, Mapping[str, float]]) -> None:
+    def restore(self, ahead_seconds: Mapping[str, Mapping[TenantId, float]]) -> None:
         """Inverse of snapshot."""
+        self._requests = self._restored(ahead_seconds.get(KEY_REQUESTS, {}))
+        self._tokens = self._restored(ahead_seconds.get(KEY_TOKENS, {}))
+
+    def _restored(self, ahead_seconds: Mapping[TenantId, float]) -> dict[str, Spend]:
         now = self._clock.now()
-        self._requests, self._tokens = (
-            {key: Spend.restored(ahead, now) for key, ahead in ahead_seconds.get(name, {}).items()}
-            for name in (KEY_REQUESTS, KEY_TOKENS)
-        )
+        return {key: Spend.restored(ahead, now) for key, ahead in ahead_seconds.items()}
 
     def check_integrity(self, known: Set[RequestId]) -> None:
         """known: requests that wait or run. Raises AssertionError when one is counted that is none of them,
@@ -147,7 +149,7 @@ class KeyBudgets:
         assert self._count == counted, self
         assert self._ends.keys() == counted.keys(), self
 
-    def _ahead(self, spends: Mapping[str, Spend]) -> dict[str, float]:
+    def _ahead(self, spends: Mapping[str, Spend]) -> dict[TenantId, float]:
         now = self._clock.now()
-        ahead = {key: spend.ahead_seconds(now) for key, spend in spends.items()}
+        ahead = {TenantId(key): spend.ahead_seconds(now) for key, spend in spends.items()}
         return {key: seconds for key, seconds in ahead.items() if seconds is not None}
