@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from functools import partial
+from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -68,7 +69,7 @@ class Apiserver:
         self._options, self._manifest, self._registry = options, manifest, registry
         limits = manifest.security.limits
         self._live = LiveSettings.of(manifest)
-        self._auth = Authenticator(self._live.keys)
+        self._auth = Authenticator.of(manifest, self._live.keys, _beside(options))
         self._records = RequestRecords(self._live.explain_requests)
         self._tracer = open_tracer(
             manifest.observability.tracing,
@@ -125,6 +126,7 @@ class Apiserver:
         self._http = HttpServer(self._cors, self._options.http, self._options.share, limits)
         if api.stream_interval is None:
             self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
+        await self._auth.start(self._owner)
         port = await self._http.start()
         if self._batches is not None:
             self._batches.start()
@@ -250,11 +252,17 @@ class Apiserver:
         for door in self.models:
             await door.aclose()
         await self._owner.aclose()
+        await self._auth.aclose()
         await self._compiler.aclose()
         if self._store is not None:
             await self._store.aclose()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _beside(options: ApiserverOptions) -> Path:
+    """Returns the directory that relative paths of the manifest are in."""
+    return Path() if options.manifest is None else options.manifest.parent
 
 
 def _public(manifest: Manifest) -> frozenset[str]:

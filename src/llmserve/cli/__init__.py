@@ -16,6 +16,7 @@ from llmserve.cli import (
     down,
     drain,
     explain,
+    keys,
     kv,
     logs,
     reload,
@@ -37,6 +38,7 @@ COMMANDS: tuple[Command, ...] = (
     explain.COMMAND,
     kv.COMMAND,
     adapters.COMMAND,
+    keys.COMMAND,
     apply.COMMAND,
     bench.COMMAND,
     doctor.COMMAND,
@@ -59,6 +61,7 @@ the cluster:
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin
+  llmserve keys create --tenant red   keys of clients: create, list, revoke
   llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve simulate --rate 20         how a load would be served, in virtual time

@@ -193,8 +193,8 @@ class _Planner:
     def _notes(self) -> Iterator[str]:
         yield from _sharing_note(self._cores, "cores", "expect slow tokens")
         yield from _sharing_note(self._gpus, "GPUs", "kv_cache.memory_gb must fit several times")
-        if self._local.host in _EVERYWHERE and not self._manifest.security.api_keys:
-            yield "The API is open to the network and security.api_keys is empty: everybody may use it."
+        if self._local.host in _EVERYWHERE and not self._manifest.security.asks_callers:
+            yield "The API is open to the network and security asks for no keys: everybody may use it."
         yield from _unused_keys(self._manifest)
 
 

@@ -251,6 +251,17 @@ def _api_keys(manifest: Manifest) -> Iterator[Conflict]:
             yield Conflict((path, other), message)
 
 
+def _key_place(manifest: Manifest) -> Iterator[Conflict]:
+    place = manifest.security.keys
+    if place is None:
+        return
+    if (place.file is None) is not place.redis:
+        how = "has both file and redis; keep one" if place.redis else "has no place; set file or redis: true"
+        yield Conflict.at(how, "security.keys")
+    elif place.redis and manifest.state.redis is None:
+        yield Conflict.at("needs state.redis.url", "security.keys.redis", "state")
+
+
 def _secrets(api_key: ApiKey) -> list[tuple[str, str]]:
     """Returns the ways in which the key is given, each with its value."""
     return [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
@@ -287,6 +298,7 @@ _RULES = (
     option_rules,
     _heartbeat,
     _api_keys,
+    _key_place,
     _tenants,
     storage_classes,
     needs_storage,

@@ -19,8 +19,10 @@ from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names, encode
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 from llmserve.rpc.models import encode_served
+from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 
 _SHAPE_FIELDS = tuple(KvShape.__dataclass_fields__)
+_LIMIT_FIELDS = ("requests_per_second", "tokens_per_second", "max_requests_in_flight")
 
 
 def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
@@ -78,6 +80,8 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
         choices=message.choices or 1,
         priority=message.priority,
         timeout_seconds=message.timeout_seconds,
+        limits=decode_limits(message.key_limits),
+        again=message.again,
         prompt=HashedPrompt(tuple(map(BlockHash, message.block_hashes)), message.block_tokens),
     )
 
@@ -97,7 +101,17 @@ def decode_held(message: router_pb2.HeldPlacement) -> HeldRequest:
         choices=message.choices or 1,
         adapter=AdapterDigest(message.adapter),
         model=placement.decode.model,
+        limits=decode_limits(message.key_limits),
     )
+
+
+def decode_limits(message: router_pb2.KeyLimits) -> KeyLimits:
+    """Errors: InvalidRequest."""
+    given = {name: getattr(message, name) for name in _LIMIT_FIELDS if message.HasField(name)}
+    for name, limit in given.items():
+        if not 0 < limit < float("inf"):
+            raise InvalidRequest(f"{name} of a key must be a number over 0, got {limit}")
+    return KeyLimits(message.key, **given) if message.key else NO_LIMITS
 
 
 def _incarnation(info: common_pb2.WorkerInfo) -> Incarnation:

@@ -229,6 +229,7 @@ class Controller:
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
         self._queue.check_integrity()
+        self._scheduler.keys.check_integrity(self._entries.ids)
         self._entries.check_integrity()
         running = [entry.hold for entry in self._entries if entry.hold]
         assert len(running) == self._queue.running_requests, self

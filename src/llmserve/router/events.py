@@ -12,13 +12,15 @@ from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt, Stretch
 from llmserve.router.sessions import RouterSession
+from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 from llmserve.scheduler.request import QueueReport
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
     """max_output_tokens: limit over all choices together. timeout_seconds: longest wait in the queue; 0:
-    the router's default."""
+    the router's default. limits: those of its key. again: it was admitted before, and its worker or its
+    router was lost."""
 
     request_id: RequestId
     tenant: TenantId
@@ -27,6 +29,8 @@ class Admit:
     choices: int = 1
     priority: int = 0
     timeout_seconds: float = 0.0
+    limits: KeyLimits = NO_LIMITS
+    again: bool = False
     prompt: HashedPrompt = field(default_factory=HashedPrompt)
 
 
@@ -50,6 +54,7 @@ class HeldRequest:
     choices: int = 1
     adapter: AdapterDigest = BASE_MODEL
     model: str = ""
+    limits: KeyLimits = NO_LIMITS
 
 
 class Exit(StrEnum):

@@ -47,6 +47,7 @@ class Requests:
     ) -> None:
         self.entries, self.takeover = RequestTable(), Takeover(clock)
         self._clock, self._scheduler, self._queue = clock, scheduler, scheduler.queue
+        self._keys = scheduler.keys
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
         self._adapters = adapters
         self._membership, self._capacity_version = membership, membership.version
@@ -72,9 +73,8 @@ class Requests:
 
     def _offer(self, session: RouterSession, admit: Admit) -> list[Effect]:
         """Takes a request that has no entry into the queue, or refuses it."""
-        unknown = self._adapters.refusal(admit.placement.model, admit.placement.adapter)
-        if unknown is not None:
-            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, unknown)]
+        if (refusal := self._refusal(admit)) is not None:
+            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, refusal)]
         ahead = self._queue.waiting_requests
         entry = RequestEntry(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
         self._prefixes.look_up(entry)
@@ -85,8 +85,16 @@ class Requests:
             self.entries.close(admit.request_id)
             self._waits_no_more(admit.request_id, entry)
             return [RequestRefused(session, admit.request_id, Outcome.REJECTED, answer.error)]
+        self._keys.take(request, admit.limits, charged=admit.again)
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
+
+    def _refusal(self, admit: Admit) -> LLMServeError | None:
+        """Returns why a request may not enter the queue, whatever the queue says."""
+        unknown = self._adapters.refusal(admit.placement.model, admit.placement.adapter)
+        if unknown is not None or admit.again:
+            return unknown
+        return self._keys.refusal(admit.limits, admit.choices)
 
     def _prefetch(self, admit: Admit) -> list[Effect]:
         """Asks for the blocks and the adapter of a request that waits."""
@@ -105,19 +113,19 @@ class Requests:
         self.entries.open(
             held.request_id, RequestEntry(session, PlacementRequest(held.model, adapter=held.adapter), hold)
         )
-        self._queue.adopt(
-            QueuedRequest(
-                held.request_id,
-                held.tenant,
-                arrived_at=now,
-                deadline=now,
-                prompt_tokens=held.prompt_tokens,
-                max_output_tokens=held.max_output_tokens,
-                choices=held.choices,
-                charged=charged,
-                model=held.model,
-            )
+        request = QueuedRequest(
+            held.request_id,
+            held.tenant,
+            arrived_at=now,
+            deadline=now,
+            prompt_tokens=held.prompt_tokens,
+            max_output_tokens=held.max_output_tokens,
+            choices=held.choices,
+            charged=charged,
+            model=held.model,
         )
+        self._queue.adopt(request)
+        self._keys.take(request, held.limits, charged=charged)
 
     # -- on
 
@@ -167,6 +175,7 @@ class Requests:
         """A request has generated this many tokens since it was placed."""
         if request_id in session.entries:
             self._queue.correct(request_id, output_tokens)
+            self._keys.used(request_id, output_tokens)
         return []
 
     # -- out
@@ -197,6 +206,7 @@ class Requests:
     ) -> RequestEnded:
         """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
         entry = self.entries.close(request_id)
+        self._keys.release(request_id, output_tokens)
         hold = entry.hold
         if hold is None:
             self._waits_no_more(request_id, entry)
@@ -215,6 +225,7 @@ class Requests:
         """Ends a request that the queue gave up. Missing workers are the reason, where some are missing."""
         request_id = eviction.request.request_id
         entry = self.entries.close(request_id)
+        self._keys.release(request_id)
         self._waits_no_more(request_id, entry)
         error: LLMServeError = self._planner.missing_workers(entry.placement.model) or eviction.error
         return RequestRefused(entry.session, request_id, Outcome.EVICTED, error)

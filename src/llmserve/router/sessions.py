@@ -4,7 +4,7 @@ What they held under a former leader is in Takeover.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from llmserve.config.wanted_models import AnsweringModels
@@ -151,6 +151,10 @@ class RequestTable:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def ids(self) -> Set[RequestId]:
+        return self._entries.keys()
 
     @property
     def apiservers(self) -> int:

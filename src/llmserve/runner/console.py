@@ -98,7 +98,7 @@ def ready_banner(
     metrics; empty when there is none."""
     names, url = [one.served_name for one in manifest.served], base_urls[0]
     model = names[0]
-    keyed = bool(manifest.security.api_keys)
+    keyed = manifest.security.asks_callers
     others = [f"  and at {other}/v1" for other in base_urls[1:]]
     lines = [
         "",

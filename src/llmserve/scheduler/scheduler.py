@@ -11,6 +11,7 @@ from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.accounts import Accounts
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.fairness import FairShare, TenantShares
+from llmserve.scheduler.key_limits import KeyBudgets
 from llmserve.scheduler.models import Capacity
 from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates, ShortestFirst
 from llmserve.scheduler.queues import ModelQueues
@@ -48,8 +49,8 @@ class _ModelPart(NamedTuple):
 
 
 class Scheduler:
-    """queue: used directly by the caller. set_policy and set_capacities return the requests that can never
-    run now."""
+    """queue, keys: used directly by the caller. set_policy and set_capacities return the requests that can
+    never run now."""
 
     def __init__(self, clock: Clock, policy: Policy) -> None:
         self.policy = policy
@@ -58,6 +59,7 @@ class Scheduler:
         self._budgets = BudgetSet(self._resources.cluster, self._resources.own)
         self._parts: dict[str, _ModelPart] = {}
         self._accounts, self._restored = Accounts(), SchedulerSnapshot()
+        self.keys = KeyBudgets(clock)
         self.queue = ModelQueues(self._make_queue, self._budgets, self._resources.held_of_share)
         self._resources.shares.waiting = self.queue.models_in_want
 
@@ -83,6 +85,7 @@ class Scheduler:
     def snapshot(self) -> SchedulerSnapshot:
         """State that the next leader needs and cannot learn from anyone else."""
         spent = {budget.name: budget.snapshot() for budget in self._resources.tenant_rates}
+        spent |= self.keys.snapshot()
         kv_io = self._resources.kv_io.snapshot()
         if not self._parts:
             return replace(self._restored, spent_seconds=spent, kv_io_seconds=kv_io)
@@ -96,6 +99,7 @@ class Scheduler:
         self._restored = snapshot
         for budget in self._resources.tenant_rates:
             budget.restore(snapshot.spent_seconds.get(budget.name, {}))
+        self.keys.restore(snapshot.spent_seconds)
         self._resources.kv_io.restore(snapshot.kv_io_seconds)
 
     def stats(self) -> SchedulerStats:

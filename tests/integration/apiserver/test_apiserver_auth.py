@@ -1,5 +1,8 @@
 """API keys, tenants and scopes."""
 
+import asyncio
+import time
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -8,12 +11,22 @@ import pytest
 from fastapi import FastAPI
 
 from llmserve.apiserver.auth.permissions import NEEDS
+from llmserve.apiserver.auth.stores.file import FileKeys
+from llmserve.apiserver.auth.stores.stored_key import make_key
+from llmserve.core.errors import Overloaded
+from llmserve.core.outcome import Outcome
+from llmserve.scheduler.key_limits import KeyLimits
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 
 @pytest.fixture(scope="session")
-def manifest() -> dict[str, Any]:
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.json"
+
+
+@pytest.fixture(scope="session")
+def manifest(key_file: Path) -> dict[str, Any]:
     keys = [
         {"tenant": "red", "key": "red-key"},
         {"tenant": "blue", "key": "blue-key"},
@@ -26,7 +39,11 @@ def manifest() -> dict[str, Any]:
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
         "api": {"tokenizer_info": True},
-        "security": {"api_keys": keys, "public": {"metrics": False}},
+        "security": {
+            "api_keys": keys,
+            "keys": {"file": str(key_file)},
+            "public": {"metrics": False},
+        },
     }
 
 
@@ -103,3 +120,40 @@ async def test_the_key_is_the_tenant_and_tenants_do_not_share_kv(
     red, blue = cluster.prefill.seen.values()
     assert red.cache_salt != blue.cache_salt
     assert (red.tenant, blue.tenant) == ("red", "blue")
+
+
+async def test_keys_come_and_go_while_it_runs_and_the_router_is_told_their_limits(
+    cluster: Any, http: httpx.AsyncClient, key_file: Path
+) -> None:
+    store = FileKeys(key_file)
+    made = make_key("green", ("inference",), time.time(), tokens_per_second=500.0, max_requests_in_flight=2)
+    await store.add(made.stored)
+
+    async def becomes(status: int) -> None:
+        async with asyncio.timeout(10):
+            answered = 0
+            while answered != status:
+                answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+                answered = answer.status_code
+
+    headers = {"x-api-key": made.text}
+    await becomes(200)
+    (admit,) = cluster.router.admits
+    limits = admit.key_limits
+    assert admit.tenant == "green"
+    assert KeyLimits(limits.key, None, limits.tokens_per_second, limits.max_requests_in_flight) == KeyLimits(
+        made.stored.id, None, 500.0, 2
+    )
+    assert not limits.HasField("requests_per_second")
+    assert await store.remove(made.stored.id)
+    await becomes(401)
+
+
+async def test_a_request_over_a_limit_of_its_key_is_told_when_to_come_back(
+    cluster: Any, http: httpx.AsyncClient
+) -> None:
+    over = Overloaded("the key has used up its 2 requests per second", retry_after_seconds=1.6)
+    cluster.router.refuse_with = (Outcome.REJECTED, over)
+    answer = await http.post("/v1/chat/completions", json=CHAT, headers={"x-api-key": "red-key"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+    assert answer.json()["error"]["message"] == over.message

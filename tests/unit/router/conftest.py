@@ -17,6 +17,7 @@ from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.sessions import RouterSession
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import KvShape, WorkerSpec
+from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 
 SHAPE = KvShape("rev", "bfloat16", "LBHNC", 16, 1, 1, 4096)
 
@@ -74,10 +75,18 @@ class Cluster:
         without: str = "",
         tenant: str = "t",
         choices: int = 1,
+        limits: KeyLimits = NO_LIMITS,
+        again: bool = False,
     ) -> list[Effect]:
         placement = PlacementRequest(model, 10, frozenset(map(WorkerId, without.split())))
         request = Admit(
-            RequestId(name), TenantId(tenant), placement, timeout_seconds=timeout, choices=choices
+            RequestId(name),
+            TenantId(tenant),
+            placement,
+            timeout_seconds=timeout,
+            choices=choices,
+            limits=limits,
+            again=again,
         )
         return self._checked(self.controller.requests.admit(session, request))
 

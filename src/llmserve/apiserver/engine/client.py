@@ -222,6 +222,7 @@ class ClusterEngineClient(EngineFreeClient):
             self._version(scope, adapter) if adapter else RequestVersion(),
             scope.waited_seconds,
             scope.caller.background,
+            scope.caller.limits,
         )
 
     def _version(self, scope: RequestScope, adapter: NamedAdapter) -> RequestVersion:

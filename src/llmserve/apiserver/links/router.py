@@ -62,12 +62,13 @@ class PlacementEnd:
 
 @dataclass(slots=True)
 class _PendingRequest:
-    """A request at the router. It waits while placement is None."""
+    """A request at the router. It waits while placement is None. sent: a router was asked for it."""
 
     admit: router_pb2.Admit
     answer: asyncio.Future[router_pb2.Placement]
     on_placed: Callable[[router_pb2.Placed], None]
     placement: router_pb2.Placement | None = field(default=None)
+    sent: bool = False
 
 
 class RouterLink:
@@ -121,7 +122,7 @@ class RouterLink:
         entry = _PendingRequest(admit, asyncio.get_running_loop().create_future(), on_placed)
         self._entries[admit.request_id] = entry
         if self.connected:
-            self._post(_Message(admit=admit))
+            self._send(entry)
         return await entry.answer
 
     def first_token(self, request_id: str) -> None:
@@ -227,6 +228,7 @@ class RouterLink:
                 max_output_tokens=entry.admit.max_output_tokens,
                 choices=entry.admit.choices,
                 adapter=entry.admit.adapter,
+                key_limits=entry.admit.key_limits if entry.admit.HasField("key_limits") else None,
             )
             for name, entry in self._entries.items()
             if entry.placement is not None
@@ -240,7 +242,13 @@ class RouterLink:
         _log.info("session with the router at %s started", self._routers.address)
         for entry in self._entries.values():
             if entry.placement is None:
-                self._post(_Message(admit=entry.admit))
+                self._send(entry)
+
+    def _send(self, entry: _PendingRequest) -> None:
+        """Asks for a placement. A router that is asked again does not charge the request's key again."""
+        entry.admit.again |= entry.sent
+        entry.sent = True
+        self._post(_Message(admit=entry.admit))
 
     def _disconnected(self, reason: str) -> None:
         self._outbox = None

@@ -22,6 +22,7 @@ from llmserve.core.ids import AdapterDigest, RequestId, TenantId, background_of
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 from llmserve.tracing.base import NO_SPAN, Span, Tracer
 
 HAND_OVER: Mapping[str, Any] = MappingProxyType({"do_remote_decode": True})
@@ -90,7 +91,7 @@ class RunContext:
 class RequestInfo:
     """Who asks for what. client_salt: the cache_salt field of the client's request. record: what is
     remembered. span: that of the HTTP request. adapter: the version that it runs on. waited_seconds: what has
-    passed of its deadline already. background: it is a line of a batch."""
+    passed of its deadline already. background: it is a line of a batch. limits: those of the caller's key."""
 
     request_id: RequestId
     tenant: TenantId
@@ -100,6 +101,7 @@ class RequestInfo:
     adapter: RequestVersion = field(default_factory=RequestVersion)
     waited_seconds: float = 0.0
     background: bool = False
+    limits: KeyLimits = NO_LIMITS
 
     @property
     def flow(self) -> TenantId:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.links.router import AdmissionRefused, PlacementEnd
@@ -16,6 +16,7 @@ from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineOutput, HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+from llmserve.scheduler.key_limits import KeyLimits
 
 _PROGRESS_TOKENS = 256
 
@@ -89,6 +90,8 @@ class RequestPlacement:
             excluded_workers=excluded,
             choices=len(self._records),
             adapter=info.adapter.digest,
+            again=bool(excluded),
+            key_limits=_encoded(info.limits) if info.limits else None,
         )
 
     def _placed(self, placed: router_pb2.Placed) -> None:
@@ -125,6 +128,10 @@ class RequestPlacement:
             end = PlacementEnd(self._outcome, self.generated, self._prefilled, self._handover_seconds)
             self._context.router.done(self._info.request_id, end)
             self._on_over()
+
+
+def _encoded(limits: KeyLimits) -> router_pb2.KeyLimits:
+    return router_pb2.KeyLimits(**asdict(limits))
 
 
 @dataclass(frozen=True, slots=True)

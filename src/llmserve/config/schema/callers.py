@@ -40,6 +40,17 @@ class ApiKey(ManifestSection):
     there is. Set it at one of the tenant's keys."""
 
 
+class KeyPlace(ManifestSection):
+    """The place of keys that `llmserve keys` makes and revokes while the cluster runs. Apiservers notice a
+    change within two seconds."""
+
+    file: str | None = Field(default=None, min_length=1)
+    """The keys are in this file, which `llmserve keys create` makes. It has no key itself, only what keys are
+    checked by. A relative path is beside the manifest."""
+    redis: bool = False
+    """The keys are in the server of `state.redis`, which has to keep its data on disk."""
+
+
 class PublicPaths(ManifestSection):
     """Paths that need no key although there are keys. Probes (`/health`, `/live`, `/ping`, `/load`) never
     need one."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.callers import ApiKey, PublicPaths
+from llmserve.config.schema.callers import ApiKey, KeyPlace, PublicPaths
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.config.schema.section import Live, ManifestSection, Planned
 
@@ -57,6 +57,7 @@ class Security(ManifestSection):
     api_keys: Annotated[tuple[ApiKey, ...], Live(("apiserver",))] = Field(default=(), strict=False)
     """Clients send these keys as `Authorization: Bearer KEY`. Without keys, everybody may use the API, as
     tenant `default`."""
+    keys: KeyPlace | None = None
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Live(("apiserver",))] = (
         Field(default=(), strict=False)
     )
@@ -74,3 +75,8 @@ class Security(ManifestSection):
     part of the log."""
     tls: Annotated[HttpTls | None, Planned("TLS at the HTTP API")] = None
     mtls: Annotated[InternalTls | None, Planned("TLS between processes")] = None
+
+    @property
+    def asks_callers(self) -> bool:
+        """Whether clients have to show who they are."""
+        return bool(self.api_keys) or self.keys is not None

@@ -70,7 +70,8 @@ class RedisServer(ManifestSection):
     """The server's address is `redis://[USER@]HOST:PORT/DB`, or `rediss://` with TLS. Clusters with different
     `metadata.name` can share a server."""
     password_env: str | None = Field(default=None, pattern=_VARIABLE)
-    """This environment variable holds the password, in the routers and in apiservers that keep responses."""
+    """This environment variable holds the password, in the routers, and in apiservers that keep responses or
+    have their keys there."""
 
 
 class State(ManifestSection):

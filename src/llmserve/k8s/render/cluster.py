@@ -78,6 +78,9 @@ def impossible(manifest: Manifest) -> Iterator[Conflict]:
                 "use key_env, and a Secret named in deployment.k8s.secret"
             )
             yield Conflict((("security", "api_keys", index),), message)
+    if (place := manifest.security.keys) is not None and place.file is not None:
+        message = "pods share no file that can change; use redis: true"
+        yield Conflict((("security", "keys", "file"),), message)
     named = next((index for index, api_key in enumerate(keys) if api_key.key_env), None)
     if named is not None and secret is None:
         message = (

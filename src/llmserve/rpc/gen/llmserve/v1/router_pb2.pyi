@@ -56,7 +56,7 @@ class Hello(_message.Message):
     def __init__(self, apiserver_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldPlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldPlacement(_message.Message):
-    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices", "adapter")
+    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices", "adapter", "key_limits")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class HeldPlacement(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    KEY_LIMITS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     placement: Placement
@@ -71,10 +72,23 @@ class HeldPlacement(_message.Message):
     max_output_tokens: int
     choices: int
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
+    key_limits: KeyLimits
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., key_limits: _Optional[_Union[KeyLimits, _Mapping]] = ...) -> None: ...
+
+class KeyLimits(_message.Message):
+    __slots__ = ("key", "requests_per_second", "tokens_per_second", "max_requests_in_flight")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    requests_per_second: float
+    tokens_per_second: float
+    max_requests_in_flight: int
+    def __init__(self, key: _Optional[str] = ..., requests_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., max_requests_in_flight: _Optional[int] = ...) -> None: ...
 
 class Admit(_message.Message):
-    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens", "choices", "adapter", "traceparent")
+    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens", "choices", "adapter", "key_limits", "again", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +101,8 @@ class Admit(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    KEY_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
@@ -100,8 +116,10 @@ class Admit(_message.Message):
     block_tokens: int
     choices: int
     adapter: str
+    key_limits: KeyLimits
+    again: bool
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., key_limits: _Optional[_Union[KeyLimits, _Mapping]] = ..., again: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FirstToken(_message.Message):
     __slots__ = ("request_id",)

@@ -1,0 +1,1 @@
+"""Keys that `llmserve keys` makes: what is kept of them, and where."""
