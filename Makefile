@@ -22,10 +22,9 @@ DEV := $(VENV)/.installed-dev
 install = $(BIN)/pip install -q --no-deps --no-compile $(1)
 # More would not fit small machines: many tests start clusters. In the order of their names, long files are not last.
 TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
-# Of tests/conformance, on real engines. vLLM does not close its ZMQ contexts when a start fails: its warning about
-# that is not ours. FEATURES: the files about what an engine may do besides; a new file runs with `engines`.
+# vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 REAL_ENGINES := -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning
-FEATURES := $(addprefix tests/conformance/,test_adapters.py test_adaptive_speculation.py test_pooling.py test_speculation.py)
+RANKS := tests/conformance/test_groups_and_ranks.py
 
 # $(call tests,WHAT,HOW). Real libraries and processes on a busy machine now and then fail one of some thousand
 # tests: those that failed run once more, alone, and both runs are shown. A unit test gets no second try.
@@ -34,7 +33,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services e2e engines features bench proto docs deploy image clean install help
+.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,7 +59,7 @@ lint: $(DEV)
 unit: $(DEV)
 	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
-test: unit services e2e engines features  ## Every test: unit, conformance, integration (real gRPC), real vLLM and model
+test: unit services e2e engines ranks  ## Every test: unit, conformance, integration (real gRPC), real vLLM and model
 
 services: unit
 	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
@@ -70,10 +69,10 @@ e2e: unit
 	$(call tests,tests/e2e)
 
 engines: unit
-	$(call tests,tests/conformance $(addprefix --ignore=,$(FEATURES)) $(REAL_ENGINES))
+	$(call tests,tests/conformance --ignore=$(RANKS) $(REAL_ENGINES))
 
-features: unit
-	$(call tests,$(FEATURES) $(REAL_ENGINES))
+ranks: unit
+	$(call tests,$(RANKS) $(REAL_ENGINES))
 
 bench: $(DEV)  ## Measure; each figure with its baseline in the same run (BENCHES="latency transfer": only these)
 	@$(BIN)/python -m bench $(BENCHES)

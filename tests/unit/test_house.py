@@ -1,6 +1,8 @@
 """The house keeps its order: names, folders, constructors. `python -m bench house` has the figures."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,13 @@ def test_constructors_are_small_outside_composition_roots(tree: SourceTree) -> N
 
 def test_docstrings_are_sentences(tree: SourceTree) -> None:
     assert tree.incomplete_docstrings() == 0
+
+
+def test_no_conftest_of_unit_tests_imports_vllm() -> None:
+    """What tests/unit/conftest.py checks of the files of tests, which are imported later."""
+    names = [".".join(path.with_suffix("").parts) for path in Path("tests/unit").rglob("conftest.py")]
+    code = f"import sys, {', '.join(names)}; sys.exit('vllm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_no_test_is_skipped_for_an_error_that_it_meets() -> None:

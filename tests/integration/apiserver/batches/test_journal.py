@@ -9,7 +9,7 @@ from llmserve.apiserver.batches.journal import Journal
 from llmserve.apiserver.batches.lines import BatchLine, LineResult, answered
 from llmserve.apiserver.batches.names import journal_path
 from llmserve.core.errors import StorageFull
-from tests.unit.apiserver.batches.conftest import Bench
+from tests.integration.apiserver.batches.conftest import Bench
 
 BATCH = "batch_" + "0" * 32
 ANSWER = (

@@ -23,7 +23,7 @@ from llmserve.apiserver.batches.storage import Claim
 from llmserve.apiserver.batches.store import ENDED, NewBatch, OpenBatch
 from llmserve.core.errors import StorageFull
 from llmserve.core.ids import TenantId
-from tests.unit.apiserver.batches.conftest import CHAT, RED, Bench, eventually, line, pieces
+from tests.integration.apiserver.batches.conftest import CHAT, RED, Bench, eventually, line, pieces
 
 BLUE = TenantId("blue")
 

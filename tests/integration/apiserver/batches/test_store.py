@@ -10,7 +10,7 @@ from llmserve.apiserver.batches.store import NewBatch, OpenBatch
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import TenantId
 from llmserve.scheduler.key_limits import KeyLimits
-from tests.unit.apiserver.batches.conftest import CHAT, RED, Bench
+from tests.integration.apiserver.batches.conftest import CHAT, RED, Bench
 
 NEW = NewBatch(CHAT, "file-x", "1h", 3600.0, {"a": "b"}, output_seconds=7200.0)
 BLUE = TenantId("blue")

@@ -9,7 +9,7 @@ from llmserve.apiserver.batches.files import NewFile
 from llmserve.apiserver.batches.names import CONTENTS, FILES, contents_path, new_file_id
 from llmserve.core.errors import InvalidRequest, NotFound, RequestTooLarge, StorageFull, Unavailable
 from llmserve.core.ids import TenantId
-from tests.unit.apiserver.batches.conftest import RED, Bench, pieces
+from tests.integration.apiserver.batches.conftest import RED, Bench, pieces
 
 NEW = NewFile(RED, "in.jsonl", "batch")
 BLUE = TenantId("blue/../red")

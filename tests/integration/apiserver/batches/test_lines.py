@@ -16,7 +16,7 @@ from llmserve.apiserver.batches.lines import (
     numbered_lines,
     parse_result,
 )
-from tests.unit.apiserver.batches.conftest import CHAT, line, pieces
+from tests.integration.apiserver.batches.conftest import CHAT, line, pieces
 
 BATCH = "batch_" + "0" * 32
 NAME = "batch_req_" + "0" * 32

@@ -8,7 +8,7 @@ from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
 from llmserve.core.errors import InvalidRequest, NotFound
-from tests.unit.apiserver.batches.conftest import Bench
+from tests.integration.apiserver.batches.conftest import Bench
 
 EMBEDDINGS, CHAT = "/v1/embeddings", "/v1/chat/completions"
 
