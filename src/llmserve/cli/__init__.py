@@ -18,6 +18,7 @@ from llmserve.cli import (
     explain,
     kv,
     logs,
+    models,
     reload,
     simulate,
     status,
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     reload.COMMAND,
     explain.COMMAND,
     kv.COMMAND,
+    models.COMMAND,
     adapters.COMMAND,
     apply.COMMAND,
     bench.COMMAND,
@@ -58,6 +60,7 @@ the cluster:
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
+  llmserve models ls                  models on this machine: pull, search, inspect, rm
   llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin
   llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
