@@ -19,6 +19,7 @@ from llmserve.cli import (
     keys,
     kv,
     logs,
+    models,
     reload,
     simulate,
     status,
@@ -37,6 +38,7 @@ COMMANDS: tuple[Command, ...] = (
     reload.COMMAND,
     explain.COMMAND,
     kv.COMMAND,
+    models.COMMAND,
     adapters.COMMAND,
     keys.COMMAND,
     apply.COMMAND,
@@ -60,6 +62,7 @@ the cluster:
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
+  llmserve models ls                  models on this machine: pull, search, inspect, rm
   llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin
   llmserve keys create --tenant red   keys of clients: create, list, revoke
   llmserve bench                      put a load on it, and measure

@@ -97,12 +97,17 @@ def cluster_in(run_dir: Path) -> FoundCluster:
     return FoundCluster(run_dir, state)
 
 
-def _only_one_here() -> FoundCluster:
-    found = [
+def running_here() -> list[FoundCluster]:
+    """Returns the clusters that run below the current directory."""
+    return [
         FoundCluster(path.parent, state)
         for path in sorted(Path(_RUN_DIRS).glob(f"*/{STATE_NAME}"))
         if (state := read_state(path.parent)) is not None and state.is_running
     ]
+
+
+def _only_one_here() -> FoundCluster:
+    found = running_here()
     if len(found) == 1:
         return found[0]
     if found:

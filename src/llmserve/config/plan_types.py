@@ -209,7 +209,7 @@ def fetch_arguments(manifest: str, model: str = "") -> list[str]:
     """Returns what follows `python` to prepare models before a process that needs them starts. model: only
     this one."""
     only = ["--model", model] if model else []
-    return ["-P", "-m", "llmserve.models", "fetch", "--manifest", manifest, *only]
+    return ["-P", "-m", "llmserve.models", "pull", "--manifest", manifest, *only]
 
 
 class PlanRow(NamedTuple):

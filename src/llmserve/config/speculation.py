@@ -150,7 +150,7 @@ def speculation_refusals(
     engine: EngineConfig, speculation: Speculation, model: ModelFiles, draft: ModelFiles | None
 ) -> Iterator[Conflict]:
     """Yields why a model cannot speculate in this way. draft: the model that proposes, if one does."""
-    if speculation.method == "mtp" and not _predicts_further(model.config):
+    if speculation.method == "mtp" and not predicts_further(model.config):
         yield Conflict.at("the model has no layers that predict further tokens", _METHOD, "models.primary")
     if model.sampling.get("min_p"):
         message = "the model's generation_config.json sets min_p, which engines that speculate do not obey"
@@ -163,7 +163,8 @@ def speculation_refusals(
             yield Conflict((draft_source(engine),), reason)
 
 
-def _predicts_further(model: Mapping[str, Any]) -> bool:
+def predicts_further(model: Mapping[str, Any]) -> bool:
+    """Returns whether a model has layers that predict further tokens. model: its config.json."""
     config = language_part(model)
     known = [config[name] for name in _MTP_LAYERS if name in config]
     return any(known) if known else str(config.get("model_type", "")).startswith(_MTP_WITHOUT_A_KEY)

@@ -1,6 +1,6 @@
 """Models and their sources: each source becomes a local directory that transformers and vLLM read.
 
-Roles call `resolve`. `python -m llmserve.models fetch --manifest FILE` does the same as a process, for `make
+Roles call `resolve`. `python -m llmserve.models pull --manifest FILE` does the same as a process, for `make
 up` and the runner.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m llmserve.models fetch --manifest llmserve.yaml` prepares the models and prints their places.
+"""`python -m llmserve.models pull --manifest llmserve.yaml` prepares the models and prints their places.
 
 It writes progress lines `LLMSERVE_PROGRESS <text>` and for each model `LLMSERVE_MODEL <json>` to stdout.
 """
@@ -16,6 +16,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
 from llmserve.models.converted import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
 from llmserve.models.files import Progress
+from llmserve.models.pickles import convert_pickles
 from llmserve.models.resolve import resolve
 
 MODEL_WORD = "LLMSERVE_MODEL"
@@ -24,27 +25,31 @@ MODEL_WORD = "LLMSERVE_MODEL"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llmserve.models", description="Prepares models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("fetch", help="prepare the models of a manifest, and their drafts")
-    fetch.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
-    fetch.add_argument("--model", metavar="NAME", help="only this one, by its name for clients")
-    fetch.add_argument(
+    pull = commands.add_parser(
+        "pull", aliases=["fetch"], help="prepare the models of a manifest, and their drafts"
+    )
+    pull.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
+    pull.add_argument("--model", metavar="NAME", help="only this one, by its name for clients")
+    pull.add_argument(
         "--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models"
     )
-    convert = commands.add_parser("convert", help="one GGUF file to a directory of safetensors")
+    convert = commands.add_parser(
+        "convert", help="one GGUF file, or a directory with pickles, to a directory of safetensors"
+    )
     convert.add_argument("source", type=Path)
     convert.add_argument("out", type=Path)
     convert.add_argument(END_WITH_STDIN, action="store_true", help="end when stdin ends")
     return parser.parse_args()
 
 
-def fetch(manifest: Path, only: str | None, cache_dir: Path | None) -> None:
+def pull(manifest: Path, only: str | None, cache_dir: Path | None) -> None:
     loaded = load_manifest(manifest)
     for spec in loaded.served if only is None else (loaded.entry(only),):
         prefix = f"{spec.served_name}: " if len(loaded.served) > 1 else ""
-        _fetch(loaded.alone(spec), cache_dir, partial(_report, prefix))
+        _pull(loaded.alone(spec), cache_dir, partial(_report, prefix))
 
 
-def _fetch(manifest: Manifest, cache_dir: Path | None, progress: Progress) -> None:
+def _pull(manifest: Manifest, cache_dir: Path | None, progress: Progress) -> None:
     """manifest: of one model."""
     if draft := loaded_draft(manifest):
         resolve(draft, cache_dir, progress)  # each worker finds it there by itself
@@ -60,12 +65,13 @@ def _report(prefix: str, text: str) -> None:
 def main() -> int:
     flags = arguments()
     try:
-        if flags.command == "fetch":
-            fetch(flags.manifest, flags.model, flags.cache_dir)
-        else:
+        if flags.command == "convert":
             if flags.end_with_stdin:
                 end_with_stdin()
-            convert_gguf(flags.source, flags.out, partial(_report, ""))
+            to_safetensors = convert_pickles if flags.source.is_dir() else convert_gguf
+            to_safetensors(flags.source, flags.out, partial(_report, ""))
+        else:
+            pull(flags.manifest, flags.model, flags.cache_dir)
     except LLMServeError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from llmserve.core.errors import LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.models.files import DigestCache, Progress, file_lock, write_atomically
 
 RECORD_NAME = ".llmserve-model.json"
@@ -127,7 +127,23 @@ def _tail(errors: IO[str]) -> str:
 
 
 Convert = Callable[[Path, Path, Progress], None]
-"""Fills an empty directory from a GGUF file. Arguments: source, out, progress."""
+"""Fills an empty directory from a GGUF file or a directory of pickles. Arguments: source, out, progress."""
+
+
+def convert_to(source: Path, out: Path, progress: Progress, convert: Convert = convert_in_process) -> None:
+    """Makes the directory `out`, whole or not at all. Errors: InvalidRequest when there is one already;
+    LLMServeError, OSError."""
+    if out.exists():
+        raise InvalidRequest(f"{out} is there already: name a directory that is to be made")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.making-{os.getpid()}")
+    scratch.mkdir()
+    try:
+        convert(source, scratch, progress)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
 
 LOCK_TIMEOUT_SECONDS = 3600.0
 _KEY_LENGTH = 16

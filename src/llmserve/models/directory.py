@@ -67,7 +67,8 @@ def read_vocabulary(path: Path) -> Mapping[str, int]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.glob(SAFETENSORS) if file.stat().st_size > 0)
+    """Returns the files of the weights. A link to a file that is gone is none."""
+    return sorted(file for file in path.glob(SAFETENSORS) if file.is_file() and file.stat().st_size > 0)
 
 
 def only_pickles(source: str, names: Sequence[str]) -> str:

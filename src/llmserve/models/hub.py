@@ -56,7 +56,7 @@ def download(repo: str, revision: str | None, progress: Progress) -> Path:
         return _cached(repo, revision, error)
     _check_kinds(repo, [file.name for file in listed])
     files = [file for file in listed if _is_wanted(file.name)]
-    with file_lock(_lock(repo), progress, f"downloads {repo}", _LOCK_SECONDS):
+    with file_lock(repo_lock(repo), progress, f"downloads {repo}", _LOCK_SECONDS):
         try:
             _Blobs(repo, commit, progress).fetch([file for file in files if file.sha256])
             return _snapshot(repo, revision, [file.name for file in files])
@@ -224,7 +224,8 @@ def _repo_folder(repo: str) -> Path:
     return cache_folder() / f"models--{repo.replace('/', '--')}"
 
 
-def _lock(repo: str) -> Path:
+def repo_lock(repo: str) -> Path:
+    """Returns the file that whoever downloads or removes a model locks."""
     return cache_folder() / ".locks" / _repo_folder(repo).name / "llmserve.lock"
 
 

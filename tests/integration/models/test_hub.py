@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from llmserve.config.schema import ModelSpec
-from llmserve.core.errors import LLMServeError, ModelNotFound, StorageFull
+from llmserve.core.errors import LLMServeError, ModelNotFound, StorageFull, Unavailable
 from llmserve.models import hub as hub_module
 from llmserve.models import resolve
 from llmserve.models.directory import model_identity
 from llmserve.models.files import DigestCache
 from llmserve.models.hub import cache_folder, cached_snapshot, download, expected_sha256
 from llmserve.models.resolve import PreparationStage, survey
+from llmserve.models.search import HubModel, search_hub
 from tests.support.hub_server import COMMIT, HubServer, hub_server
 
 WEIGHTS = "model.safetensors"
@@ -207,3 +208,15 @@ def test_the_cache_is_asked_without_a_network(hub: HubServer) -> None:
 
 def test_where_the_hub_client_keeps_models(hub: HubServer, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "hub"
+
+
+def test_a_search_names_models_with_safetensors(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert search_hub("name", 5) == [HubModel("org/name", 7, gated=False)]
+    assert search_hub("other", 5) == []
+    hub.refusal = (500, "")
+    with pytest.raises(Unavailable, match=r"the hub cannot be asked: .*500"):
+        search_hub("name", 5)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(Unavailable, match="the hub cannot be asked: HF_HUB_OFFLINE is set"):
+        search_hub("name", 5)

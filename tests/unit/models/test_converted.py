@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.core.errors import LLMServeError
-from llmserve.models.converted import RECORD_NAME, ConvertedModels, read_record
-from llmserve.models.files import DigestCache, Progress
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.models.converted import RECORD_NAME, ConvertedModels, convert_to, read_record
+from llmserve.models.files import DigestCache, Progress, silent
 
 
 class Converter:
@@ -169,3 +169,23 @@ def test_a_damaged_directory_stays_until_the_new_one_is_whole(
         cache.get(gguf)
     assert (path / "model.safetensors").exists()
     assert cache.folders() == {path.name}
+
+
+def test_a_directory_that_a_user_names_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "below" / "out"
+
+    def half(source: Path, out: Path, progress: Progress) -> None:
+        (out / "half").write_text("x")
+        raise LLMServeError("no")
+
+    def whole(source: Path, out: Path, progress: Progress) -> None:
+        (out / "whole").write_text(source.name)
+
+    with pytest.raises(LLMServeError, match="no"):
+        convert_to(source, out, silent, half)
+    assert list(out.parent.iterdir()) == []
+    convert_to(source, out, silent, whole)
+    assert [path.name for path in out.iterdir()] == ["whole"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    with pytest.raises(InvalidRequest, match="out is there already"):
+        convert_to(source, out, silent, whole)

@@ -26,7 +26,7 @@ def test_the_last_line_is_the_model(
     manifest: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = manifest.parent / "cache"
-    assert called(monkeypatch, "fetch", "--manifest", manifest, "--cache-dir", cache) == 0
+    assert called(monkeypatch, "pull", "--manifest", manifest, "--cache-dir", cache) == 0
     *progress, last = capsys.readouterr().out.splitlines()
     word, _, found = last.partition(" ")
     assert word == "LLMSERVE_MODEL"
@@ -48,19 +48,19 @@ def test_a_draft_is_prepared_as_well_where_it_is_loaded(
     shutil.copytree(model_dir, draft)
     speculation = f"{{draft: {{source: 'dir:{draft}'}}}}"
     manifest.write_text(f"{manifest.read_text()}engine: {{kind: {kind}, speculation: {speculation}}}\n")
-    assert called(monkeypatch, "fetch", "--manifest", manifest, "--cache-dir", manifest.parent / "cache") == 0
+    assert called(monkeypatch, "pull", "--manifest", manifest, "--cache-dir", manifest.parent / "cache") == 0
     *progress, last = capsys.readouterr().out.splitlines()
     assert len(progress) == fetched
     assert str(model_dir) in last
     shutil.rmtree(draft)
-    assert called(monkeypatch, "fetch", "--manifest", manifest) == (1 if kind == "vllm" else 0)
+    assert called(monkeypatch, "pull", "--manifest", manifest) == (1 if kind == "vllm" else 0)
 
 
 def test_an_error_is_one_line(
     manifest: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (model_dir / "config.json").unlink()
-    assert called(monkeypatch, "fetch", "--manifest", manifest) == 1
+    assert called(monkeypatch, "pull", "--manifest", manifest) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "config.json is missing" in err
@@ -72,7 +72,7 @@ def test_each_of_several_models_is_prepared_or_one_of_them(
 ) -> None:
     entries = "".join(f"- {{source: 'dir:{model_dir}', name: {name}}}\n" for name in "ab")
     manifest.write_text(f"kind: LLMServe\nmodels:\n{entries}")
-    fetch = ("fetch", "--manifest", manifest, "--cache-dir", manifest.parent / "cache")
+    fetch = ("pull", "--manifest", manifest, "--cache-dir", manifest.parent / "cache")
     assert called(monkeypatch, *fetch) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "LLMSERVE_PROGRESS a: computing the digest of the model"

@@ -88,7 +88,7 @@ def test_the_command_of_a_role() -> None:
 
 def test_the_preparation_of_the_model_may_use_the_network() -> None:
     command = fetch_command(PATHS, "model", CLUSTER, {"A": "base"})
-    assert list(command.arguments) == ["-P", "-m", "llmserve.models", "fetch", "--manifest", "/m/m.yaml"]
+    assert list(command.arguments) == ["-P", "-m", "llmserve.models", "pull", "--manifest", "/m/m.yaml"]
     assert command.env["LLMSERVE_MEMBER"] == role_mark(CLUSTER, "model")
     assert command.env["TMPDIR"] == "/temp"
     assert command.env["A"] == "base"
