@@ -23,6 +23,7 @@ import yaml
 
 from bench.cluster import Cluster, running
 from bench.processes.memory import MemoryWatch
+from tests.support.held import held
 
 MODEL = "SmolLM2-135M-Instruct"
 BLOCK_TOKENS = 128
@@ -84,19 +85,22 @@ class World:
 
         eventually(f"another {name}", returned, 60)
 
+    def change(self, name: str, section: str, **keys: Any) -> None:
+        """Changes the manifest. The role reads it again when it comes back."""
+        path = Path(self.cluster.state()["manifest"])
+        manifest = yaml.safe_load(path.read_text())
+        manifest["spec"][section] |= keys
+        path.write_text(yaml.safe_dump(manifest))
+        self.kill(name)
+
     def pids(self) -> dict[str, int]:
         return {str(role["name"]): int(role["pid"]) for role in self.cluster.state()["roles"]}
 
     def held(self) -> dict[str, float]:
         """What is leased or reserved somewhere, or still runs."""
-        names = ("kv_store_open_leases", "kv_store_reserved_blocks")
         store = self.cluster.metrics("kvmanager-0")
-        held = {name: store[name] for name in names}
-        for worker in ("prefill-0", "decode-0"):
-            samples = self.cluster.metrics(worker)
-            for name in ("kv_leased_blocks", "kv_orphan_blocks", "worker_requests_running"):
-                held[f"{worker} {name}"] = samples[name]
-        return {name: value for name, value in held.items() if value}
+        names = ("kv_store_open_leases", "kv_store_reserved_blocks")
+        return {name: store[name] for name in names if store[name]} | held(self.cluster)
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +267,21 @@ def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> No
     eventually(f"all given back, but {world.held()}", lambda: not world.held(), 35)
 
 
+def test_pushed_prompts_get_the_same_answers(
+    world: World, parity_cases: list[dict[str, Any]], reference: list[list[int]]
+) -> None:
+    """However short they are. The router chooses the way."""
+    world.change("router-0", "transfer", mode="push")
+    shortest = sorted(range(len(parity_cases)), key=lambda number: len(parity_cases[number]["prompt"]))[:12]
+    for number in shortest:
+        response = world.post(parity_cases[number]["prompt"], return_token_ids=True)
+        assert response.json()["choices"][0]["token_ids"] == reference[number][:6]
+        assert response.headers["x-llmserve-handover"] == "push"
+    after, ledger = world.cluster.metrics("decode-0"), world.cluster.metrics("kvmanager-0")
+    assert after["kv_orphan_blocks"] == after["kv_leased_blocks"] == 0
+    assert ledger["kv_orphan_blocks"] == ledger["kv_open_leases"] == 0
+
+
 def test_a_cluster_that_was_restarted_finds_what_its_disk_holds(world: World) -> None:
     prompt = prompt_of(4 * BLOCK_TOKENS + 9, seed=15)
     world.ask(prompt)
@@ -288,12 +307,8 @@ def test_nothing_of_a_model_is_found_after_two_of_its_matrices_were_edited(
 
 
 def test_tenants_share_when_they_are_told_to(world: World) -> None:
-    """The apiserver, which makes the keys of blocks, reads the manifest again when it comes back."""
-    path = Path(world.cluster.state()["manifest"])
-    manifest = yaml.safe_load(path.read_text())
-    manifest["spec"]["security"]["kv_sharing"] = "cluster"
-    path.write_text(yaml.safe_dump(manifest))
-    world.kill("apiserver-0")
+    """The apiserver makes the keys of blocks."""
+    world.change("apiserver-0", "security", kv_sharing="cluster")
     prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=16)
     assert cached(world.ask(prompt, RED)) == 0
     assert cached(world.ask(prompt, BLUE)) == 2 * BLOCK_TOKENS
