@@ -37,6 +37,7 @@ from llmserve.apiserver.http.errors import (
 )
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
+from llmserve.apiserver.http.openapi import document_errors
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ModelDirectory
@@ -141,6 +142,7 @@ async def openai_app(
         app: FastAPI = build_app(args, client.tasks, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
     add_own(app)
+    document_errors(app)
     app.router.redirect_slashes = False  # the gate takes them off
     # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
     app.add_exception_handler(FastApiHttpException, _http_error)
