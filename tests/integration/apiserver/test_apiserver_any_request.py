@@ -121,9 +121,9 @@ def test_every_route_with_a_body_is_tried_from_a_valid_one(client: httpx.Client,
 def test_the_description_of_the_api_is_true(threaded: ClusterThread, client: httpx.Client) -> None:
     """Whatever it allows, and some that it does not, is answered with a status that it lists."""
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations: list[Any] = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
     assert len(operations) > 40
-    until = time.monotonic() + _SECONDS
+    until = time.monotonic() + _SECONDS / 2
     for index, operation in enumerate(operations):
         share = (until - time.monotonic()) / (len(operations) - index)
         _check(operation, str(threaded.cluster.url), time.monotonic() + share)

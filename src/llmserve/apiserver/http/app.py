@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,22 @@ KEPT_PATHS = frozenset(
 _IDLE_MIDDLEWARE = (CORSMiddleware, PrometheusInstrumentatorMiddleware, ScalingMiddleware)
 
 
+_NO_HOST = "none.invalid"  # vLLM takes an empty list for all hosts
 _ANY_METHOD = {"method": "ngram", "num_speculative_tokens": 1}  # the one that reads no other model
 
 
 def serving_args(
-    model: ModelDirectory, engine: EngineConfig, api: Api, *, speculates: bool = False
+    model: ModelDirectory,
+    engine: EngineConfig,
+    api: Api,
+    *,
+    speculates: bool = False,
+    media_hosts: Sequence[str] = (),
 ) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
     a distribution named vllm, which the CPU build is not.) speculates: engines do, and vLLM's layer is to
-    refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method."""
+    refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method.
+    media_hosts: those from which it may fetch; limits/media.py has refused all others before."""
     options: Mapping[str, Any] = {
         "--model": model.directory,
         "--served-model-name": model.name,
@@ -115,6 +122,7 @@ def serving_args(
     }
     # With "=", since a value may begin with a dash.
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += ["--allowed-media-domains", *(media_hosts or (_NO_HOST,))]
     switched = [name for name, on in flags.items() if on]
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
     of_text = {name: value for name, value in typed_options(engine).items() if name in FOR_TEXT}

@@ -65,7 +65,7 @@ def _add_errors(schema: dict[str, Any]) -> None:
     for method, operation in _operations(schema):
         answers = operation["responses"]
         answers.pop(_NEVER, None)
-        for status, description in (_OF_ALL | (_OF_BODIES if method == "post" else {})).items():
+        for status, description in {**_OF_ALL, **(_OF_BODIES if method == "post" else {})}.items():
             answers[str(status)] = _answer(description)
 
 
