@@ -120,7 +120,7 @@ class Apiserver:
         )
         limits = self._manifest.security.limits
         bodies = BodyLimits(limits.body_kib << 10, limits.body_seconds)
-        choice, spans = ModelChoice(self.models, limits), HttpSpans(self._tracer)
+        choice, spans = ModelChoice(self.models, self._manifest.security), HttpSpans(self._tracer)
         self._gate = Gate(choice, self._auth, bodies, self._records, spans, paths)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share, limits)

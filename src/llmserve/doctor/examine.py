@@ -27,6 +27,7 @@ from llmserve.doctor import (
     note,
     ok,
     paths,
+    security,
     software,
     warning,
 )
@@ -68,6 +69,8 @@ def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iter
     yield section("Transports", _transports(host, settings, bool(devices), on_step))
     on_step("Reading the manifest")
     yield section("Manifest", _manifest(host, subject, loaded))
+    if settings is not None and subject.manifest is not None:
+        yield section("Security", security.weak_settings(settings, subject.manifest))
 
 
 def section(title: str, findings: Iterable[Finding]) -> FindingSection:

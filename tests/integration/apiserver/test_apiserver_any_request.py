@@ -8,11 +8,15 @@ import os
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import status_code_conformance
 
 from tests.support.any_request import AnyRequest, Route, any_requests, routes_of
 
@@ -111,3 +115,40 @@ def test_every_route_with_a_body_is_tried_from_a_valid_one(client: httpx.Client,
         for body in route.bodies:
             response = client.request(route.method, route.path, json=body)
             assert response.status_code == 200, (route.path, body, response.text)
+
+
+@pytest.mark.timeout(_SECONDS + 90)
+def test_the_description_of_the_api_is_true(threaded: ClusterThread, client: httpx.Client) -> None:
+    """Whatever it allows, and some that it does not, is answered with a status that it lists."""
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    operations: list[Any] = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
+    assert len(operations) > 40
+    until = time.monotonic() + _SECONDS / 2
+    for index, operation in enumerate(operations):
+        share = (until - time.monotonic()) / (len(operations) - index)
+        _check(operation, str(threaded.cluster.url), time.monotonic() + share)
+    threaded.run(threaded.cluster.settled())
+
+
+class _EnoughError(Exception):
+    """The time is over. Hypothesis would generate further requests for as long as it takes."""
+
+
+def _check(operation: Any, url: str, until: float) -> None:
+    """until: on the monotonic clock. At least one request is sent."""
+
+    @settings(
+        max_examples=_REQUESTS // 10,
+        phases=[Phase.generate],
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(operation.as_strategy())
+    def is_true(case: Any) -> None:
+        answer = case.call(base_url=url, timeout=_ANSWER_SECONDS)
+        case.validate_response(answer, checks=(not_a_server_error, status_code_conformance))
+        if time.monotonic() > until:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        is_true()

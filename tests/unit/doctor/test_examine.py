@@ -37,7 +37,7 @@ def _names(one: FindingSection) -> list[str]:
 
 def test_every_section_of_this_machine() -> None:
     sections = _by_title(Subject(_SIM))
-    assert list(sections) == ["Machine", "Software", "Transports", "Manifest"]
+    assert list(sections) == ["Machine", "Software", "Transports", "Manifest", "Security"]
     assert not [one for each in sections.values() for one in each.findings if one.value == "not checked"]
     assert {"cores", "memory", "/dev/shm", "RDMA", "GPUs"} <= set(_names(sections["Machine"]))
     assert {"python", "vllm", "grpcio", "nixl", "obstore"} <= set(_names(sections["Software"]))

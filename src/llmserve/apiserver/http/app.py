@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from llmserve.apiserver.http.errors import (
 )
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
+from llmserve.apiserver.http.openapi import document_errors
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ModelDirectory
@@ -79,15 +80,22 @@ KEPT_PATHS = frozenset(
 _IDLE_MIDDLEWARE = (CORSMiddleware, PrometheusInstrumentatorMiddleware, ScalingMiddleware)
 
 
+_NO_HOST = "none.invalid"  # vLLM takes an empty list for all hosts
 _ANY_METHOD = {"method": "ngram", "num_speculative_tokens": 1}  # the one that reads no other model
 
 
 def serving_args(
-    model: ModelDirectory, engine: EngineConfig, api: Api, *, speculates: bool = False
+    model: ModelDirectory,
+    engine: EngineConfig,
+    api: Api,
+    *,
+    speculates: bool = False,
+    media_hosts: Sequence[str] = (),
 ) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
     a distribution named vllm, which the CPU build is not.) speculates: engines do, and vLLM's layer is to
-    refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method."""
+    refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method.
+    media_hosts: those from which it may fetch; limits/media.py has refused all others before."""
     options: Mapping[str, Any] = {
         "--model": model.directory,
         "--served-model-name": model.name,
@@ -114,6 +122,7 @@ def serving_args(
     }
     # With "=", since a value may begin with a dash.
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += ["--allowed-media-domains", *(media_hosts or (_NO_HOST,))]
     switched = [name for name, on in flags.items() if on]
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
     of_text = {name: value for name, value in typed_options(engine).items() if name in FOR_TEXT}
@@ -141,6 +150,7 @@ async def openai_app(
         app: FastAPI = build_app(args, client.tasks, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
     add_own(app)
+    document_errors(app)
     app.router.redirect_slashes = False  # the gate takes them off
     # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
     app.add_exception_handler(FastApiHttpException, _http_error)

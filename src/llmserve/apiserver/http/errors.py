@@ -123,13 +123,17 @@ def is_expected(error: BaseException) -> bool:
 
 
 def report(problem: ApiError, raised: Exception) -> None:
-    """Logs what the application raised: with its traceback if it is a defect, else in one line."""
+    """Logs what the application raised: with its traceback if it is a defect, else in one line, and without
+    what the client may have written if that is at fault. The client, and its record, have the whole
+    message."""
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(raised, LLMServeError):
         _log.error("a request failed on a defect", exc_info=raised)
         return
     frames = traceback.extract_tb(raised.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    _log.warning("a request is answered with %d: %r%s", problem.status, raised, where)
+    is_server_s = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    what = repr(raised) if is_server_s else f"{type(raised).__name__} {problem.param or ''}".rstrip()
+    _log.warning("a request is answered with %d: %s%s", problem.status, what, where)
 
 
 def retry_after_seconds(error: Exception) -> float | None:

@@ -16,11 +16,11 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmserve.apiserver.auth.audit import audit
 from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.auth.permissions import METRICS, PROBES, check_scope
 from llmserve.apiserver.explain.records import RequestRecords
-from llmserve.apiserver.http.audit import audit
 from llmserve.apiserver.http.body import BodyLimits, bounded, check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable

@@ -16,9 +16,10 @@ from llmserve.apiserver.http.body import FIELDS, replay, with_fields
 from llmserve.apiserver.http.original_routes import GENERATING_PATHS
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.limits.fields import check_fields
+from llmserve.apiserver.limits.media import check_media, may_have_urls
 from llmserve.apiserver.models.door import ModelDoor
 from llmserve.apiserver.models.doors import ModelDoors
-from llmserve.config.schema.limits import SecurityLimits
+from llmserve.config.schema import Security
 from llmserve.core.errors import LLMServeError
 
 _INVOCATIONS = "/invocations"
@@ -46,11 +47,12 @@ _SAGEMAKER_S_MODEL = b"x-amzn-sagemaker-adapter-identifier"
 
 
 class ModelChoice:
-    """limits: of the fields of a body. Errors of a call: NotFound for an unknown model; InvalidRequest; those
-    of AdapterChoice."""
+    """security: what a body may ask for. Errors of a call: NotFound for an unknown model; InvalidRequest;
+    those of AdapterChoice."""
 
-    def __init__(self, doors: ModelDoors, limits: SecurityLimits) -> None:
-        self._doors, self._limits = doors, limits
+    def __init__(self, doors: ModelDoors, security: Security) -> None:
+        self._doors, self._limits = doors, security.limits
+        self._media_hosts = frozenset(security.allowed_media_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,6 +84,8 @@ class ModelChoice:
         if fields is None:
             return self._first_of_kind(scope), scope, first
         check_fields(fields, self._limits)
+        if may_have_urls(first.get("body", b"")):
+            check_media(fields, self._media_hosts)
         if is_invocation:
             fields["model"] = _model_in_header(scope) or fields.get("model")
         named = fields.get("model")

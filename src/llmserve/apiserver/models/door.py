@@ -78,7 +78,10 @@ class ModelDoor:
         refuse(self._refusals())
         try:
             engine, speculates = self._manifest.engine, speculation_of(self._manifest) is not None
-            args = serving_args(self._files, engine, self._manifest.api, speculates=speculates)
+            hosts = self._manifest.security.allowed_media_hosts
+            args = serving_args(
+                self._files, engine, self._manifest.api, speculates=speculates, media_hosts=hosts
+            )
             # In threads: they take seconds, in which streams and the session with the router are served.
             config = await asyncio.to_thread(vllm_config, args)
             renderer = await asyncio.to_thread(fitting_renderer, config)

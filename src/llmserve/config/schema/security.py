@@ -12,6 +12,7 @@ from llmserve.config.schema.callers import ApiKey, KeyPlace, PublicPaths
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.config.schema.section import Live, ManifestSection, Planned
 
+_HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
 
@@ -68,6 +69,10 @@ class Security(ManifestSection):
     """Who reuses the KV of equal prompts. With `tenant`, only the tenant itself does. With `cluster`, all
     tenants do, and the speed of an answer reveals whether another tenant has asked the same."""
     limits: SecurityLimits = SecurityLimits()
+    allowed_media_hosts: tuple[Annotated[str, Field(pattern=_HOST)], ...] = Field(default=(), strict=False)
+    """Images, sounds, videos and files in requests may be URLs of these hosts; all other URLs are refused,
+    and redirects are never followed. Without hosts, clients send data inline. Models that take anything but
+    text are not available yet, so that nothing is fetched in this release."""
     audit: bool = True
     """Each process writes a line of JSON for every administrative call (`audit-NAME.jsonl`), and for every
     call that it refuses because of who asks or how often (`refusals-NAME.jsonl`), in the log directory. Files

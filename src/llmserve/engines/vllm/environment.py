@@ -44,6 +44,7 @@ _OPEN_NAMES = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDAT
 _APISERVER = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # a host that is allowed could send it to any other
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -39,7 +40,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
         "batches": {"location": str(tmp_path_factory.mktemp("batches"))},
-        "security": {"limits": SMALL},
+        "security": {"limits": SMALL, "allowed_media_hosts": ["media.example.com"]},
     }
 
 
@@ -56,6 +57,52 @@ async def test_fields_beyond_the_limits_are_refused_on_every_route(
             assert "security.limits." in said["message"]
             assert said.get("param", field) == field
     assert cluster.router.admits == []
+
+
+async def test_no_url_of_a_request_is_fetched_from_a_host_that_is_not_allowed(
+    http: httpx.AsyncClient,
+) -> None:
+    asked: list[str] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode())
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/image.png"
+        openai_s = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "input_image", "image_url": url},
+        ]
+        anthropic_s = [{"type": "image", "source": {"type": "url", "url": url}}]
+        chat, message = [{"role": "user", "content": openai_s}], [{"role": "user", "content": anthropic_s}]
+        bodies: dict[str, dict[str, Any]] = {
+            "/v1/chat/completions": {"messages": chat},
+            "/v1/chat/completions/batch": {"messages": [chat]},
+            "/v1/responses": {"input": chat},
+            "/v1/messages": {"messages": message, "max_tokens": 2},
+            "/v1/messages/count_tokens": {"messages": message},
+            "/tokenize": {"messages": chat},
+            "/invocations": {"messages": chat},
+            "/v1/chat": {"messages": chat},
+        }
+        for path, body in bodies.items():
+            answer = await http.post(path, json={"model": "tiny", **body})
+            assert answer.status_code == 400, path
+            assert "security.allowed_media_hosts" in answer.json()["error"]["message"], path
+    assert asked == []
+
+
+@pytest.mark.parametrize("salt", ["a", "p\u00e4ss \U0001f600", "'; --", "{}\t\n"])
+async def test_a_client_s_salt_never_reaches_an_engine(
+    cluster: Any, http: httpx.AsyncClient, salt: str
+) -> None:
+    """vLLM 2026-105754: a salt ended an engine. Engines get a digest in hex, whatever the client sent."""
+    body = {"model": "tiny", "messages": USER, "max_tokens": 2, "cache_salt": salt[:4]}
+    assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    legs = [*cluster.prefill.seen.values(), *cluster.decode.seen.values()]
+    assert len(legs) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", leg.cache_salt) for leg in legs)
 
 
 async def test_many_prompts_are_counted_with_their_choices(cluster: Any, http: httpx.AsyncClient) -> None:
