@@ -262,6 +262,17 @@ def _key_place(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict.at("needs state.redis.url", "security.keys.redis", "state")
 
 
+def _oidc(manifest: Manifest) -> Iterator[Conflict]:
+    issuers = manifest.security.oidc
+    yield from _twice(("security", "oidc"), [one.issuer for one in issuers], "issuer '{}'")
+    for index, issuer in enumerate(issuers):
+        for at, rule in enumerate(issuer.rules):
+            path: Path = ("security", "oidc", index, "rules", at)
+            if (rule.tenant is None) is (rule.tenant_claim is None):
+                how = "has no tenant; set" if rule.tenant is None else "has both; keep one of"
+                yield Conflict((path,), f"{how} tenant or tenant_claim")
+
+
 def _secrets(api_key: ApiKey) -> list[tuple[str, str]]:
     """Returns the ways in which the key is given, each with its value."""
     return [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
@@ -299,6 +310,7 @@ _RULES = (
     _heartbeat,
     _api_keys,
     _key_place,
+    _oidc,
     _tenants,
     storage_classes,
     needs_storage,

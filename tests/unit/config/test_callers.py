@@ -10,6 +10,8 @@ from llmserve.core.errors import ManifestError
 
 HEAD = "kind: LLMServe\nmodels: {primary: {source: hub:org/name}}\n"
 REDIS = "state: {backend: redis, redis: {url: 'redis://h:6379/0'}}\n"
+OIDC = "security: {{oidc: [{{issuer: '{}', audience: [llmserve], rules: [{{{}}}]}}]}}\n"
+TWICE = "{issuer: 'https://h', audience: [a], rules: [{tenant: t}]}"
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,8 @@ REDIS = "state: {backend: redis, redis: {url: 'redis://h:6379/0'}}\n"
         ("security: {api_keys: [{tenant: red, key: k}]}\n", True),
         ("security: {keys: {file: keys.json}}\n", True),
         (REDIS + "security: {keys: {redis: true}}\n", True),
+        (OIDC.format("https://login.example.com", "tenant: red"), True),
+        (OIDC.format("http://localhost:8080/realms/a", "tenant_claim: org, when: {groups: a}"), True),
     ],
 )
 def test_when_clients_have_to_show_who_they_are(text: str, asks: bool) -> None:
@@ -38,6 +42,28 @@ def test_when_clients_have_to_show_who_they_are(text: str, asks: bool) -> None:
             "m.yaml:3: security.keys: has both file and redis; keep one",
         ),
         ("security: {keys: {redis: true}}\n", "m.yaml:3: security.keys.redis: needs state.redis.url"),
+        (
+            OIDC.format("http://login.example.com", "tenant: red"),
+            "'http://login.example.com' cannot be used: an address is https://HOST/PATH",
+        ),
+        (OIDC.format("https://user:pw@login.example.com", "tenant: red"), "cannot be used"),
+        (OIDC.format("https://login.example.com:x", "tenant: red"), "cannot be used"),
+        (
+            OIDC.format("https://h", "scopes: [read]"),
+            "m.yaml:3: security.oidc[0].rules[0]: has no tenant; set tenant or tenant_claim",
+        ),
+        (
+            OIDC.format("https://h", "tenant: red, tenant_claim: org"),
+            "security.oidc[0].rules[0]: has both; keep one of tenant or tenant_claim",
+        ),
+        (
+            "security: {oidc: [{issuer: 'https://h', audience: [a], rules: []}]}\n",
+            "security.oidc[0].rules",
+        ),
+        (
+            f"security: {{oidc: [{TWICE}, {TWICE}]}}\n",
+            "security.oidc[1]: names issuer 'https://h' twice",
+        ),
         ("security: {api_keys: [{tenant: r, key: k, scopes: []}]}\n", "security.api_keys[0].scopes"),
         ("security: {api_keys: [{tenant: r, key: k, scopes: [all]}]}\n", "security.api_keys[0].scopes[0]"),
     ],

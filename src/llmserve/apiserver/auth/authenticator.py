@@ -7,6 +7,7 @@ from pathlib import Path
 from llmserve.apiserver.auth.caller import EVERYBODY, LOCAL_ADMIN, Caller
 from llmserve.apiserver.auth.credential import Credential, credential_in
 from llmserve.apiserver.auth.manifest_keys import ManifestKeys
+from llmserve.apiserver.auth.oidc.verifier import OidcVerifier
 from llmserve.apiserver.auth.stores.build import build_key_store
 from llmserve.apiserver.auth.stores.live_keys import LiveKeys
 from llmserve.config.schema import Manifest
@@ -16,11 +17,17 @@ from llmserve.core.tasks import TaskOwner
 
 class Authenticator:
     """Life: start (once) -> caller_of ... -> aclose (idempotent). manifest: the manifest's keys; may be
-    replaced while it runs. stored: those of `llmserve keys`. Without any credentials configured, everybody is
+    replaced while it runs. stored: those of `llmserve keys`. oidc: tokens.
+    Without any credentials configured, everybody is
     the default tenant, and who asks from this machine is an admin."""
 
-    def __init__(self, manifest: ManifestKeys = ManifestKeys(), stored: LiveKeys | None = None) -> None:  # noqa: B008 - it never changes
-        self.manifest, self._stored = manifest, stored
+    def __init__(
+        self,
+        manifest: ManifestKeys = ManifestKeys(),  # noqa: B008 - it never changes
+        stored: LiveKeys | None = None,
+        oidc: OidcVerifier | None = None,
+    ) -> None:
+        self.manifest, self._stored, self._oidc = manifest, stored, oidc
 
     @classmethod
     def of(
@@ -28,26 +35,35 @@ class Authenticator:
     ) -> "Authenticator":
         """keys: those of the manifest. beside: its directory. Errors: ManifestError."""
         store = build_key_store(manifest, environ, beside)
-        return cls(keys, None if store is None else LiveKeys(store))
+        issuers = manifest.security.oidc
+        return cls(
+            keys,
+            None if store is None else LiveKeys(store),
+            OidcVerifier(issuers) if issuers else None,
+        )
 
     @property
     def is_open(self) -> bool:
         """Whether everybody may ask, because there are no credentials."""
-        return not self.manifest and self._stored is None
+        return not self.manifest and self._stored is None and self._oidc is None
 
     async def start(self, owner: TaskOwner) -> None:
         """owner: of the tasks that follow what changes. Whoever cannot be reached now is asked again."""
         if self._stored is not None:
             await self._stored.refresh()
             owner.spawn("keys", self._stored.follow())
+        if self._oidc is not None:
+            await self._oidc.start(owner)
 
     async def caller_of(self, headers: Iterable[tuple[bytes, bytes]], *, is_local: bool = False) -> Caller:
-        """is_local: who asks is on this machine. Errors: NotAuthenticated; Unavailable while what decides it
-        cannot be reached."""
+        """is_local: who asks is on this machine. Errors: NotAuthenticated; Forbidden for a token that no
+        rule lets in; Unavailable while what decides it cannot be reached."""
         if self.is_open:
             return LOCAL_ADMIN if is_local else EVERYBODY
         credential = credential_in(headers)
         found = self.manifest.find(credential.digest) or self._found_in_store(credential)
+        if found is None and self._oidc is not None:
+            found = await self._oidc.caller_of(credential)
         if found is None:
             raise NotAuthenticated("the API key is not known")
         return found

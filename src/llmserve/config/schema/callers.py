@@ -1,10 +1,12 @@
 """Parts of section `security`: the keys and tokens of clients, and what needs none."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import AtStart, GiB, ManifestSection
+from llmserve.config.schema.section import AtStart, GiB, ManifestSection, Seconds
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -49,6 +51,70 @@ class KeyPlace(ManifestSection):
     checked by. A relative path is beside the manifest."""
     redis: bool = False
     """The keys are in the server of `state.redis`, which has to keep its data on disk."""
+
+
+def is_safe_url(url: str) -> bool:
+    """Returns whether what is fetched from a URL can be trusted: over https, or from this machine."""
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is None or parts.port > 0  # raises ValueError for one that is no number
+    except ValueError:
+        return False
+    is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    plain = not (parts.username or parts.password or parts.fragment)
+    return (
+        has_port
+        and plain
+        and bool(parts.hostname)
+        and (parts.scheme == "https" or (parts.scheme == "http" and is_local))
+    )
+
+
+def _safe_url(url: str) -> str:
+    if not is_safe_url(url):
+        shape = "an address is https://HOST/PATH; http:// is for this machine (localhost) alone"
+        raise PydanticCustomError("url", "{text}", {"text": f"{url!r} cannot be used: {shape}"})
+    return url
+
+
+_SafeUrl = Annotated[str, AfterValidator(_safe_url)]
+
+
+class OidcRule(ManifestSection):
+    """Who asks with a token that has these claims."""
+
+    when: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """The rule is for tokens whose claims have these values, all of them. A claim that is a list, or `scope`,
+    has to contain the value. A claim inside another is named with a dot, such as `realm_access.roles`."""
+    tenant: str | None = Field(default=None, min_length=1)
+    """The tenant that asks."""
+    tenant_claim: str | None = Field(default=None, min_length=1)
+    """This claim of the token names the tenant that asks."""
+    scopes: AccessScopes = ("inference", "read")
+    """As those of a key."""
+    models: tuple[str, ...] | None = Field(default=None, strict=False)
+    """As those of a key."""
+    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
+    """As those of a key."""
+    max_priority: int | None = Field(default=None, ge=0)
+    """As that of a key."""
+
+
+class OidcIssuer(ManifestSection):
+    """An issuer of tokens (OpenID Connect), which clients send as they send keys."""
+
+    issuer: _SafeUrl
+    """The issuer's address, as its tokens have it in `iss`."""
+    audience: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+    """A token has to be for one of these audiences (`aud`)."""
+    jwks_url: _SafeUrl | None = None
+    """The issuer's keys are at this address. Without it, the issuer says where they are
+    (`/.well-known/openid-configuration`). They are fetched every five minutes, and for a token with another
+    key, but at most every ten seconds. While the issuer is away, the keys that are known count."""
+    clock_skew_seconds: Seconds = Field(default=30.0, ge=0, le=300)
+    """The clocks of the issuer and of this cluster may differ by this much."""
+    rules: Annotated[tuple[OidcRule, ...], Field(strict=False, min_length=1)]
+    """The first rule that a token meets says who asks. A token that meets none is refused with 403."""
 
 
 class PublicPaths(ManifestSection):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.callers import ApiKey, KeyPlace, PublicPaths
+from llmserve.config.schema.callers import ApiKey, KeyPlace, OidcIssuer, PublicPaths
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.config.schema.section import Live, ManifestSection, Planned
 
@@ -59,6 +59,8 @@ class Security(ManifestSection):
     """Clients send these keys as `Authorization: Bearer KEY`. Without keys, everybody may use the API, as
     tenant `default`."""
     keys: KeyPlace | None = None
+    oidc: tuple[OidcIssuer, ...] = Field(default=(), strict=False)
+    """Clients may send tokens of these issuers instead of keys."""
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Live(("apiserver",))] = (
         Field(default=(), strict=False)
     )
@@ -84,4 +86,4 @@ class Security(ManifestSection):
     @property
     def asks_callers(self) -> bool:
         """Whether clients have to show who they are."""
-        return bool(self.api_keys) or self.keys is not None
+        return bool(self.api_keys or self.oidc) or self.keys is not None

@@ -1,0 +1,1 @@
+"""Tokens of OpenID Connect: who issued them, whether they are right, and who asks with them."""
