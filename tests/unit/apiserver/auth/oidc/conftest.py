@@ -44,7 +44,14 @@ def settings(**more: Any) -> OidcIssuer:
 def claims(**more: Any) -> dict[str, Any]:
     """exp, nbf, iat: seconds from now."""
     now = int(time.time())
-    found = {"iss": ISSUER, "aud": "llmserve", "exp": 600, "iat": 0, "sub": "app", "org": "red"} | more
+    found: dict[str, Any] = {
+        "iss": ISSUER,
+        "aud": "llmserve",
+        "exp": 600,
+        "iat": 0,
+        "sub": "app",
+        "org": "red",
+    } | more
     times = {name: now + found[name] for name in _TIMES if isinstance(found.get(name), int)}
     return {name: value for name, value in (found | times).items() if value is not None}
 
