@@ -19,7 +19,7 @@ from types import ModuleType
 # adds, where there is one, are run()'s arguments.
 BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "recovery", "survival", "soak"),
-    "gateway": ("latency", "gateway", "metrics", "agreement", "streams"),
+    "gateway": ("latency", "gateway", "auth", "metrics", "agreement", "streams"),
     "placement": (
         "scheduler",
         "placement",

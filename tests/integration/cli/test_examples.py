@@ -22,6 +22,7 @@ ELSEWHERE = {
     "adapters.yaml": "integration/cli/test_adapter_commands.py",
     "k8s.yaml": "unit/k8s/test_render_valid.py",
     "llmserve.yaml": "e2e",
+    "secure.yaml": "integration/cli/test_secure.py",
     "sim.yaml": "integration/survival",
     "two-models.yaml": "integration/cli/test_two_models.py",
 }

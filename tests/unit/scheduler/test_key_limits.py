@@ -103,6 +103,13 @@ def test_tokens_per_second_are_those_of_the_prompt_and_then_those_of_the_answer(
     assert keys.refusal(limits, 1) is None
 
 
+def test_a_request_that_ends_without_an_answer_used_its_prompt_alone(keys: KeyBudgets) -> None:
+    limits = KeyLimits("k", tokens_per_second=10.0)
+    keys.take(request("a", prompt=20), limits)
+    keys.release(RequestId("a"))
+    assert refused(keys, limits).retry_after_seconds == pytest.approx(1.0)
+
+
 def test_what_was_saved_up_before_an_answer_ends_is_at_most_a_second(
     keys: KeyBudgets, clock: VirtualClock
 ) -> None:
