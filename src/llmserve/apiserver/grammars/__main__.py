@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer, Task
+from llmserve.core.process import importing
 from llmserve.engines.vllm.environment import set_apiserver_environment
 
 
@@ -24,7 +25,8 @@ def main() -> None:
     os.dup2(2, 1)
     set_apiserver_environment()
     # After the environment, which vLLM reads when it is imported.
-    from llmserve.apiserver.grammars.compiler import GrammarCompiler
+    with importing():
+        from llmserve.apiserver.grammars.compiler import GrammarCompiler
 
     compilers: dict[int, GrammarCompiler] = {}  # by model
 
