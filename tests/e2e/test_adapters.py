@@ -26,6 +26,7 @@ import pytest
 
 from bench.cluster import Cluster
 from tests.support.adapters import marker_adapter, marker_basis
+from tests.support.held import held
 
 MODEL = "SmolLM2-135M-Instruct"
 WORDS = ("green", "blue", "seven", "water", "house", "river")
@@ -36,6 +37,7 @@ TOKENS = 6
 # " one two three four five six seven eight nine ten": of what follows, the model is sure
 PROMPT = [582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772] * 20
 BACK_SECONDS = 120.0
+LEASES_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +101,10 @@ def said_by(word: str, tokens: int = TOKENS) -> str:
     return f" {word}" * tokens
 
 
-def eventually(what: str, check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BACK_SECONDS
+def eventually(what: str, check: Callable[[], bool], seconds: float = BACK_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not check():
-        assert time.monotonic() < deadline, f"not within {BACK_SECONDS:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.2)
 
 
@@ -251,27 +253,36 @@ def test_what_dies_comes_back_with_every_adapter(cluster: Cluster, http: httpx.C
     assert all_at_once(http, WORDS) == {word: {said_by(word)} for word in WORDS}
 
 
-def test_a_stream_goes_on_with_its_version_when_its_worker_dies(
+def test_requests_go_on_with_their_version_when_their_worker_dies(
     cluster: Cluster,
     http: httpx.Client,
     make_source: Callable[[str], Path],
     disaggregating: Callable[[str], AbstractContextManager[None]],
 ) -> None:
-    """Its name means another version by then, and no name its own. Prefill takes it over, as soon as it may
-    generate, too."""
+    """The name of the stream means another version by then, and no name its own. Prefill takes over, as soon
+    as it may generate, too: the stream, and a request that has no answer yet."""
     load(http, "moving", make_source("music"))
     old, before = cluster.pid("decode-0"), continued(cluster)
-    with streamed(http, "moving", 400) as texts:
+    with ThreadPoolExecutor(1) as pool, streamed(http, "moving", 400) as texts:
+        whole = pool.submit(ask, http, WORDS[0], prompt=PROMPT * 5, max_tokens=200)
         said = next(texts)
         load(http, "moving", make_source("paper"), load_inplace=True)
         with disaggregating("auto"):
+            eventually("both are there", lambda: running(cluster, "decode-0") == 2)
             os.kill(old, signal.SIGKILL)
             said += "".join(texts)
             assert text(ask(http, "moving")) == said_by("paper")
+        assert text(whole.result()) == said_by(WORDS[0], 200)
     assert said == said_by("music", 400)
     assert continued(cluster) > before
     wait_for_return(cluster, http, "decode-0", old)
     assert all_at_once(http, [*WORDS, "moving"])["moving"] == {said_by("paper")}
+    eventually("all is given back", lambda: not held(cluster), LEASES_SECONDS)
+
+
+def running(cluster: Cluster, name: str) -> float:
+    """How many requests run there."""
+    return cluster.metrics(name)["worker_requests_running"]
 
 
 def continued(cluster: Cluster) -> float:
