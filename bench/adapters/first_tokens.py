@@ -1,5 +1,6 @@
 """Times the first token of requests by where their adapter was, as the workers' own counters say it."""
 
+import asyncio
 import re
 import sys
 import time
@@ -22,7 +23,8 @@ Row = tuple[object, ...]
 
 async def near(cluster: Cluster, names: Sequence[str], slots: int, repeats: int) -> list[Row]:
     """Returns rows for the model itself, and for adapters in a slot, prefetched, and in DRAM. Each adapter is
-    prefetched once."""
+    prefetched once. The engines rest while it is, so one that was used is timed after such a rest, too:
+    what a prefetched one takes beyond that is the price of its first use."""
     warm, *others = names[: slots + 1]
     async with _timing(cluster) as timer:
         await timer.first.median_of("", 2)  # the first requests of all
@@ -31,8 +33,10 @@ async def near(cluster: Cluster, names: Sequence[str], slots: int, repeats: int)
             await timer.first.of(warm)
             await timer.time("an adapter in a slot", warm)
             await timer.fill(others)
-            await timer.prefetch(fresh)
+            rest_seconds = await timer.prefetch(fresh)
             await timer.time("prefetched", fresh)
+            await asyncio.sleep(rest_seconds)
+            await timer.time("an adapter in a slot, after a rest as long as a prefetch", fresh)
         return [*timer.rows(), *await cold("DRAM", cluster, names, slots, repeats)]
 
 
@@ -87,8 +91,11 @@ class _Timer:
         for name in names:
             await self.first.of(name)
 
-    async def prefetch(self, name: str) -> None:
+    async def prefetch(self, name: str) -> float:
+        """Returns the seconds that it took."""
+        started = time.perf_counter()
         await self._post(f"/admin/v1/adapters/{name}/prefetch", {"tier": "device", "wait": True})
+        return time.perf_counter() - started
 
     def rows(self) -> list[Row]:
         print(*self.cases.items(), sep="\n", file=sys.stderr, flush=True)

@@ -50,9 +50,12 @@ class Adapted:
         body = {"prompt": [7] * 100, "max_tokens": tokens, "ignore_eos": True, **fields}
         return self.http.post("/v1/completions", json=body)
 
+    def sequence_of(self, answer: httpx.Response) -> Any:
+        """What is remembered of the request."""
+        return self.http.get(f"/v1/requests/{answer.json()['id']}/explain").json()["sequences"][0]
+
     def adapter_of(self, answer: httpx.Response) -> Any:
-        record = self.http.get(f"/v1/requests/{answer.json()['id']}/explain").json()
-        return record["sequences"][0]["adapter"]
+        return self.sequence_of(answer)["adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,27 @@ def test_a_name_moves_to_other_weights_while_requests_run(adapted: Adapted) -> N
     assert [answer.status_code for answer in answers] == [200] * 8
     assert {adapted.adapter_of(answer)["version"] for answer in answers[:4]} <= {old, new}
     assert {adapted.adapter_of(answer)["version"] for answer in answers[4:]} == {new}
+
+
+def test_explain_says_what_workers_did_while_a_request_waited_for_a_slot(adapted: Adapted) -> None:
+    for seed, name in enumerate(("busy", "other"), 5):
+        adapted.command("load", name, adapted.adapter(name, seed))
+        adapted.complete(model=name)  # it has a slot from now on
+    adapted.command("load", "far", adapted.adapter("far", 7))
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(adapted.complete, 500, model=name) for name in ("busy", "other")]
+        while sum(row["running_requests"] for row in adapted.command("ls")) < 2:
+            pass
+        answer = adapted.complete(model="far")
+        assert [future.result().status_code for future in running] == [200, 200]
+    queue = adapted.sequence_of(answer)["attempts"][0]["queue"]
+    assert queue["seconds"] > 0.1
+    assert {(one["worker"], one["tier"]) for one in queue["prefetches"]} == {
+        ("prefill-0", "disk"),
+        ("decode-0", "disk"),
+    }
+    assert all(0 < one["seconds"] < queue["seconds"] for one in queue["prefetches"])
+    assert {load["tier"] for load in adapted.adapter_of(answer)["loads"]} <= {"dram", "device"}
 
 
 def test_a_source_in_a_request_is_loaded_for_it(adapted: Adapted) -> None:

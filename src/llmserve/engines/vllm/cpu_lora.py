@@ -4,17 +4,20 @@ vLLM's ops for CPUs (vllm/lora/ops/torch_ops/lora_ops.py) index the slots with -
 adapter: the row gets the last slot's adapter, which may be another tenant's (vllm#48421). They also copy an
 adapter's weights for each row, and multiply by the zeros of modules that the adapter does not change. Here,
 each adapter's rows are multiplied at once, by what the adapter has, and rows without one by nothing. Which
-rows are whose is found once in a step; what an adapter has, in the first step that uses it.
+rows are whose is found once in a step; what an adapter has, once it is in its slot, before any step needs it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 Stacked = tuple[torch.Tensor, ...]
@@ -73,18 +76,19 @@ class ModuleWeights:
             y[:, one.output].addmm_(shrunk[:, one.shrunk], one.b, alpha=scale)
 
 
+# What an adapter adds to each module, by the module's slots for A of its first slice.
+AdapterWeights = Mapping[torch.Tensor, ModuleWeights]
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRows:
-    """The rows of an adapter in a step. modules: what it adds to each module, as far as it was read."""
+    """The rows of an adapter in a step, and what it adds to them."""
 
-    slot: int
     rows: slice | torch.Tensor
-    modules: dict[torch.Tensor, ModuleWeights]
+    modules: AdapterWeights
 
-    def add(self, y: torch.Tensor, x: torch.Tensor, a: Stacked, b: Stacked, scale: float) -> None:
-        weights = self.modules.get(a[0])
-        if weights is None:
-            weights = self.modules[a[0]] = ModuleWeights.read(self.slot, a, b)
+    def add(self, y: torch.Tensor, x: torch.Tensor, a: Stacked, scale: float) -> None:
+        weights = self.modules[a[0]]
         if not weights.expansions:
             return
         changed = y[self.rows]
@@ -96,15 +100,12 @@ class AdapterRows:
 class GroupedPunica(PunicaWrapperCPU):
     """What vLLM's layers with LoRA call in each step. Embeddings, lm_head and layers with
     `fully_sharded_loras` have ops of their own, which are not replaced: `config/schema/lora.py` and
-    `engines/vllm/args.py` let no engine use them.
-
-    What was read of an adapter is known by vLLM's number of the adapter, which is used for one load only
-    (engines/vllm/adapters.py).
-    """
+    `engines/vllm/args.py` let no engine use them. adapters: what those in the slots have, by vLLM's number of
+    each."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._read: dict[int, dict[torch.Tensor, ModuleWeights]] = {}
+        self.adapters: dict[int, AdapterWeights] = {}
         self._step: Sequence[AdapterRows] = ()
 
     def update_metadata(
@@ -112,12 +113,9 @@ class GroupedPunica(PunicaWrapperCPU):
     ) -> None:
         """vLLM calls this before each step that differs from the one before in its rows or in the slots."""
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
-        self._read = {number: self._read.get(number, {}) for number in lora_index_to_id if number is not None}
-        groups = rows_by_slot(self.token_lora_indices)
+        numbered = [(lora_index_to_id[slot], rows) for slot, rows in rows_by_slot(self.token_lora_indices)]
         self._step = [
-            AdapterRows(slot, rows, self._read[number])
-            for slot, rows in groups
-            if (number := lora_index_to_id[slot]) is not None
+            AdapterRows(rows, self.adapters[number]) for number, rows in numbered if number is not None
         ]
 
     def add_lora_linear(
@@ -134,7 +132,27 @@ class GroupedPunica(PunicaWrapperCPU):
         [rows, sum of output_slices]; x: [rows, in]; lora_a_stacked: of each slice [slots, 1, max_rank, in];
         lora_b_stacked: of each slice [slots, 1, width, max_rank]."""
         for one in self._step:
-            one.add(y, x, lora_a_stacked, lora_b_stacked, scale)
+            one.add(y, x, lora_a_stacked, scale)
+
+
+class ReadingLoraManager(LRUCacheLoRAModelManager):
+    """vLLM's manager of the slots, which reads what an adapter has when it comes into its slot."""
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        is_new: bool = super().activate_adapter(lora_id)
+        if is_new:
+            slot = self.lora_index_to_id.index(lora_id)
+            layers = (one for one in self.modules.values() if isinstance(one, BaseLinearLayerWithLoRA))
+            stacks = [(layer.lora_a_stacked, layer.lora_b_stacked) for layer in layers]
+            weights = {a[0]: ModuleWeights.read(slot, a, b) for a, b in stacks}
+            for punica in self.punica_wrapper_mapping.values():
+                punica.adapters[lora_id] = weights
+        return is_new
+
+    def _deactivate_adapter(self, lora_id: int) -> None:
+        super()._deactivate_adapter(lora_id)
+        for punica in self.punica_wrapper_mapping.values():
+            punica.adapters.pop(lora_id, None)
 
 
 class CpuLoraWorker(CPUWorker):
@@ -142,4 +160,5 @@ class CpuLoraWorker(CPUWorker):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         punica_cpu.PunicaWrapperCPU = GroupedPunica  # the platform names it by its module
+        LRUCacheWorkerLoRAManager._manager_cls = ReadingLoraManager
         super().load_model(*args, **kwargs)

@@ -168,7 +168,7 @@ class Registration:
         seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 16))
         self.pauses[worker_id] = Pause(failures, now + seconds, message)
 
-    def order_for(self, worker_id: WorkerId, *, awaited: bool = False) -> AdapterOrder | None:
+    def order_for(self, worker_id: WorkerId, *, awaited: bool) -> AdapterOrder | None:
         """What the worker is to hold, unless it has to pause; None: nothing. awaited: it is to bring the
         version into DRAM for requests that wait."""
         if self.released or self.state is AdapterState.FAILED:
