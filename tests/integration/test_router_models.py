@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
@@ -249,8 +248,7 @@ class Apiserver:
         """Returns the next state."""
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
-                batch = await self._call.read()
-                assert batch is not grpc.aio.EOF
+                batch: router_pb2.RouterSessionResponses = await self._call.read()
                 for message in batch.messages:
                     if message.HasField("state"):
                         return message.state

@@ -38,7 +38,7 @@ class Cluster:
         self.router = FakeProcess("router-0", self.log)
         self.worker = FakeProcess("decode-0", self.log, after=("router-0",))
         self.unwanted: set[str] = set()
-        self.stop, self.ready = StopRequest(), False
+        self.stop, self.ready = StopRequest(), asyncio.Event()
         names = ["router-0", "decode-0", "b-decode-0", "b-prefill-0"]
         board = Board(names, lambda: 0.0)
         self.supervisor = Supervisor(
@@ -53,7 +53,7 @@ class Cluster:
         return spec.name not in self.unwanted
 
     def _on_ready(self) -> None:
-        self.ready = True
+        self.ready.set()
 
     def process(self, name: str) -> FakeProcess:
         return FakeProcess(name, self.log, after=("router-0",))
@@ -86,10 +86,10 @@ async def test_more_processes_are_started_and_waited_for(cluster: Cluster) -> No
     assert not adding.done()
     more[1].ready.set()
     await adding
-    assert not cluster.ready, "the cluster waits for the processes of its plan"
+    assert not cluster.ready.is_set(), "the cluster waits for the processes of its plan"
     cluster.worker.ready.set()
     await settle()
-    assert cluster.ready
+    assert cluster.ready.is_set()
     cluster.log.clear()
     await cluster.supervisor.remove(["b-prefill-0", "b-decode-0", "never-there"])
     assert cluster.log == ["stop b-prefill-0", "stop b-decode-0"]
@@ -134,9 +134,9 @@ async def test_one_that_is_not_wanted_is_not_started_and_not_waited_for() -> Non
     cluster.router.ready.set()
     await settle()
     assert cluster.log == ["run router-0"]
-    assert not cluster.ready
+    assert not cluster.ready.is_set()
     await cluster.supervisor.remove(["decode-0"])
     await settle()
-    assert cluster.ready
+    assert cluster.ready.is_set()
     cluster.stop.asked.set()
     await cluster.task

@@ -27,9 +27,7 @@ Actions = Any  # of argparse, which does not name the type
 
 
 def add_cluster_actions(actions: Actions) -> None:
-    _action(
-        actions, "served", _served, "list the models of the cluster, and how far those are that come or go"
-    )
+    _action(actions, "served", _served, "list the cluster's models, and how far those are that come or go")
     load = _action(actions, "load", _load, "load a model, and wait until requests may use it")
     load.add_argument(
         "model", metavar="MODEL", help="its source (hub:ORG/NAME, dir:/PATH, …), or a name in the manifest"
