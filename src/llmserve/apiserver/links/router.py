@@ -112,6 +112,10 @@ class RouterLink:
         """Returns the KV shape of the workers of a model that prefill; an empty one while none is known."""
         return self._kv_shapes.get(model, _UNKNOWN_SHAPE)
 
+    def is_coming(self, model: str) -> bool:
+        """Whether a model was loaded while the cluster runs, and its engines are on their way."""
+        return any(one.name == model and not (one.ready or one.declared) for one in self.served or ())
+
     def start(self) -> None:
         self._start_patience()
         self._owner.spawn("session", self._keep_session(), fatal=True)
