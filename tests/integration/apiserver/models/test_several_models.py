@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+from vllm.entrypoints.launchers.app import build_app
 
-from llmserve.apiserver.http.app import build_app
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ServedName
