@@ -37,6 +37,8 @@ from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
 from llmserve.apiserver.models.choice import ModelChoice
 from llmserve.apiserver.models.door import ModelDoor
 from llmserve.apiserver.models.doors import ModelDoors
+from llmserve.apiserver.models.following import ModelFollowing
+from llmserve.apiserver.models.routes import add_model_manager, add_original_models
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
@@ -52,6 +54,7 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.leader import Reloaded, reload_cluster
+from llmserve.rpc.model_calls import ModelClient
 from llmserve.rpc.role import set_log_level
 from llmserve.tracing.open import open_tracer
 
@@ -99,8 +102,10 @@ class Apiserver:
         )
         self._store = build_store(manifest, os.environ, SystemClock())
         self.models, self._compiler = ModelDoors(), SharedCompiler(limits)
-        self._baseline = BaselineTurn(lambda: self._live.limits.request)
+        self._baseline = BaselineTurn(self._limit)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
+        directories = {files.name: files.directory for files in options.models}
+        self._following = ModelFollowing(manifest, self._router, self.add_model, self.drop_model, directories)
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
@@ -112,6 +117,7 @@ class Apiserver:
         self._router.start()
         for files, model in zip(self._options.models, self._manifest.served, strict=True):
             await self.add_model(files, self._manifest.alone(model))
+        self._owner.spawn("models", self._following.run(), fatal=True)
         api = self._manifest.api
         paths = Paths.of(
             api.root_path,
@@ -179,18 +185,19 @@ class Apiserver:
     def _manager_of(self, model: str) -> AdapterManager:
         """model: empty for calls by a name, which is that of one adapter whatever its model."""
         client = AdapterClient(self._options.routers, model)
-        return AdapterManager(client, self._adapters, lambda: self._live.limits.request)
+        return AdapterManager(client, self._adapters, self._limit)
 
     def _manager_for(self, named: str | None) -> AdapterManager:
         """named: the model that an admin names. Errors: as ModelDoors.managed."""
         return self.models.managed(named).manager
 
     async def _missing(self) -> str:
-        """Returns which model of the manifest cannot be served now, and why; empty when all can."""
-        for files in self._options.models:
-            door = self.models.get(files.name)
-            if door is not None and (reason := await door.missing()):
-                return reason if len(self._options.models) == 1 else f"model {files.name}: {reason}"
+        """Returns which model cannot be served now, and why; empty when all can. One that is still being
+        loaded does not count."""
+        doors = [door for door in self.models if self._following.is_expected(door.name)]
+        for door in doors:
+            if reason := await door.missing():
+                return reason if len(doors) == 1 else f"model {door.name}: {reason}"
         return ""
 
     def _add_own(self, manifest: Manifest, app: FastAPI) -> None:
@@ -201,8 +208,15 @@ class Apiserver:
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
         add_batches(app, self._batches, self.models.serves)
+        client = ModelClient(self._options.routers)
+        add_model_manager(app, client, self._limit)
         if manifest.engine.task == GENERATE and _serves_original_routes(manifest):
             add_original_routes(app, manifest.engine, self._baseline, self.models)
+            add_original_models(app, client, self._limit, manifest.engine.device)
+
+    def _limit(self) -> float:
+        """Returns the longest time that a request may take, in seconds."""
+        return self._live.limits.request
 
     async def _reload(self) -> Reloaded:
         """Errors: as reload_cluster."""

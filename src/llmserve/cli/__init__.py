@@ -62,7 +62,7 @@ the cluster:
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
-  llmserve models ls                  models on this machine: pull, search, inspect, rm
+  llmserve models ls                  models on this machine: pull, search, inspect, rm; load, unload, swap
   llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin
   llmserve keys create --tenant red   keys of clients: create, list, revoke
   llmserve bench                      put a load on it, and measure

@@ -36,7 +36,7 @@ from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.runner import preflight
 from llmserve.runner.gpus import GpuTopology, kv_paths, run_tool
-from llmserve.runner.host import Host, allowance, effective_capabilities, rdma_ports
+from llmserve.runner.host import Host, allowance, available_bytes, effective_capabilities, rdma_ports
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of
 from llmserve.transfer.pinned import PinnedMemory
@@ -217,12 +217,12 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         weights = {
             name: sum(one.thing.weight_bytes for one in parts if one.thing) for name, parts in models.items()
         }
-        yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
+        yield manifest.engine_memory(settings, weights, available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         found = kv_paths(settings, on_gpus, GpuTopology.seen_by(run_tool))
         yield paths.gpu_paths(found)
         pinned = PinnedMemory.of_host(settings, [process.model for process in on_gpus])
-        yield paths.pinned_memory(pinned, machine.available_bytes(host, allowance(host)))
+        yield paths.pinned_memory(pinned, available_bytes(host, allowance(host)))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 

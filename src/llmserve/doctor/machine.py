@@ -8,7 +8,7 @@ from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.runner.gpus import LINKS, PEERS, Tool, gpu_matrix, total_bytes
-from llmserve.runner.host import GIB, Allowance, Host, size
+from llmserve.runner.host import GIB, Allowance, Host, available_bytes, size
 
 _LITTLE_BYTES = 4 * GIB  # one CPU engine with the smallest model and 1 GiB of KV takes 3.5 GiB
 _X86 = ("x86_64", "amd64")
@@ -75,11 +75,6 @@ def memory(host: Host, allowed: Allowance) -> Finding:
         advice = "An engine on the CPU takes 3.5 GiB, even with a small model: free some, or raise the limit."
         return warning("memory", value, advice, total_bytes=total, available_bytes=available)
     return ok("memory", value, total_bytes=total, available_bytes=available)
-
-
-def available_bytes(host: Host, allowed: Allowance) -> float:
-    """Returns what may still be allocated without swapping; math.inf when that cannot be seen."""
-    return min(host.memory().get("MemAvailable", math.inf), allowed.left_bytes)
 
 
 def swap(host: Host) -> Finding:

@@ -14,12 +14,11 @@ from llmserve.config.speculation import loaded_draft
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.models.resolve import PreparationStage, Survey, survey
-from llmserve.runner.host import GIB, size
+from llmserve.runner.host import size
+from llmserve.runner.models.memory import engine_bytes
 from llmserve.runner.process.family import Family, members
 from llmserve.runner.state import ClusterState, read_state
 
-# An engine's processes on the CPU, without KV and weights (measured: 2.1 to 2.4 GiB).
-_ENGINE_BYTES = 2.2 * GIB
 _SHOWN_ENGINES = 8
 
 
@@ -109,7 +108,7 @@ def loaded(manifest: Manifest) -> list[Checked[Survey]]:
 def engine_memory(manifest: Manifest, weight_bytes: Mapping[str, int], available_bytes: float) -> Finding:
     """For engines on the CPU. weight_bytes: of each model."""
     names = [one.model for one in engine_names(manifest)]
-    needed = sum(_engine_bytes(manifest.for_model(name), weight_bytes[name]) for name in names)
+    needed = sum(engine_bytes(manifest.for_model(name), weight_bytes[name]) for name in names)
     value = f"about {size(needed)} for {len(names)} engine{'s' if len(names) > 1 else ''}"
     figures = {"needed_bytes": needed, "available_bytes": available_bytes}
     if needed > available_bytes:
@@ -119,10 +118,6 @@ def engine_memory(manifest: Manifest, weight_bytes: Mapping[str, int], available
         )
         return warning("engine memory", value, advice, **figures)
     return ok("engine memory", value, **figures)
-
-
-def _engine_bytes(manifest: Manifest, weight_bytes: int) -> float:
-    return _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * manifest.engine.tensor_parallel
 
 
 def environment(ignored: Sequence[str]) -> Finding:

@@ -97,7 +97,8 @@ class RouterMetrics:
         self.leads = gauge("router_leads", "1 while this router decides; of several routers one does")
         self.queue_time_seconds = histogram(
             "request_queue_time_seconds",
-            "From admission to placement, of placed requests",
+            "From admission to placement, of placed requests, by model",
+            ("model",),
             buckets=WAIT_BUCKETS_SECONDS,
         )
         self.workers = gauge(

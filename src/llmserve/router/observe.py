@@ -47,7 +47,7 @@ class MetricsRecorder:
                     self._compared(effect.cached)
 
     def _placed(self, placed: RequestPlaced) -> None:
-        self._metrics.queue_time_seconds.observe(placed.queue_seconds)
+        self._metrics.queue_time_seconds.labels(placed.plan.decode.spec.model).observe(placed.queue_seconds)
         for member in (placed.plan.prefill, placed.plan.decode):
             if member is not None:
                 self._metrics.placements_total.labels(member.spec.worker_id, member.spec.role.value).inc()

@@ -55,6 +55,14 @@ class Board:
     def watch(self, watcher: Callable[[ProcessRow], None]) -> None:
         self._watchers.append(watcher)
 
+    def add(self, name: str) -> None:
+        """A process of another name begins."""
+        self.rows[name] = ProcessRow(name, since=self._clock())
+
+    def remove(self, name: str) -> None:
+        """The process has ended for good."""
+        del self.rows[name]
+
     def set(self, name: str, state: ProcessState, detail: str = "", *, pid: int | None = None) -> None:
         row = self.rows[name]
         pid = row.pid if pid is None else pid
@@ -102,6 +110,11 @@ class StateWriter:
 
     def start(self) -> None:
         self._board.watch(self._on_change)
+        self.update()
+
+    def show(self, processes: tuple[ProcessSpec, ...]) -> None:
+        """From now on the cluster has these processes. The board has a row for each."""
+        self._specs = processes
         self.update()
 
     def _on_change(self, row: ProcessRow) -> None:

@@ -5,9 +5,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -29,11 +29,14 @@ from llmserve.runner.environment import RunPaths, fetch_command, make_paths, rol
 from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
+from llmserve.runner.models.local import LocalModels
+from llmserve.runner.models.processes import LocalProcesses
 from llmserve.runner.process.family import Family, end
 from llmserve.runner.process.policy import RestartPolicy
 from llmserve.runner.process.run import prepare_models
 from llmserve.runner.process.supervisor import ProcessJob, ProcessSupervisor
 from llmserve.runner.reloading import Reloading
+from llmserve.runner.roster import ProcessRoster
 from llmserve.runner.state import STATE_NAME, DrainedMark
 from llmserve.runner.supervisor import StopRequest, Supervisor
 
@@ -91,9 +94,10 @@ class _Cluster:
         self._stop = StopRequest()
         self._http_port = HttpPort(job.plan.processes)
         credentials = Credentials.read(CallerRole.OPERATOR, "llmserve up", str(paths.secret))
+        self._routers = RouterAddresses(_routers(job.plan.processes), credentials)
         self._reloading = Reloading(
             paths.manifest,
-            RouterAddresses(_routers(job.plan.processes), credentials),
+            self._routers,
             console.say,
             watch=job.manifest.deployment.local.reload_on_change,
         )
@@ -102,6 +106,8 @@ class _Cluster:
         self._exporter: ClusterExporter | None = None
         name = job.manifest.metadata.name
         self._state = StateWriter(self._board, job.plan, paths, cluster_id=cluster_id, name=name, model=model)
+        self._roster = ProcessRoster(job.plan.processes, self._board, self._state, paths)
+        self._models = LocalModels(job.manifest, self._routers, self._tasks)
         self._metrics_address = ""  # HOST:PORT of the page of all metrics
 
     async def run(self) -> None:
@@ -112,8 +118,15 @@ class _Cluster:
         if model_dirs is None:
             return
         self._state.update(model_dir=next(iter(model_dirs.values())))
-        supervisors = [self._supervisor(spec, model_dirs) for spec in self._job.plan.processes]
-        await Supervisor(supervisors, self._board, self._stop).run(self._on_ready, self._on_stopping)
+        supervisors = [self._supervisor(spec, self._paths, model_dirs) for spec in self._job.plan.processes]
+        supervisor = Supervisor(supervisors, self._board, self._stop, self._models.wants)
+        self._models.begin(self._hands_of(supervisor), supervisors, model_dirs)
+        await supervisor.run(self._on_ready, self._on_stopping)
+
+    def _hands_of(self, supervisor: Supervisor) -> LocalProcesses:
+        return LocalProcesses(
+            self._paths.temp_dir / "models", self._roster, supervisor, self._fetch_one, self._worker
+        )
 
     def _begin(self) -> None:
         for name in self._board.rows:
@@ -148,15 +161,16 @@ class _Cluster:
                 raise
             self._console.say(f"Note: no page of all metrics: {error.message}")
             return
-        self._exporter = exporter
+        self._exporter = self._roster.exporter = exporter
         shown = f"[{host}]" if ":" in host else host
         self._metrics_address = f"{shown}:{settings.port}"
         self._state.update(metrics=self._metrics_address)
 
     async def _show(self) -> None:
-        follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
+        follower = logs.LogFollower({})
         while True:
             if self._job.verbose:
+                follower.follow({name: self._paths.log(name) for name in self._board.rows})
                 for name, line in follower.new_lines():
                     self._console.say(f"{name} | {line}")
             self._console.refresh()
@@ -164,8 +178,8 @@ class _Cluster:
 
     async def _keep_logs_short(self) -> None:
         most_bytes = self._job.manifest.observability.log_file_mib << 20
-        paths = [self._paths.log(name) for name in self._board.rows]
         while True:
+            paths = [self._paths.log(name) for name in self._board.rows]
             await asyncio.to_thread(_shorten_all, paths, most_bytes)
             await asyncio.sleep(_SHORTEN_SECONDS)
 
@@ -175,11 +189,10 @@ class _Cluster:
         return None if done.cancelled() else done.result()
 
     async def _prepare_models(self) -> dict[str, str]:
-        command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
         self._board.set(MODEL_STEP, ProcessState.STARTING, "looking for it")
-        model_dirs = await prepare_models(
-            command,
-            self._guard,
+        model_dirs = await self._fetch(
+            MODEL_STEP,
+            self._paths,
             lambda text: self._board.set(MODEL_STEP, ProcessState.STARTING, text),
         )
         if refused := list(preflight.of_model_directories(self._job.manifest, model_dirs)):
@@ -187,13 +200,34 @@ class _Cluster:
         self._board.set(MODEL_STEP, ProcessState.READY, ", ".join(model_dirs.values()))
         return model_dirs
 
-    def _supervisor(self, spec: ProcessSpec, model_dirs: Mapping[str, str]) -> ProcessSupervisor:
+    async def _fetch(self, name: str, paths: RunPaths, on_progress: Callable[[str], None]) -> dict[str, str]:
+        """paths: with the manifest whose models are prepared."""
+        command = fetch_command(paths, name, self._id, self._environment.kept)
+        return await prepare_models(command, self._guard, on_progress)
+
+    async def _fetch_one(self, name: str, manifest: Path, on_progress: Callable[[str], None]) -> str:
+        logs.begin(self._paths.log(name))
+        try:
+            found = await self._fetch(name, replace(self._paths, manifest=manifest), on_progress)
+        except BaseException:
+            family = Family(role_mark(self._id, name))
+            await asyncio.shield(asyncio.to_thread(end, family, 0))
+            raise
+        return next(iter(found.values()))
+
+    def _worker(self, spec: ProcessSpec, manifest: Path, directory: str) -> ProcessSupervisor:
+        """manifest: of its model alone."""
+        return self._supervisor(spec, replace(self._paths, manifest=manifest), {spec.model: directory})
+
+    def _supervisor(
+        self, spec: ProcessSpec, paths: RunPaths, model_dirs: Mapping[str, str]
+    ) -> ProcessSupervisor:
         share = self._http_port.share_of(spec)
-        command = role_command(spec, self._paths, model_dirs, self._id, self._environment.kept, share)
+        command = role_command(spec, paths, model_dirs, self._id, self._environment.kept, share)
         local = self._job.manifest.deployment.local
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
-        manifest, mark = self._paths.manifest, role_mark(self._id, spec.name)
+        manifest, mark = paths.manifest, role_mark(self._id, spec.name)
         job = ProcessJob(spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained)
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
         return ProcessSupervisor(job, policy, self._board, self._guard, self._console.say)
@@ -203,7 +237,9 @@ class _Cluster:
         self._console.live(False)
         seconds = time.monotonic() - self._began
         logs_at, urls = str(self._paths.log_dir), self._job.plan.base_urls
-        self._console.say(ready_banner(self._job.manifest, urls, seconds, logs_at, self._metrics_address))
+        names, metrics = self._models.names, self._metrics_address
+        banner = ready_banner(self._job.manifest, urls, seconds, logs_at, metrics, names)
+        self._console.say(banner)
 
     def _on_stopping(self) -> None:
         self._http_port.close()

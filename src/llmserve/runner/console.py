@@ -1,7 +1,7 @@
 """What the user of `llmserve up` sees: a live table, or plain lines without a terminal."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console as RichConsole
 from rich.live import Live
@@ -92,11 +92,16 @@ _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def ready_banner(
-    manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log_dir: str, metrics: str = ""
+    manifest: Manifest,
+    base_urls: tuple[str, ...],
+    seconds: float,
+    log_dir: str,
+    metrics: str = "",
+    names: Sequence[str] = (),
 ) -> str:
     """Returns what `llmserve up` prints when the cluster is ready. metrics: HOST:PORT of the page of all
-    metrics; empty when there is none."""
-    names, url = [one.served_name for one in manifest.served], base_urls[0]
+    metrics; empty when there is none. names: of its models, if these are not those of the manifest."""
+    names, url = names or [one.served_name for one in manifest.served], base_urls[0]
     model = names[0]
     keyed = manifest.security.asks_callers
     others = [f"  and at {other}/v1" for other in base_urls[1:]]

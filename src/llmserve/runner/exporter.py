@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -54,6 +55,19 @@ class ClusterExporter:
         for spec in self._processes:
             self._watch(spec)
 
+    def add(self, spec: ProcessSpec) -> None:
+        """One more process has a row on the board."""
+        if spec.metrics_port:
+            self._processes.append(spec)
+            self._watch(spec)
+
+    def remove(self, spec: ProcessSpec) -> None:
+        """The process ends for good. Its restarts stay counted."""
+        if spec in self._processes:
+            self._processes.remove(spec)
+            with suppress(KeyError):  # nobody has asked yet
+                self._metrics.process_up.remove(*self._labels(spec).values())
+
     @property
     def port(self) -> int:
         return self._server.port
@@ -72,18 +86,20 @@ class ClusterExporter:
         return CONTENT_TYPE, self._body
 
     async def _make(self) -> bytes:
-        pages = [page for page in await asyncio.gather(*map(self._ask, self._processes)) if page]
+        pages = [page for page in await asyncio.gather(*map(self._ask, tuple(self._processes))) if page]
         return merged(pages).encode() + generate_latest(self._registry)
 
     async def _ask(self, spec: ProcessSpec) -> Page | None:
         labels = self._labels(spec)
         page = None
-        if self._board.rows[spec.name].state is ProcessState.READY:
+        row = self._board.rows.get(spec.name)
+        if row is not None and row.state is ProcessState.READY:
             try:
                 page = Page(labels, await fetch(spec.metrics_port))
             except (OSError, Unavailable) as error:
                 _log.warning("%s: no metrics: %s", spec.name, error)
-        self._metrics.process_up.labels(*labels.values()).set(page is not None)
+        if spec in self._processes:  # else it was removed meanwhile
+            self._metrics.process_up.labels(*labels.values()).set(page is not None)
         return page
 
     def _watch(self, spec: ProcessSpec) -> None:

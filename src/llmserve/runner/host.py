@@ -80,6 +80,11 @@ def allowance(host: Host) -> Allowance:
     )
 
 
+def available_bytes(host: Host, allowed: Allowance) -> float:
+    """Returns what may still be allocated without swapping; math.inf when that cannot be seen."""
+    return min(host.memory().get("MemAvailable", math.inf), allowed.left_bytes)
+
+
 def _folders(host: Host, controller: str) -> Iterator[str]:
     """Yields the folder of this process's group and those above it. In a container the group's path may be
     that of the host, while its files stand at the root: a folder that is not there has no limits in it."""

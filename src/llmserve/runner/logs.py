@@ -110,6 +110,11 @@ class LogFollower:
         self._logs = logs
         self._places = {name: _Place() for name in logs}
 
+    def follow(self, logs: dict[str, Path]) -> None:
+        """Follows these from now on. Those that are new are read from their beginning."""
+        self._logs = logs
+        self._places = {name: self._places.get(name) or _Place() for name in logs}
+
     def written(self, name: str) -> Iterator[str]:
         """Yields all lines of the log that were written in this run and are still there. Call it once, to
         its end, before `new_lines`."""

@@ -19,6 +19,7 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
+from llmserve.config.wanted_models import AnsweringModels, ServedName
 from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, AdapterTier, NamedAdapter
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
 from llmserve.core.ids import AdapterDigest, RequestId
@@ -47,6 +48,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     WorkerInfo,
 )
 from llmserve.rpc.leader import RouterAddresses
+from llmserve.rpc.models import decode_answering, encode_served
 from llmserve.rpc.server import RpcServer, traceparent_of
 from llmserve.workers.sessions import merge
 
@@ -323,6 +325,9 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.hold = self.silent = False
         self.adapters: list[NamedAdapter] = []
         self.gone: set[str] = set()
+        self.served: tuple[ServedName, ...] | None = None
+        self.answering: list[AnsweringModels] = []  # what apiservers said of models
+        self.model_loads: list[router_pb2.LoadModelRequest] = []
         self.sources: dict[str, AdapterDigest | LLMServeError] = {
             "dir:/adapters/any": AdapterDigest("a" * 64)
         }
@@ -358,7 +363,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
 
     def _state(self) -> router_pb2.RouterSessionResponse:
         workers = [worker.info() for worker in self.workers]
-        state = router_pb2.ClusterState(workers=workers, adapters=encode_names(self.adapters))
+        served = None if self.served is None else encode_served(self.served)
+        state = router_pb2.ClusterState(workers=workers, adapters=encode_names(self.adapters), models=served)
         return router_pb2.RouterSessionResponse(state=state)
 
     async def Session(  # noqa: N802
@@ -397,9 +403,33 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                     self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
                 case "first_token":
                     self.first_tokens.append(message.first_token.request_id)
+                case "models":
+                    self.answering.append(decode_answering(message.models))
                 case "worker_failed":
                     self.failed_workers.append(message.worker_failed.worker_id)
             self.changed()
+
+    # -- models: each load is ready at once
+
+    async def LoadModel(  # noqa: N802
+        self, request: router_pb2.LoadModelRequest, context: Any
+    ) -> router_pb2.ModelStatus:
+        self.model_loads.append(request)
+        entry = json.loads(request.entry)
+        return router_pb2.ModelStatus(number=1, name=entry.get("name"), source=entry["source"], state="ready")
+
+    async def UnloadModel(  # noqa: N802
+        self, request: router_pb2.UnloadModelRequest, context: Any
+    ) -> router_pb2.ModelStatus:
+        if not any(json.loads(one.entry)["name"] == request.name for one in self.model_loads):
+            raise NotFound(f"there is no model {request.name}")
+        return router_pb2.ModelStatus(number=1, name=request.name, state="draining")
+
+    async def ListModels(  # noqa: N802
+        self, request: router_pb2.ListModelsRequest, context: Any
+    ) -> router_pb2.ListModelsResponse:
+        status = router_pb2.ModelStatus(number=2, name="b", state="fetching", detail="42 %", source="hub:o/b")
+        return router_pb2.ListModelsResponse(models=[status])
 
     # -- adapters: what is at a source is scripted
 

@@ -521,6 +521,22 @@ def test_each_model_has_workloads_of_its_own(two: dict[str, Object]) -> None:
     assert "llmserve/model" not in apiserver
 
 
+@pytest.mark.parametrize(
+    ("name", "series"),
+    [("Small.v1", {"model": "Small.v1"}), ("org/small", {}), ("-small", {}), ("x" * 64, {})],
+)
+def test_a_model_scales_by_its_own_queue(rendered: Render, name: str, series: dict[str, str]) -> None:
+    """Kubernetes takes no slash in the value of a label."""
+    source = "- source: hub:org/small\n"
+    text = _TWO.replace(source, f"{source}  name: {name}\n")
+    objects = rendered(parse_manifest(text, "two.yaml"))
+    (scaler,) = (
+        one for title, one in objects.items() if one["kind"] == "HorizontalPodAutoscaler" and "aggr" in title
+    )
+    (queue,) = (one["external"]["metric"] for one in scaler["spec"]["metrics"] if "external" in one)
+    assert queue["selector"]["matchLabels"] == {"app_kubernetes_io_instance": "demo"} | series
+
+
 def test_pods_of_a_model_have_its_devices_its_adapters_and_its_weights(two: dict[str, Object]) -> None:
     large, small = (_pod(two, f"demo-{name}") for name in ("large-v1-decode", "small-aggregated"))
     limits = [one["containers"][0]["resources"]["limits"] for one in (large, small)]

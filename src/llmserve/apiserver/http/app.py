@@ -1,5 +1,6 @@
 """vLLM's OpenAI application on our engine client: its arguments, the routes kept of it, and ours."""
 
+import asyncio
 import json
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,6 +147,17 @@ async def openai_app(
 ) -> FastAPI:
     """Returns the application of one model. add_own: adds what is not vLLM's. store: of answers of
     /v1/responses. adapters: those of the model that requests may name."""
+    # In a thread: it takes some 0.4 s, in which the streams of other models go on.
+    app = await asyncio.to_thread(_routed_app, client, args, add_own)
+    await init_app_state(client, app.state, args, client.tasks)
+    app.state.openai_serving_models.lora_requests = adapters
+    if client.tasks == (GENERATE,):
+        _serve_answers(app.state, store)
+    return app
+
+
+def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
+    """Returns the application with its routes, which have no state yet."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, client.tasks, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
@@ -165,10 +177,6 @@ async def openai_app(
     app.router.middleware_stack = HotRoutes(
         app.router.middleware_stack, app.router.routes, text_events=makes_text_events
     )
-    await init_app_state(client, app.state, args, client.tasks)
-    app.state.openai_serving_models.lora_requests = adapters
-    if client.tasks == (GENERATE,):
-        _serve_answers(app.state, store)
     return app
 
 

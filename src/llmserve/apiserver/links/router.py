@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from llmserve.config.schema import Scheduling
+from llmserve.config.wanted_models import AnsweringModels, ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
@@ -27,6 +28,7 @@ from llmserve.rpc.codec import decode_outcome, encode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
 from llmserve.rpc.leader import RouterAddresses, RouterSelector
+from llmserve.rpc.models import decode_served, encode_answering
 from llmserve.rpc.outbox import Outbox
 from llmserve.rpc.status import error_named, from_grpc
 
@@ -72,7 +74,9 @@ class _PendingRequest:
 
 
 class RouterLink:
-    """Life: start -> admit / done ... -> aclose (idempotent). It has a session with the router that leads."""
+    """Life: start -> admit / done ... -> aclose (idempotent). It has a session with the router that leads.
+    served: the models whose requests are to be taken; None: nobody has told, or models do not come and go.
+    served_changed: is set when that changes."""
 
     def __init__(
         self,
@@ -100,10 +104,17 @@ class RouterLink:
         self._owner = TaskOwner("router-link")
         self.workers: tuple[WorkerInfo, ...] = ()
         self._kv_shapes: dict[str, KvShape] = {}  # by model
+        self.served: tuple[ServedName, ...] | None = None
+        self.served_changed = asyncio.Event()
+        self._answering: AnsweringModels | None = None
 
     def kv_shape(self, model: str) -> KvShape:
         """Returns the KV shape of the workers of a model that prefill; an empty one while none is known."""
         return self._kv_shapes.get(model, _UNKNOWN_SHAPE)
+
+    def is_coming(self, model: str) -> bool:
+        """Whether a model was loaded while the cluster runs, and its engines are on their way."""
+        return any(one.name == model and not (one.ready or one.declared) for one in self.served or ())
 
     def start(self) -> None:
         self._start_patience()
@@ -136,6 +147,11 @@ class RouterLink:
         """Reports the number of tokens since the placement."""
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
         self._post(_Message(progress=progress))
+
+    def answer_models(self, models: AnsweringModels) -> None:
+        """Says for which models this apiserver takes requests."""
+        self._answering = models
+        self._post(_Message(models=encode_answering(models)))
 
     def worker_failed(self, worker: WorkerInfo, reason: str, *, stalled: bool = False) -> None:
         """stalled: it is there, and does not answer in time."""
@@ -240,6 +256,8 @@ class RouterLink:
         self._stop_patience()
         self._metrics.router_connected.set(1)
         _log.info("session with the router at %s started", self._routers.address)
+        if self._answering is not None:
+            self._post(_Message(models=encode_answering(self._answering)))
         for entry in self._entries.values():
             if entry.placement is None:
                 self._send(entry)
@@ -275,6 +293,9 @@ class RouterLink:
                 self._on_members(self.workers)
                 if response.state.HasField("adapters"):
                     self._on_adapters(decode_names(response.state.adapters))
+                if response.state.HasField("models"):
+                    self.served = decode_served(response.state.models)
+                    self.served_changed.set()
             case "question" if self._answer is not None:
                 self._post(_Message(answer=self._answer(response.question)))
 

@@ -64,7 +64,8 @@ class RequestPlacement:
                 return placement
 
     async def _ask_for(self, admit: router_pb2.Admit, spans: RunSpans) -> router_pb2.Placement:
-        context, seconds = self._context, self._context.limits.admission
+        context = self._context
+        seconds = admit.timeout_seconds or context.limits.admission
         with spans.admit(admit):
             try:
                 async with asyncio.timeout(seconds):
@@ -89,6 +90,8 @@ class RequestPlacement:
             priority=legs.priority,
             excluded_workers=excluded,
             choices=len(self._records),
+            # An engine may take longer to start than a request is to wait for others.
+            timeout_seconds=context.limits.request if context.router.is_coming(context.model) else 0.0,
             adapter=info.adapter.digest,
             again=bool(excluded),
             key_limits=_encoded(info.limits) if info.limits else None,

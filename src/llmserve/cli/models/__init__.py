@@ -1,4 +1,4 @@
-"""`llmserve models`: looks after the models on this machine."""
+"""`llmserve models`: looks after the models on this machine, and those of a running cluster."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmserve.cli.command import EXIT_OK, Command, add_json, count
+from llmserve.cli.models.cluster import add_cluster_actions
 from llmserve.cli.models.in_use import users_of
 from llmserve.cli.models.page import facts_lines, facts_row, hub_page, local_page, local_row
 from llmserve.cli.screen import screen
@@ -31,6 +32,13 @@ Looks after the models on this machine: those of the hub in its client's cache, 
   llmserve models inspect hub:org/name            size, context, KV, and what LLMServe can do with it
   llmserve models convert model.gguf DIR          GGUF, or a directory with pickles, to safetensors
   llmserve models rm org/name                     make room; a model in use stays
+
+And after those of the cluster that runs here (or of -f, --run-dir, --router):
+
+  llmserve models served                          its models, and how far those are that come or go
+  llmserve models load hub:org/name --name small  start a model's engines, and wait until it answers
+  llmserve models load small --swap large         the same in the place of another model, which leaves
+  llmserve models unload small                    let its requests end, and stop its engines
 """
 
 Run = Callable[[argparse.Namespace], int]
@@ -50,6 +58,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         )
         one.add_argument("--revision", metavar="REV", help="a commit, tag or branch of the hub")
 
+    add_cluster_actions(actions)
     listing = action("ls", _ls, "list the models on this machine")
     pull = action("pull", _pull, "download, check and convert a model, or those of a manifest")
     of_source(pull, "?")

@@ -1,5 +1,6 @@
 """The workload of a role: how many pods, what moves the number, how they are replaced, which volumes stay."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ QUEUE_SECONDS = "llmserve_queue_seconds"
 WAITING_REQUESTS = "worker_requests_waiting"
 TOKENS_SHARE = "llmserve_tokens_in_flight_share"
 _CLUSTER = "app_kubernetes_io_instance"  # the pods' label, as Prometheus can write it
+
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 _CPU_PERCENT = 70
 _MAX_QUEUE = "500m"  # seconds that requests wait for a place
@@ -58,24 +61,33 @@ def autoscaler(pods: PodPlan, namespace: str) -> Iterator[Object]:
             },
             "minReplicas": replicas_of(manifest, role),
             "maxReplicas": most,
-            "metrics": list(_metrics(cluster, role)),
+            "metrics": list(_metrics(pods)),
             "behavior": _behavior(role),
         }
     }
 
 
-def _metrics(cluster: str, role: ProcessRole) -> Iterator[Object]:
+def _metrics(pods: PodPlan) -> Iterator[Object]:
     """Prefill scales by waiting prompts, decode by the memory of its answers. The largest demand counts."""
+    role = pods.role
     if role is ProcessRole.APISERVER:
         target = {"type": "Utilization", "averageUtilization": _CPU_PERCENT}
         yield {"type": "Resource", "resource": {"name": "cpu", "target": target}}
         return
     if role in (ProcessRole.PREFILL, ProcessRole.AGGREGATED):
-        queue = {"name": QUEUE_SECONDS, "selector": {"matchLabels": {_CLUSTER: cluster}}}
+        queue = {"name": QUEUE_SECONDS, "selector": {"matchLabels": _series(pods)}}
         yield {"type": "External", "external": {"metric": queue, "target": _value(_MAX_QUEUE)}}
         yield _of_pods(WAITING_REQUESTS, _MAX_WAITING)
     if role in (ProcessRole.DECODE, ProcessRole.AGGREGATED):
         yield _of_pods(TOKENS_SHARE, _MAX_TOKENS_SHARE)
+
+
+def _series(pods: PodPlan) -> dict[str, str]:
+    """Returns the labels of the queue that the pods serve. Kubernetes refuses some names of models as values;
+    such a model scales by the queues of all."""
+    labels = {_CLUSTER: pods.manifest.metadata.name}
+    name = pods.manifest.model.served_name if pods.model else ""
+    return labels | {"model": name} if _LABEL_VALUE.fullmatch(name) else labels
 
 
 def _of_pods(metric: str, average: str) -> Object:

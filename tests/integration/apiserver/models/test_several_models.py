@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+from vllm.entrypoints.launchers.app import build_app
 
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Manifest
+from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, NotFound, StartFailed
 from llmserve.core.ids import AdapterDigest
@@ -299,6 +303,91 @@ async def test_models_come_and_go(cluster: TwoModels, http: httpx.AsyncClient, t
     assert (await http.post("/v1/completions", json=body)).status_code == 200
     with pytest.raises(InvalidRequest, match="large is loaded already"):
         await apiserver.add_model(ModelDirectory(LARGE, tiny_model), alone)
+
+
+async def test_an_apiserver_follows_the_router_s_models(
+    cluster: TwoModels, http: httpx.AsyncClient, tiny_model: Path
+) -> None:
+    """The routes are made beside the loop; requests for a model on its way wait as long as they may."""
+    router = cluster.router
+    assert router.answering[-1].names == {TINY, LARGE}
+    entry = '{"source": "hub:some/third", "name": "third", "tenants": ["blue"]}'
+    third = ServedName("third", entry, str(tiny_model))
+    manifest = [ServedName(name, f'{{"source": "hub:some/{name}"}}', declared=True) for name in (TINY, LARGE)]
+    router.served = (*manifest, third)
+    await router.members(*router.workers)
+    await router.until(lambda: "third" in router.answering[-1].names)
+    assert (await http.get("/health")).status_code == 200, "one that is being loaded does not count"
+    async with cluster.client("red") as other:
+        assert (await other.post("/v1/completions", json={**COMPLETION, "model": "third"})).status_code == 404
+    router.hold = True
+    waiting = asyncio.create_task(http.post("/v1/completions", json={**COMPLETION, "model": "third"}))
+    await router.until(lambda: bool(router.admits) and router.admits[-1].model == "third")
+    assert router.admits[-1].timeout_seconds == 600
+    waiting.cancel()
+    router.hold = False
+    router.served = (*manifest, replace(third, ready=True))
+    await router.members(*router.workers)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while (await http.get("/health")).status_code == 200:
+            await router.turn()
+    assert "model third: no worker is available" in (await http.get("/health")).text
+    router.served = tuple(manifest)
+    await router.members(*router.workers)
+    await router.until(lambda: "third" not in router.answering[-1].names)
+    assert (await http.post("/v1/completions", json={**COMPLETION, "model": "third"})).status_code == 404
+    assert (await http.get("/health")).status_code == 200
+    await cluster.settled()
+
+
+async def test_admins_load_and_unload_models(cluster: TwoModels) -> None:
+    path, entry = "/admin/v1/models", {"source": "hub:o/b", "name": "o/b", "engine": {"max_model_len": 64}}
+    async with cluster.client("root") as http:
+        loaded = await http.post(path, json={**entry, "swap": LARGE})
+        assert (loaded.json()["name"], loaded.json()["state"]) == ("o/b", "ready")
+        (request,) = cluster.router.model_loads
+        assert (json.loads(request.entry), request.swap) == (entry, LARGE)
+        assert (await http.get(path)).json()["models"][0]["detail"] == "42 %"
+        assert (await http.delete(f"{path}/o/b?wait=false")).json()["state"] == "draining"
+        assert (await http.delete(f"{path}/o/b")).status_code == 200, "it is not in the list any more"
+        assert (await http.delete(f"{path}/nope")).status_code == 404
+        for wrong in ({**entry, "swap": 5}, {**entry, "wait": "no"}):
+            assert (await http.post(path, json=wrong)).status_code == 400
+    async with cluster.client() as http:
+        assert (await http.get(path)).status_code == 403
+        assert (await http.post("/models/load", json={"model_id": "o/b"})).status_code == 403
+
+
+async def test_models_are_loaded_as_torchweave_does(cluster: TwoModels) -> None:
+    async with cluster.client("root") as http:
+        for field in ("model_id", "custom_model_id"):
+            loaded = (await http.post("/models/load", json={field: "distilgpt2"})).json()
+            assert (loaded["success"], loaded["model_id"], loaded["status_code"]) == (True, "distilgpt2", 200)
+            assert loaded["message"] == "Model distilgpt2 loaded successfully"
+            assert loaded["load_time"] >= 0
+        assert json.loads(cluster.router.model_loads[0].entry) == {
+            "source": "distilgpt2",
+            "name": "distilgpt2",
+        }
+        unloaded = (await http.post("/models/unload", json={"model_id": "distilgpt2"})).json()
+        assert unloaded["message"] == "Model distilgpt2 unloaded successfully"
+        assert (await http.post("/models/load", json={})).status_code == 400
+
+
+async def test_the_routes_of_a_model_are_made_beside_the_loop(
+    cluster: TwoModels, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[bool] = []
+
+    def build(*arguments: Any) -> Any:
+        made_in.append(threading.current_thread() is threading.main_thread())
+        return build_app(*arguments)
+
+    monkeypatch.setattr("llmserve.apiserver.http.app.build_app", build)
+    manifest = Manifest.model_validate(two_models()).for_model(LARGE)
+    await cluster.apiserver.drop_model(LARGE, 0)
+    await cluster.apiserver.add_model(ModelDirectory(LARGE, tiny_model), manifest)
+    assert made_in == [False]
 
 
 async def test_what_does_not_end_in_time_is_ended(cluster: TwoModels, http: httpx.AsyncClient) -> None:

@@ -30,6 +30,10 @@ def may(path: str, *scopes: AccessScope) -> bool:
         ("/admin/reload", False, False),
         ("/admin/v1/adapters", False, False),
         ("/admin/v1/adapters/a/b/pin", False, False),
+        ("/admin/v1/models", False, False),
+        ("/admin/v1/models/org/name", False, False),
+        ("/models/load", False, False),
+        ("/models/unload", False, False),
         ("/v1/load_lora_adapter", False, False),
     ],
 )
@@ -59,5 +63,5 @@ def test_a_path_that_is_not_in_the_table_is_nobody_s(path: str) -> None:
 
 def test_only_admins_change_the_cluster() -> None:
     for path, scopes in NEEDS.items():
-        changes = path.startswith("/admin") or "lora_adapter" in path
+        changes = path.startswith(("/admin", "/models/")) or "lora_adapter" in path
         assert (scopes == {AccessScope.ADMIN}) == changes, path

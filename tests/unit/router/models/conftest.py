@@ -56,7 +56,7 @@ class ModelWorld:
     def hear(self) -> None:
         self.book.heard(list(self.reports.values()))
 
-    def obey(self) -> None:
+    def carry_out(self) -> None:
         """The runner lets go of what it is not to have."""
         numbers = {order.number for order in self.book.orders()}
         self.reports = {name: one for name, one in self.reports.items() if one.number in numbers}

@@ -89,7 +89,7 @@ def test_a_swap_that_is_asked_for_again_joins(world: ModelWorld) -> None:
     world.say("b", STARTING)
     world.pass_time(0)
     world.pass_time(LINGER_SECONDS)
-    world.obey()
+    world.carry_out()
     assert world.load("b", swap="a") is b, "a is gone"
 
 
@@ -139,7 +139,7 @@ def test_an_unload_lets_requests_end(world: ModelWorld) -> None:
     world.pass_time(0.1)
     assert "a" not in world.orders()
     assert a.state is DRAINING
-    world.obey()
+    world.carry_out()
     assert a.state is GONE
     assert [one.name for one in world.book] == ["b"]
 
@@ -178,7 +178,7 @@ def test_a_load_is_given_up(world: ModelWorld) -> None:
     world.say("b", FETCHING)
     world.book.unload("b")
     assert "b" not in world.orders()
-    world.obey()
+    world.carry_out()
     assert b.state is GONE
 
 
@@ -222,7 +222,7 @@ def test_a_swap_prepares_then_drains_then_starts(world: ModelWorld) -> None:
     world.users["a"] = 0
     world.pass_time(0)
     world.pass_time(LINGER_SECONDS)
-    world.obey()
+    world.carry_out()
     assert world.orders()["b"].may_start
     world.become_ready("b")
     assert world.orders()["b"].swap == ""
@@ -233,7 +233,7 @@ def test_a_model_comes_back_when_its_successor_cannot_start(world: ModelWorld) -
     world.say("b", STARTING)
     world.pass_time(0)
     world.pass_time(LINGER_SECONDS)
-    world.obey()
+    world.carry_out()
     assert world.state("a") is None
     world.say("b", FAILED, error="StartFailed", message="it was killed")
     assert world.state("a") is REGISTERED
@@ -301,7 +301,7 @@ def test_another_router_goes_on_with_a_load(world: ModelWorld) -> None:
     world.hear()
     world.pass_time(0)
     world.pass_time(LINGER_SECONDS)
-    world.obey()
+    world.carry_out()
     world.become_ready("b")
     assert world.served() == ["b"]
     world.begin_term({"a": entry("a")}, world.book.snapshot())

@@ -1,0 +1,83 @@
+"""The routes by which admins load, unload and list models: `/admin/v1/models`, and those of TorchWeave."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI
+from pydantic import BaseModel, Field
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.rpc.model_calls import ModelClient, model_row
+
+MODELS_PATH = "/admin/v1/models"
+_Entry = Annotated[dict[str, Any], Body()]
+
+
+def add_model_manager(app: FastAPI, client: ModelClient, limit_seconds: Callable[[], float]) -> None:
+    """limit_seconds: returns the longest time that a request may take."""
+
+    @app.get(MODELS_PATH)
+    async def list_loads() -> dict[str, Any]:
+        """Returns all models, and how far those are that come or go."""
+        return {"models": [model_row(status) for status in await client.list()]}
+
+    @app.post(MODELS_PATH)
+    async def load_model(entry: _Entry) -> dict[str, Any]:
+        """Loads a model: an entry of `models`, as in the manifest. `swap` names a model whose place it gets.
+        Answers when requests may use it; with `wait: false` at once."""
+        swap, wait = entry.pop("swap", ""), entry.pop("wait", True)
+        if not isinstance(swap, str) or not isinstance(wait, bool):
+            raise InvalidRequest("swap has to be the name of a model, and wait true or false")
+        seconds = limit_seconds() if wait else 0.0
+        return model_row(await client.load(json.dumps(entry), seconds, swap=swap))
+
+    # Names may contain slashes.
+    @app.delete(MODELS_PATH + "/{name:path}")
+    async def unload_model(name: str, wait: bool = True) -> dict[str, Any]:
+        """Unloads a model. What runs on it goes on. wait: the answer comes when no process of it is left."""
+        return model_row(await client.unload(name, limit_seconds() if wait else 0.0))
+
+
+class TorchWeaveModel(BaseModel):
+    """A model as TorchWeave names it. custom_model_id: another word for model_id."""
+
+    model_id: str | None = Field(None, min_length=1)
+    custom_model_id: str | None = Field(None, min_length=1)
+
+    @property
+    def name(self) -> str:
+        """Errors: InvalidRequest."""
+        name = self.model_id or self.custom_model_id
+        if not name:
+            raise InvalidRequest("model_id or custom_model_id is required", field="model_id")
+        return name
+
+
+def add_original_models(
+    app: FastAPI, client: ModelClient, limit_seconds: Callable[[], float], device: str
+) -> None:
+    """device: `engine.device`, which the answers show."""
+
+    @app.post("/models/load", tags=["original projects"])
+    async def load(body: TorchWeaveModel) -> dict[str, Any]:
+        """Loads a model of the hub, as TorchWeave does. Clients name it by its id."""
+        began, name = time.monotonic(), body.name
+        await client.load(json.dumps({"source": name, "name": name}), limit_seconds())
+        return {
+            **_answer(name, "loaded"),
+            "load_time": time.monotonic() - began,
+            "device": device,
+        }
+
+    @app.post("/models/unload", tags=["original projects"])
+    async def unload(body: TorchWeaveModel) -> dict[str, Any]:
+        """Unloads a model, and answers when no process of it is left."""
+        await client.unload(body.name, limit_seconds())
+        return _answer(body.name, "unloaded")
+
+
+def _answer(name: str, what: str) -> dict[str, Any]:
+    message = f"Model {name} {what} successfully"
+    return {"success": True, "message": message, "model_id": name, "status_code": 200}

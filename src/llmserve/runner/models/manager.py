@@ -1,0 +1,227 @@
+"""Has the models that the router orders: fetches each, checks that there is room for it, starts its engines,
+and ends them. One task works on each model, so that a long download delays no other."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from llmserve.config.plan_types import ProcessSpec
+from llmserve.config.schema import Manifest, ServedModel
+from llmserve.config.wanted_models import ModelOrder, ModelReport, ModelState, entry_of, parse_entry
+from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.core.tasks import TaskOwner
+from llmserve.runner.models.memory import NOTHING, NeededMemory
+
+_log = logging.getLogger(__name__)
+
+# A router that does not answer holds up the models of the manifest no longer.
+_FIRST_ORDERS_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """directory: of the prepared model. workers: its engines' processes. needed: their memory."""
+
+    directory: str
+    workers: tuple[ProcessSpec, ...]
+    needed: NeededMemory = NOTHING
+
+
+class ModelProcesses(Protocol):
+    """Does what the manager decides (processes.py). Errors of the first three: LLMServeError."""
+
+    async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
+        """Fetches a model, and returns its directory. manifest: of this model alone, as all below."""
+
+    async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
+        """Finds a place for its engines. swap: names of the workers that leave before."""
+
+    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+        """Returns when all of its engines are ready. The caller stops those of a failed start."""
+
+    async def stop(self, workers: Sequence[str]) -> None:
+        """Lets them drain, and returns when nothing of them is left. Unknown ones are stopped already."""
+
+    async def check_room(
+        self, name: str, needed: NeededMemory, leaving: NeededMemory, coming: Sequence[NeededMemory]
+    ) -> None:
+        """Errors: StartFailed when it does not fit."""
+
+
+@dataclass(eq=False, slots=True)
+class HeldModel:
+    """A model that is here, or is on its way in or out. may_start: the router lets its engines start.
+    is_starting: they take their memory now."""
+
+    order: ModelOrder
+    report: ModelReport
+    workers: tuple[str, ...] = ()
+    needed: NeededMemory = NOTHING
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    leaving: bool = False
+    is_starting: bool = False
+
+
+class ModelManager:
+    """manifest: that of the cluster. first: the workers of each of its models, which somebody else starts.
+    owner: of the tasks. on_change: is called when a report has changed."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        first: Mapping[str, Sequence[str]],
+        processes: ModelProcesses,
+        owner: TaskOwner,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._manifest, self._processes, self._on_change = manifest, processes, on_change
+        self._owner = owner
+        self._orders: Sequence[ModelOrder] = ()
+        self._has_orders = asyncio.Event()
+        self._held: dict[str, HeldModel] = {}
+        for model in manifest.served:
+            order = ModelOrder(0, model.served_name, entry_of(model), declared=True)
+            report = ModelReport(0, ModelState.STARTING)
+            self._held[order.name] = HeldModel(order, report, tuple(first.get(order.name, ())))
+
+    def reports(self) -> list[ModelReport]:
+        return [held.report for held in self._held.values() if held.order.number]
+
+    async def wants(self, model: str) -> bool:
+        """Returns whether a model of the manifest is to be started: operators may have unloaded it in an
+        earlier run. Waits for the first orders, but not long."""
+        try:
+            async with asyncio.timeout(_FIRST_ORDERS_SECONDS):
+                await self._has_orders.wait()
+        except TimeoutError:
+            return True
+        return model in self._held and not self._held[model].leaving
+
+    def became_ready(self, model: str, directory: str, needed: NeededMemory) -> None:
+        """All workers of a model of the manifest are ready."""
+        if (held := self._held.get(model)) is not None:
+            held.needed = needed
+            self._say(held, ModelState.READY, directory=directory)
+
+    def names(self) -> list[str]:
+        """Returns the models that are there, or come."""
+        return [
+            name
+            for name, held in self._held.items()
+            if not held.leaving and held.report.state is not ModelState.FAILED
+        ]
+
+    def apply(self, orders: Sequence[ModelOrder]) -> None:
+        """orders: all of them."""
+        self._orders = orders
+        wanted = {order.name: order for order in orders}
+        for name, held in list(self._held.items()):
+            order = wanted.get(name)
+            if held.leaving:
+                continue
+            if order is None or not _is_same(held.order, order):
+                self._leave(held)
+                continue
+            held.order, held.report = order, replace(held.report, number=order.number)
+            if order.may_start:
+                held.may_start.set()
+        for name, order in wanted.items():
+            if name not in self._held:
+                self._begin(order)
+        self._has_orders.set()
+        self._on_change()
+
+    # -- in
+
+    def _begin(self, order: ModelOrder) -> None:
+        held = HeldModel(order, ModelReport(order.number, ModelState.FETCHING))
+        if order.may_start:
+            held.may_start.set()
+        self._held[order.name] = held
+        held.task = self._owner.spawn(f"load.{order.name}", self._load(held))
+
+    async def _load(self, held: HeldModel) -> None:
+        try:
+            await self._bring_up(held)
+        except LLMServeError as error:
+            await self._failed(held, error)
+        except Exception as error:
+            _log.exception("model %s: the load failed", held.order.name)
+            await self._failed(held, StartFailed(f"the load failed: {error!r}"))
+        finally:
+            held.is_starting = False
+
+    async def _bring_up(self, held: HeldModel) -> None:
+        """Errors: LLMServeError."""
+        name, manifest = held.order.name, self._alone(parse_entry(held.order.entry))
+        self._say(held, ModelState.FETCHING, "looking for it")
+        directory = await self._processes.prepare(
+            manifest, lambda text: self._say(held, ModelState.FETCHING, text)
+        )
+        swapped = self._held.get(held.order.swap)
+        leaving = swapped.workers if swapped else ()
+        planned = await self._processes.plan(manifest, directory, leaving)
+        coming = [one.needed for one in self._held.values() if one.is_starting]
+        gives = swapped.needed if swapped else NOTHING
+        held.needed, held.is_starting = planned.needed, True
+        await self._processes.check_room(name, planned.needed, gives, coming)
+        held.workers = tuple(worker.name for worker in planned.workers)
+        self._say(held, ModelState.STARTING, _waits_for(held), directory)
+        await held.may_start.wait()
+        self._say(held, ModelState.STARTING, "its engines start")
+        await self._processes.start(manifest, planned)
+        self._say(held, ModelState.READY)
+
+    def _alone(self, model: ServedModel) -> Manifest:
+        """Returns the manifest of the cluster with this model alone."""
+        return self._manifest.model_copy(update={"models": (model,)})
+
+    async def _failed(self, held: HeldModel, error: LLMServeError) -> None:
+        await self._processes.stop(held.workers)
+        name = held.order.name
+        _log.warning("model %s: %s", name, error.message)
+        held.report = replace(
+            held.report,
+            state=ModelState.FAILED,
+            detail="",
+            error=type(error).__name__,
+            message=error.message,
+        )
+        self._on_change()
+
+    def _say(self, held: HeldModel, state: ModelState, detail: str = "", directory: str = "") -> None:
+        report = replace(
+            held.report, state=state, detail=detail, directory=directory or held.report.directory
+        )
+        if report != held.report:
+            held.report = report
+            self._on_change()
+
+    # -- out
+
+    def _leave(self, held: HeldModel) -> None:
+        held.leaving = True
+        self._owner.spawn(f"unload.{held.order.name}", self._unload(held))
+
+    async def _unload(self, held: HeldModel) -> None:
+        if held.task is not None:
+            held.task.cancel()
+            await asyncio.wait([held.task])
+        try:
+            await self._processes.stop(held.workers)
+        finally:
+            del self._held[held.order.name]
+            self.apply(self._orders)
+
+
+def _is_same(one: ModelOrder, other: ModelOrder) -> bool:
+    """Whether the order is that of the model that is here, perhaps by another router. Keys of a manifest that
+    are live may have changed."""
+    return one.entry == other.entry or (one.declared and other.declared)
+
+
+def _waits_for(held: HeldModel) -> str:
+    return "" if held.may_start.is_set() else f"until {held.order.swap} has left"

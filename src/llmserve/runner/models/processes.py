@@ -1,0 +1,94 @@
+"""The processes of models in a local cluster, as ModelManager has them started and ended."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from llmserve.config.conflict import refuse
+from llmserve.config.plan import ProcessSpec
+from llmserve.config.schema import Manifest
+from llmserve.config.speculation import loaded_draft
+from llmserve.models.directory import weight_files
+from llmserve.models.resolve import survey
+from llmserve.runner import machine, preflight
+from llmserve.runner.models.engines import MachineParts, plan_model
+from llmserve.runner.models.manager import PlannedModel
+from llmserve.runner.models.memory import FreeMemory, NeededMemory, check_room
+from llmserve.runner.process.supervisor import ProcessSupervisor
+from llmserve.runner.roster import ProcessRoster
+from llmserve.runner.supervisor import Supervisor
+
+Fetch = Callable[[str, Path, Callable[[str], None]], Awaitable[str]]
+Make = Callable[[ProcessSpec, Path, str], ProcessSupervisor]
+
+
+class LocalProcesses:
+    """A ModelProcesses. folder: gets a manifest for each model, which its processes read. fetch: prepares the
+    model of a manifest, and returns its directory; its first argument names the process that does. make:
+    makes the supervisor of a worker, of a manifest's only model in a directory."""
+
+    def __init__(
+        self,
+        folder: Path,
+        roster: ProcessRoster,
+        supervisor: Supervisor,
+        fetch: Fetch,
+        make: Make,
+    ) -> None:
+        self._folder, self._roster, self._supervisor = folder, roster, supervisor
+        self._fetch, self._make = fetch, make
+        self._like = next(roster.workers(), None)  # whose routers and KV managers others have, too
+
+    async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
+        """Errors: ManifestError for what engines here would refuse; those of the fetch."""
+        name, path = manifest.model.served_name, self._path(manifest)
+        await asyncio.to_thread(lambda: refuse(preflight.here(manifest)))
+        await asyncio.to_thread(_write, path, manifest)
+        directory = await self._fetch(f"{manifest.model.slug}-model", path, on_progress)
+        found = {name: directory}
+        await asyncio.to_thread(lambda: refuse(preflight.of_model_directories(manifest, found)))
+        return directory
+
+    async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
+        """Errors: ManifestError, StartFailed, as plan_model."""
+        here = MachineParts(machine.available_cores(), machine.available_gpus(), machine.pick_port)
+        staying = [worker for worker in self._roster.workers() if worker.name not in swap]
+        assert self._like is not None, "each plan has a worker"
+        workers = tuple(plan_model(manifest, here, self._like, staying))
+        needed = await asyncio.to_thread(needed_memory, manifest, directory, workers)
+        return PlannedModel(directory, workers, needed)
+
+    async def check_room(
+        self, name: str, needed: NeededMemory, leaving: NeededMemory, coming: Sequence[NeededMemory]
+    ) -> None:
+        """Errors: StartFailed."""
+        free = await asyncio.to_thread(FreeMemory.here)
+        check_room(name, needed, free, leaving=leaving, coming=coming)
+
+    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+        """Errors: StartFailed, ManifestError."""
+        self._roster.add(planned.workers)
+        path = self._path(manifest)
+        made = [self._make(worker, path, planned.directory) for worker in planned.workers]
+        await self._supervisor.add(made)
+
+    async def stop(self, workers: Sequence[str]) -> None:
+        await self._supervisor.remove(workers)
+        self._roster.remove(workers)
+
+    def _path(self, manifest: Manifest) -> Path:
+        return self._folder / f"{manifest.model.slug}.yaml"
+
+
+def needed_memory(manifest: Manifest, directory: str, workers: Sequence[ProcessSpec]) -> NeededMemory:
+    """manifest: of one model. workers: its engines."""
+    draft = loaded_draft(manifest)
+    weight_bytes = sum(file.stat().st_size for file in weight_files(Path(directory)))
+    weight_bytes += survey(draft).weight_bytes if draft else 0
+    return NeededMemory.of(manifest, weight_bytes, workers)
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    """JSON is YAML, too."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(manifest.model_dump_json(exclude_unset=True, indent=1))
