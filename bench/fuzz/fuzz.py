@@ -58,5 +58,5 @@ def _fuzz(name: str, seconds: int) -> FuzzResult:
             raise SystemExit(f"{name} did not run: {said[-_SHOWN:]}")
         inputs = [path.read_bytes() for path in Path(folder).iterdir() if path.is_file()]
         raised = said[said.find("Uncaught Python exception") :][:_SHOWN] if inputs else ""
-        find = f"{inputs[0]!r}\n{raised}" if inputs else ""
+        find = f"{inputs[0][:_SHOWN]!r}\n{raised}" if inputs else ""
         return FuzzResult(int(runs[1]), int(reached[-1]) if reached else 0, find)
