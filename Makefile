@@ -33,7 +33,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs deploy image clean install help
+.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs deploy image clean install sbom help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -92,6 +92,9 @@ image:  ## Build deploy/docker's image for DEVICE, run it with simulated engines
 	ENGINE="$(ENGINE)" deploy/docker/smoke.sh llmserve:$(TARGET)
 
 install: $(RUNTIME)  ## Only install
+
+sbom: $(DEV)  ## Write sbom.json: all packages of the installation, with versions and licences (CycloneDX)
+	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o sbom.json $(BIN)/python
 
 clean:  ## Remove the virtual environment, caches and run files
 	rm -rf $(VENV) .llmserve .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -37,7 +37,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
     "engines": ("speculation",),
     "gpu": ("gpu",),
 }
-TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}
+TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees"), "fuzz": ("fuzz",)}
 FOLDERS = {name: folder for group in (BENCHES, TOOLS) for folder, names in group.items() for name in names}
 
 

@@ -25,9 +25,8 @@ def weak_settings(manifest: Manifest, path: Path) -> Iterator[Finding]:
 
 
 def _callers(manifest: Manifest) -> Finding:
-    tenants = len({key.tenant for key in manifest.security.api_keys})
-    if manifest.security.api_keys:
-        return ok("API keys", f"needed, {tenants} tenants" if tenants != 1 else "needed, 1 tenant")
+    if manifest.security.asks_callers:
+        return ok("API keys", "needed")
     if _is_open(manifest):
         advice = "Everybody who reaches the API may use it, as one tenant. Set security.api_keys."
         return warning("API keys", f"none, and the API is open at {_bound_to(manifest)}", advice)
@@ -49,8 +48,8 @@ def _metrics(manifest: Manifest) -> Finding:
 def _key_files(manifest: Manifest, path: Path) -> Finding:
     """Files with secrets that other users of this machine can read."""
     held = [path] if any(key.key for key in manifest.security.api_keys) else []
-    if (tls := manifest.security.tls) is not None:
-        held.append(path.parent / tls.key)
+    tls, keys = manifest.security.tls, manifest.security.keys
+    held += [path.parent / file for file in (tls and tls.key, keys and keys.file) if file]
     shown = [str(file) for file in held if _others_read(file)]
     if shown:
         advice = f"They hold keys. Run: chmod 600 {' '.join(shown)}"
@@ -82,6 +81,7 @@ def _servers(manifest: Manifest) -> Mapping[str, str]:
         "lora.endpoint": manifest.lora.endpoint if manifest.lora else None,
         "observability.tracing.endpoint": tracing.endpoint,
     }
+    found |= {f"security.oidc {one.issuer}": one.issuer for one in manifest.security.oidc}
     found |= {f"storageClasses {one.name}": one.endpoint for one in manifest.storageClasses}
     return {key: url for key, url in found.items() if url is not None}
 

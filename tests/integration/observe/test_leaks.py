@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,28 @@ def command(cluster: Cluster, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def run_batch(cluster: Cluster) -> None:
+    """One line is right, and two are wrong in different ways."""
+    url = "/v1/chat/completions"
+    bodies: list[Any] = [{**CHAT, "max_tokens": 2}, {**CHAT, "temperature": PROMPT}, PROMPT]
+    lines = [
+        {"custom_id": f"{USER}-{number}", "method": "POST", "url": url, "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    headers, text = {"x-api-key": RED}, "\n".join(map(json.dumps, lines))
+    with httpx.Client(base_url=cluster.url, headers=headers, timeout=60) as client:
+        files = {"file": ("a.jsonl", text.encode())}
+        uploaded = client.post("/v1/files", files=files, data={"purpose": "batch"}).json()
+        body = {"input_file_id": uploaded["id"], "endpoint": url, "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=body).json()
+        until = time.monotonic() + 60
+        while batch["status"] not in ("completed", "failed") and time.monotonic() < until:
+            time.sleep(0.1)
+            batch = client.get(f"/v1/batches/{batch['id']}").json()
+    counts = batch["request_counts"]
+    assert (counts["completed"], counts["failed"]) == (1, 2)
+
+
 @pytest.fixture(scope="module")
 def answers(cluster: Cluster) -> dict[str, httpx.Response]:
     """Everything that a client may do, well and badly."""
@@ -177,6 +200,7 @@ def answers(cluster: Cluster) -> dict[str, httpx.Response]:
     odd = {f"{number}: {path}": ask(cluster, path, body) for number, (path, body) in enumerate(ODD)}
     for name, answer in odd.items():
         assert answer.status_code < 500, (name, answer.text[:500])
+    run_batch(cluster)
     ask(cluster, "/v1/chat/completions", CHAT, UNKNOWN)
     ask(cluster, "/admin/reload", {}, RED)
     ask(cluster, "/admin/v1/adapters", {"name": "a", "source": f"dir:/{ADAPTER}"}, ADMIN)

@@ -29,6 +29,7 @@ def warned(text: str) -> set[str]:
         (_KEY, set()),
         (_OPEN, {"API keys", "metrics"}),
         (_OPEN + _KEY, {"metrics"}),
+        (_OPEN + "security: {keys: {file: keys.json}}", {"metrics"}),
         (_OPEN + "security: {api_keys: [{tenant: a, key_env: A}], public: {metrics: false}}", set()),
         ("deployment: {local: {host: '::1'}}", set()),
         ("deployment: {local: {host: localhost}}", set()),
@@ -61,6 +62,8 @@ def test_a_manifest_with_keys_is_private(tmp_path: Path, mode: int, status: str)
     path.chmod(mode)
     assert found(_WRITTEN_KEY, path)["key files"].status == status
     assert found(_KEY, path)["key files"].status is Status.OK
+    in_file = "security: {keys: {file: m.yaml}}"
+    assert found(in_file, tmp_path / "manifest.yaml")["key files"].status == status
     assert found(_WRITTEN_KEY, tmp_path / "gone.yaml")["key files"].status is Status.OK
 
 

@@ -174,7 +174,8 @@ def parse_result(text: bytes) -> LineResult | None:
         entry = json.loads(text)
         number = int(entry["id"].rpartition("_")[2])
         response = entry["response"]
-    except (ValueError, LookupError, TypeError, AttributeError):
+        is_success = response is not None and response["status_code"] < _FIRST_ERROR_STATUS
+        answer = response["body"] if is_success else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    is_success = response is not None and response["status_code"] < _FIRST_ERROR_STATUS
-    return LineResult(number, text.rstrip(b"\n") + b"\n", response["body"] if is_success else None)
+    return LineResult(number, text.rstrip(b"\n") + b"\n", answer)

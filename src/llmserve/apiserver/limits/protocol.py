@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from llmserve.apiserver.limits.connections import ConnectionCounts, HeadReader
 from llmserve.config.schema.limits import SecurityLimits
+from llmserve.rpc.audit import AuditEntry, record_refusal
 
 _LINGER_SECONDS = 1.0
 
@@ -35,8 +36,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._counted:
             self._head.wait()
         else:
-            most = "this address has too many connections (security.limits.connections_per_address)"
-            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, most)
+            why = "this address has too many connections (security.limits.connections_per_address)"
+            record_refusal(AuditEntry("a connection", "429", {"address": self._address or ""}, {"why": why}))
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, why)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

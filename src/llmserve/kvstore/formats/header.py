@@ -93,7 +93,7 @@ class Header:
         try:
             fields = json.loads(body)
             return cls(str(fields["shape"]), Quantize(fields["quantize"]), _planes(fields), _seal(fields))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatUnknown(f"header not understood: {error!r}") from error
 
 

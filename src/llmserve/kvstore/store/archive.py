@@ -30,6 +30,7 @@ _DIGEST = struct.Struct("<Q")
 _BLOCK, _END = b"B", b"E"
 _MAX_RECORD_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_SIZE_LIMIT = 1 << 63
 
 
 class WrongArchive(InvalidRequest):
@@ -142,8 +143,8 @@ def _read_record(file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
         raise WrongArchive(f"{_name(file)}: the record at byte {at} is damaged")
     try:
         return kind, dict(json.loads(text))
-    except ValueError as error:
-        raise WrongArchive(f"{_name(file)}: the record at byte {at} is not JSON: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WrongArchive(f"{_name(file)}: the record at byte {at} is no JSON object: {error}") from error
 
 
 def _read_part(
@@ -182,9 +183,16 @@ def _fields(record: ArchiveRecord) -> dict[str, Any]:
 
 def _record(fields: dict[str, Any], file: BinaryIO) -> ArchiveRecord:
     try:
-        parts = tuple((int(size), int(checksum), str(shape)) for size, checksum, shape in fields["parts"])
+        parts = tuple((_size(size), int(checksum), str(shape)) for size, checksum, shape in fields["parts"])
         parent = BlockHash(bytes.fromhex(fields["parent"])) if fields["parent"] else None
         key, tenant = BlockHash(bytes.fromhex(fields["block"])), TenantId(str(fields["tenant"]))
         return ArchiveRecord(key, parent, tenant, parts, Quantize(fields.get("quantize", Quantize.NONE)))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WrongArchive(f"{_name(file)}: a record that is not understood: {error!r}") from error
+
+
+def _size(value: object) -> int:
+    """Errors: ValueError."""
+    if type(value) is not int or not 0 <= value < _SIZE_LIMIT:
+        raise ValueError(f"a part has no {value!r} bytes")
+    return value

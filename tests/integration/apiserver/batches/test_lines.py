@@ -113,6 +113,14 @@ def test_results() -> None:
     assert (late["response"], late["error"]["code"], late["custom_id"]) == (None, "batch_expired", "a")
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"1", b"{}", b'{"id": "x", "response": null}', b'"a"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"{", b"[]", b"1", b"{}", b'{"id": "x", "response": null}', b'"a"', b"[" * 100_000),
+        b'{"id": "batch_req_1_1", "response": 5}',
+        b'{"id": "batch_req_1_1", "response": {"status_code": "a"}}',
+        b'{"id": "batch_req_1_1", "response": {"status_code": 200}}',
+    ],
+)
 def test_what_is_not_whole_is_no_result(text: bytes) -> None:
     assert parse_result(text) is None

@@ -95,12 +95,20 @@ async def test_slow_headers_are_given_up_while_others_are_served(raw: Raw, port:
         assert "security.limits.header_seconds" in said
 
 
-async def test_too_many_connections_of_an_address(raw: Raw, port: int) -> None:
+async def test_too_many_connections_of_an_address_while_others_are_served(
+    raw: Raw, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="llmserve.rpc.audit")
     held = [await raw(b"GET") for _ in range(LIMITS.connections_per_address)]
     said = await answer((await raw(head()))[0])
     assert said.startswith("HTTP/1.1 429 ")
     assert "retry-after: 1" in said
     assert "security.limits.connections_per_address" in said
+    assert '"address": "127.0.0.1", "what": "a connection"' in caplog.text
+    elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=elsewhere) as others:
+        for _ in range(20):
+            assert (await others.post("/", content=b"abc")).text == "got 3"
     for _, writer in held:
         writer.close()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as later:

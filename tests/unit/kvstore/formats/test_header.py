@@ -56,6 +56,7 @@ def test_a_later_version_is_unknown_not_damaged() -> None:
         b"[]",
         b"{",
         b"{}",
+        b"[" * 60_000,
         json.dumps({"shape": "x", "quantize": "int4"}).encode(),
         json.dumps({"shape": "x", "quantize": "none", "planes": [["lz4", 3]]}).encode(),
         json.dumps({"shape": "x", "quantize": "none", "planes": [["zstd", -3]]}).encode(),

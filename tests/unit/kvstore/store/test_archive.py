@@ -1,6 +1,7 @@
 """A file of blocks is read as it was written, or refused with the place where it is wrong."""
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,3 +96,27 @@ def test_no_flipped_byte_goes_unseen(whole: bytes) -> None:
 def test_what_is_wrong_is_told(whole: bytes, change: Callable[[bytes], bytes], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         check(io.BytesIO(change(whole)))
+
+
+_BLOCK = {"block": A.hex(), "parent": "", "tenant": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"5", "no JSON object"),
+        (b"[[1]]", "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
+        (json.dumps({**_BLOCK, "parts": [[-1, 0, ""]]}).encode(), "not understood"),
+        (json.dumps({**_BLOCK, "parts": [[True, 0, ""]]}).encode(), "not understood"),
+        (json.dumps({**_BLOCK, "parts": [[1 << 63, 0, ""]]}).encode(), "not understood"),
+        (json.dumps({**_BLOCK, "parts": [[1, float("inf"), ""]]}).encode(), "not understood"),
+        (json.dumps({**_BLOCK, "parts": [[1 << 62, 0, ""]]}).encode(), "truncated"),
+    ],
+)
+def test_records_that_somebody_made_up(text: bytes, message: str) -> None:
+    """Their checksums fit. A negative length was read without an end."""
+    head = struct.pack("<cI", b"B", len(text)) + text
+    record = head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head))
+    with pytest.raises(WrongArchive, match=message):
+        check(io.BytesIO(struct.pack("<8sI", b"LLMSKVX\n", 1) + record + b"xx"))

@@ -96,12 +96,16 @@ def decode_index(index: memoryview, footer: Footer) -> list[PackEntry]:
         raise PackDamaged("the index has another checksum")
     entries, at = [], 0
     while at < len(index):
+        if len(index) - at < _ENTRY.size:
+            raise PackDamaged(f"{len(index) - at} bytes at the end of the index, where an entry begins")
         offset, data_bytes, checksum, header_bytes, key_bytes = _ENTRY.unpack_from(index, at)
         at += _ENTRY.size
         entries.append(
             PackEntry(BlobKey(bytes(index[at : at + key_bytes])), offset, header_bytes, data_bytes, checksum)
         )
         at += key_bytes
+    if at != len(index):
+        raise PackDamaged("the last key of the index is cut off")
     if len(entries) != footer.entries:
         raise PackDamaged(f"{len(entries)} entries, where the footer says {footer.entries}")
     return entries

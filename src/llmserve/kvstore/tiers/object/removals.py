@@ -33,11 +33,13 @@ def decode_removals(data: bytes) -> Removed:
     checksum, _, body = data.partition(b"\n")
     if xxhash.xxh3_64_hexdigest(body).encode() != checksum:
         raise PackDamaged("the list of removals has another checksum")
-    content = json.loads(body)
-    if content["version"] != 1:
-        raise PackDamaged("a list of removals of another version")
-    packs: dict[str, list[int]] = content["packs"]
-    return packs
+    try:
+        content = json.loads(body)
+        if content["version"] != 1:
+            raise PackDamaged("a list of removals of another version")
+        return {str(path): list(map(int, positions)) for path, positions in content["packs"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise PackDamaged(f"a list of removals that is not understood: {error!r}") from error
 
 
 class RemovalLog:

@@ -1,12 +1,14 @@
 """The bytes of a pack: there and back, and no changed byte goes unseen."""
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.kvstore.tiers.base import BlobKey
 from llmserve.kvstore.tiers.object.layout import (
     FOOTER_BYTES,
+    Footer,
     PackDamaged,
     PackEntry,
     decode_footer,
@@ -67,3 +69,12 @@ def test_the_checksum_is_of_key_header_and_data() -> None:
         record_checksum(b"key", b"head", memoryview(b"dato")),
     }
     assert len(sums) == 4
+
+
+@pytest.mark.parametrize("size_bytes", [1, 20, 33, 200])
+def test_an_index_that_somebody_made_up(size_bytes: int) -> None:
+    """Its checksum fits, and its last entry or key does not."""
+    index = b"\xff" * size_bytes
+    footer = Footer(size_bytes, size_bytes, 1, xxhash.xxh3_64_intdigest(index), b"")
+    with pytest.raises(PackDamaged, match=r"end of the index|cut off"):
+        decode_index(memoryview(index), footer)

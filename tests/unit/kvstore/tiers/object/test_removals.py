@@ -1,6 +1,7 @@
 """The list of what was removed."""
 
 import pytest
+import xxhash
 
 from llmserve.kvstore.tiers.object.layout import PackDamaged
 from llmserve.kvstore.tiers.object.removals import decode_removals, encode_removals
@@ -18,3 +19,17 @@ def test_no_changed_byte_is_believed() -> None:
         changed[position] ^= 1
         with pytest.raises(PackDamaged):
             decode_removals(bytes(changed))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"5", b"[]", b"{}", b'{"version": 1}', b'{"version": 2, "packs": {}}', b"[" * 100_000),
+        *(b'{"version": 1, "packs": []}', b'{"version": 1, "packs": {"a": 1}}'),
+        *(b'{"version": 1, "packs": {"a": ["b"]}}', b'{"version": 1, "packs": {"a": [Infinity]}}'),
+    ],
+)
+def test_a_list_that_somebody_made_up(body: bytes) -> None:
+    """Its checksum fits."""
+    with pytest.raises(PackDamaged):
+        decode_removals(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
