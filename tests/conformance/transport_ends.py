@@ -4,9 +4,11 @@ They need no more than the transports do: a bare machine with a GPU has little e
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from llmserve.rpc.credentials import make_secret
 from llmserve.transfer.base import PeerName
 from tests.conformance.transport_peer import (
     FAR_BYTES,
@@ -19,12 +21,25 @@ from tests.conformance.transport_peer import (
     End,
     Far,
 )
+from tests.support.certificates import make_certificates
 from tests.support.transports import need_gpu, need_transport
 
 
 @pytest.fixture(scope="session", params=[name for name in KINDS if not KINDS[name].on_gpu])
-def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield from usable(request.param)
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        protect(KINDS[request.param].wires, tmp_path_factory.mktemp("wires"), patch)
+        yield from usable(request.param)
+
+
+def protect(wires: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Gives the processes of a kind what its ends know each other by."""
+    if wires == "secret":
+        make_secret(folder / "secret")
+        patch.setenv("LLMSERVE_CLUSTER_SECRET_FILE", str(folder / "secret"))
+    elif wires == "tls":
+        make_certificates(folder)
+        patch.setenv("LLMSERVE_CERTIFICATES", str(folder))
 
 
 def usable(name: str) -> Iterator[str]:

@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError
+from llmserve.rpc.credentials import CERTIFICATES_VARIABLE, SECRET_VARIABLE, CallerRole, Credentials
 from llmserve.transfer.base import (
     Batch,
     Int64Array,
@@ -56,12 +57,13 @@ Bytes = npt.NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class Kind:
     """transport: its name for `makers`. environment: what its processes run with. faulty: behind the
-    proxy, without a fault. on_device: whose memory is that of a device: the near end's, or the far ends'.
-    on_gpu: the device is a GPU, and not a fake one."""
+    proxy, without a fault. wires: how the ends know each other. on_device: whose memory is that of a device:
+    the near end's, or the far ends'. on_gpu: the device is a GPU, and not a fake one."""
 
     transport: str
     environment: Mapping[str, str] = field(default_factory=dict)
     faulty: bool = False
+    wires: Literal["open", "secret", "tls"] = "open"
     on_device: frozenset[str] = frozenset()
     on_gpu: bool = False
 
@@ -71,7 +73,8 @@ class Kind:
 
     def make(self, staging: Staging | None = None) -> Transport:
         """Errors: TransportUnavailable."""
-        made = makers("127.0.0.1", staging)[self.transport]()
+        credentials = Credentials.read(CallerRole.WORKER, "peer")
+        made = makers("127.0.0.1", staging, credentials)[self.transport]()
         return FaultyTransport(made, FaultPlan(), staging=staging) if self.faulty else made
 
     def on_devices(self) -> "dict[str, Kind]":
@@ -86,7 +89,8 @@ class Kind:
 
 
 KINDS = {
-    "tcp": Kind("tcp"),
+    "tcp": Kind("tcp", wires="secret"),
+    "tcp-tls": Kind("tcp", wires="tls"),
     "nixl": Kind("nixl"),
     "nixl-tcp": Kind("nixl", {"UCX_TLS": "tcp,self"}),  # as between hosts without RDMA: not one-sided
     "ucx": Kind("ucx"),
@@ -358,7 +362,9 @@ class Far:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["numpy", "torch"])  # what libraries import slowly
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, tuple(sizes), seed), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, kind, tuple(sizes), seed, _wires()), daemon=True
+        )
         self._process.start()
         theirs.close()
         self.description: bytes = self.answer()
@@ -405,8 +411,13 @@ class Far:
         os.kill(self._process.pid, number)
 
 
-def _serve(pipe: Connection, kind: str, sizes: Sequence[int], seed: int) -> None:
-    os.environ.update(KINDS[kind].environment)
+def _wires() -> dict[str, str]:
+    """The variables by which the ends know each other: the server that forks has those of its own start."""
+    return {name: os.environ.get(name, "") for name in (SECRET_VARIABLE, CERTIFICATES_VARIABLE)}
+
+
+def _serve(pipe: Connection, kind: str, sizes: Sequence[int], seed: int, wires: Mapping[str, str]) -> None:
+    os.environ.update({**KINDS[kind].environment, **wires})
     end = End(kind, sizes, seed, "far")
     pipe.send(end.transport.describe())
     closed = False

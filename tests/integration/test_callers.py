@@ -1,8 +1,10 @@
 """Internal calls from outside: without credentials, with wrong ones, and with those of another role."""
 
+import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,6 +20,8 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.rpc.permissions import check_permission
+from llmserve.rpc.wires.tls import client_tls
+from tests.support.certificates import credentials_in, make_certificates
 
 SECRET, WRONG = b"s" * 64, b"w" * 64
 SERVICES = {"router": router_pb2, "kvmanager": kvmanager_pb2}
@@ -29,34 +33,58 @@ METHODS = [
 ]
 
 
-def credentials(role: CallerRole, name: str = "me", secret: bytes | None = SECRET) -> Credentials:
-    return Credentials(CallerIdentity(role, name), secret)
+Credential = Callable[[CallerRole, str], Credentials]  # of a role and a name
+
+
+def by_secret(secret: bytes | None) -> Credential:
+    return lambda role, name: Credentials(CallerIdentity(role, name), secret)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Credential, dict[str, Credential]]]:
+    """The credentials of a cluster and those of strangers, by how it checks them."""
+    ours, theirs = (tmp_path_factory.mktemp(name) for name in ("ours", "theirs"))
+    make_certificates(ours)
+    make_certificates(theirs)
+    nothing = by_secret(None)
+    by_certificate = partial(credentials_in, ours)
+    return {
+        "secret": (by_secret(SECRET), {"none": nothing, "wrong": by_secret(WRONG)}),
+        "certificates": (
+            by_certificate,
+            {"none": nothing, "wrong": partial(credentials_in, theirs), "secret": by_secret(SECRET)},
+        ),
+    }
 
 
 class Servers:
-    """A router and a KV manager that ask for credentials."""
+    """A router and a KV manager that ask for credentials. strangers: what is not of the cluster."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
+    def __init__(
+        self, stack: AsyncExitStack, credentials: Credential, strangers: dict[str, Credential]
+    ) -> None:
+        self._stack, self.credentials, self.strangers = stack, credentials, strangers
         self.addresses: dict[str, str] = {}
 
     async def start(self) -> None:
-        ours = credentials(CallerRole.ROUTER, "router-0")
+        ours = self.credentials(CallerRole.ROUTER, "router-0")
         router = RouterRole(RouterSettings(), listen="127.0.0.1:0", credentials=ours)
-        manager = KVManagerRole(listen="127.0.0.1:0", credentials=credentials(CallerRole.KVMANAGER))
+        theirs = self.credentials(CallerRole.KVMANAGER, "kvmanager-0")
+        manager = KVManagerRole(listen="127.0.0.1:0", credentials=theirs)
         for name, role in (("router", router), ("kvmanager", manager)):
             self._stack.push_async_callback(role.aclose)
             await role.start()
             self.addresses[name] = f"127.0.0.1:{role.port}"
 
     async def channel(self, name: str, caller: Credentials) -> grpc.aio.Channel:
-        return await self._stack.enter_async_context(open_channel(self.addresses[name], caller))
+        opened = open_channel(self.addresses[name], caller, CallerRole(name))
+        return await self._stack.enter_async_context(opened)
 
 
-@pytest.fixture
-async def servers() -> AsyncIterator[Servers]:
+@pytest.fixture(params=["secret", "certificates"])
+async def servers(request: pytest.FixtureRequest, kinds: dict[str, Any]) -> AsyncIterator[Servers]:
     async with AsyncExitStack() as stack:
-        found = Servers(stack)
+        found = Servers(stack, *kinds[request.param])
         await found.start()
         yield found
 
@@ -92,15 +120,19 @@ async def refused(
     return grpc.StatusCode.OK, ""
 
 
-@pytest.mark.parametrize("secret", [None, WRONG], ids=["none", "wrong"])
-async def test_strangers_may_call_nothing(servers: Servers, secret: bytes | None) -> None:
-    for role in CallerRole:
+# Who cannot show a certificate gets no connection.
+REFUSED = {"secret": {grpc.StatusCode.UNAUTHENTICATED}, "certificates": {grpc.StatusCode.UNAVAILABLE}}
+
+
+async def test_strangers_may_call_nothing(servers: Servers, request: pytest.FixtureRequest) -> None:
+    kind = request.node.callspec.params["servers"]
+    for role, stranger in itertools.product(CallerRole, servers.strangers):
         for name in SERVICES:
-            channel = await servers.channel(name, credentials(role, secret=secret))
+            channel = await servers.channel(name, servers.strangers[stranger](role, "me"))
             for where, service, method, *streams in METHODS:
                 if where == name:
                     code, _ = await refused(channel, f"/{service}/{method}", (streams[0], streams[1]))
-                    assert code is grpc.StatusCode.UNAUTHENTICATED, (role, method)
+                    assert code in REFUSED[kind], (stranger, role, method)
 
 
 def _may_call(role: CallerRole, path: str) -> bool:
@@ -114,7 +146,7 @@ def _may_call(role: CallerRole, path: str) -> bool:
 async def test_a_role_may_call_what_it_needs_and_nothing_else(servers: Servers) -> None:
     for role in CallerRole:
         for name in SERVICES:
-            channel = await servers.channel(name, credentials(role))
+            channel = await servers.channel(name, servers.credentials(role, "me"))
             for where, service, method, *streams in METHODS:
                 path = f"/{service}/{method}"
                 if where == name and not (method == "Watch" and _may_call(role, path)):  # it has no end
@@ -123,10 +155,11 @@ async def test_a_role_may_call_what_it_needs_and_nothing_else(servers: Servers) 
                     assert ("may not call" in told) is not _may_call(role, path), (role, method, told)
 
 
+@pytest.mark.parametrize("servers", ["secret"], indirect=True)
 @pytest.mark.parametrize("secret", [None, WRONG, SECRET])
 async def test_health_is_open(servers: Servers, secret: bytes | None) -> None:
     for name in SERVICES:
-        channel = await servers.channel(name, credentials(CallerRole.WORKER, secret=secret))
+        channel = await servers.channel(name, by_secret(secret)(CallerRole.WORKER, "me"))
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -147,7 +180,7 @@ async def test_health_is_open(servers: Servers, secret: bytes | None) -> None:
 async def test_a_worker_speaks_for_itself_only(
     servers: Servers, name: str, method: str, message: Any
 ) -> None:
-    channel = await servers.channel(name, credentials(CallerRole.WORKER))
+    channel = await servers.channel(name, servers.credentials(CallerRole.WORKER, "me"))
     service = {"router": "Router", "kvmanager": "KVManager"}[name]
     streams = next((one[3], one[4]) for one in METHODS if one[2] == method)
     with pytest.raises(grpc.aio.AioRpcError, match="worker me may not speak for 'other'") as raised:
@@ -155,20 +188,21 @@ async def test_a_worker_speaks_for_itself_only(
     assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+@pytest.mark.parametrize("servers", ["secret"], indirect=True)
 async def test_what_operators_change_and_who_is_refused_is_in_the_audit_log(
     servers: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="llmserve.rpc.audit")
-    operator = await servers.channel("router", credentials(CallerRole.OPERATOR, "llmserve drain"))
+    operator = await servers.channel("router", servers.credentials(CallerRole.OPERATOR, "llmserve drain"))
     drain = router_pb2.DrainRequest(worker_id="decode-7").SerializeToString()
     with pytest.raises(grpc.aio.AioRpcError):
         await call(operator, "/llmserve.v1.Router/Drain", (False, False), drain)
     await call(operator, "/llmserve.v1.Router/GetClusterStatus", (False, False))
-    exporter = await servers.channel("kvmanager", credentials(CallerRole.OPERATOR))
+    exporter = await servers.channel("kvmanager", servers.credentials(CallerRole.OPERATOR, "me"))
     await refused(exporter, "/llmserve.v1.KVManager/ExportBlocks", (False, True))
-    stranger = await servers.channel("router", credentials(CallerRole.WORKER, "me", WRONG))
+    stranger = await servers.channel("router", by_secret(WRONG)(CallerRole.WORKER, "me"))
     await refused(stranger, "/llmserve.v1.Router/Drain", (False, False))
-    worker = await servers.channel("router", credentials(CallerRole.WORKER))
+    worker = await servers.channel("router", servers.credentials(CallerRole.WORKER, "me"))
     await refused(worker, "/llmserve.v1.Router/Reload", (False, False))
     lines = [(record.name.rpartition(".")[2], json.loads(record.getMessage())) for record in caplog.records]
     said = [(kind, line["role"], line["caller"], line["what"], line["result"]) for kind, line in lines]
@@ -185,8 +219,45 @@ async def test_what_operators_change_and_who_is_refused_is_in_the_audit_log(
 
 
 async def test_an_apiserver_speaks_for_itself_only(servers: Servers) -> None:
-    channel = await servers.channel("router", credentials(CallerRole.APISERVER))
+    channel = await servers.channel("router", servers.credentials(CallerRole.APISERVER, "me"))
     hello = router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id="other"))
     body = router_pb2.RouterSessionRequests(messages=[hello]).SerializeToString()
     with pytest.raises(grpc.aio.AioRpcError, match="may not speak for 'other'"):
         await call(channel, "/llmserve.v1.Router/Session", (True, True), body)
+
+
+@pytest.mark.parametrize("servers", ["certificates"], indirect=True)
+async def test_a_certificate_is_good_for_its_own_role_only(servers: Servers) -> None:
+    """Whatever the call itself says: here it says what another process would."""
+    certificates = servers.credentials(CallerRole.WORKER, "me").certificates
+    for role in set(CallerRole) - {CallerRole.WORKER}:
+        claims = Credentials(CallerIdentity(role, "me"), SECRET, certificates)
+        for name in SERVICES:
+            channel = await servers.channel(name, claims)
+            for where, service, method, *streams in METHODS:
+                path = f"/{service}/{method}"
+                if where == name and _may_call(role, path):
+                    code, told = await refused(channel, path, (streams[0], streams[1]))
+                    assert code is grpc.StatusCode.UNAUTHENTICATED, (role, method)
+                    assert "the certificate of worker * is not that of" in told
+
+
+@pytest.mark.parametrize("servers", ["certificates"], indirect=True)
+async def test_a_certificate_alone_says_no_name(servers: Servers) -> None:
+    certificates = servers.credentials(CallerRole.WORKER, "me").certificates
+    assert certificates is not None
+    tls, name = client_tls(certificates.current(), CallerRole.ROUTER)
+    async with grpc.aio.secure_channel(servers.addresses["router"], tls, options=[name]) as channel:
+        code, told = await refused(channel, "/llmserve.v1.Router/Heartbeat", (False, False))
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert "shows no credentials" in told
+
+
+@pytest.mark.parametrize("servers", ["certificates"], indirect=True)
+async def test_a_worker_does_not_pass_for_a_router(servers: Servers) -> None:
+    """Who calls looks whose certificate it meets."""
+    worker = servers.credentials(CallerRole.WORKER, "me")
+    opened = open_channel(servers.addresses["kvmanager"], worker, CallerRole.ROUTER)
+    async with opened as channel:
+        code, _ = await refused(channel, "/llmserve.v1.Router/Heartbeat", (False, False))
+    assert code is grpc.StatusCode.UNAVAILABLE

@@ -23,6 +23,7 @@ from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.apiserver.http.body import BodyLimits
+from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
@@ -55,7 +56,7 @@ from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.rpc.model_calls import ModelClient
-from llmserve.rpc.role import set_log_level
+from llmserve.rpc.role import beside, set_log_level
 from llmserve.tracing.open import open_tracer
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,13 @@ class Apiserver:
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
 
+    def _certificate(self) -> HttpCertificate | None:
+        """Errors: StartFailed."""
+        tls, manifest = self._manifest.security.tls, self._options.manifest
+        if tls is None or manifest is None:
+            return None
+        return HttpCertificate(beside(manifest, tls.certificate), beside(manifest, tls.key))
+
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
         Errors: StartFailed; ManifestError when another try would end alike."""
@@ -129,7 +137,8 @@ class Apiserver:
         choice, spans = ModelChoice(self.models, self._manifest.security), HttpSpans(self._tracer)
         self._gate = Gate(choice, self._auth, bodies, self._records, spans, paths)
         self._cors = Cors(self._gate, self._live.cors_origins)
-        self._http = HttpServer(self._cors, self._options.http, self._options.share, limits)
+        certificate = self._certificate()
+        self._http = HttpServer(self._cors, self._options.http, self._options.share, limits, certificate)
         if api.stream_interval is None:
             self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
         await self._auth.start(self._owner)

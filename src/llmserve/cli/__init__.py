@@ -12,6 +12,7 @@ from llmserve.cli import (
     adapters,
     apply,
     bench,
+    certs,
     doctor,
     down,
     drain,
@@ -45,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     bench.COMMAND,
     doctor.COMMAND,
     simulate.COMMAND,
+    certs.COMMAND,
     tools.SCHEMA,
     tools.GEN_PROTO,
     tools.VERSION,
@@ -68,6 +70,7 @@ the cluster:
   llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve simulate --rate 20         how a load would be served, in virtual time
+  llmserve certs init DIR             certificates for its processes (security.mtls)
   llmserve down                       stop it from another terminal
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
-from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials
+from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials, certificates_in
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.state import STATE_NAME, ClusterState, read_state
 from llmserve.runner.up import run_dir_of
@@ -45,7 +45,10 @@ def operator(state: ClusterState | None = None) -> Credentials:
     of the cluster; None: it was not started here, and LLMSERVE_CLUSTER_SECRET_FILE names its secret, if it
     has one. Errors: StartFailed when that cannot be read."""
     file = os.path.join(state.temp_dir, SECRET_NAME) if state else ""
-    return Credentials.read(CallerRole.OPERATOR, _user(), file if os.path.exists(file) else None)
+    certificates = certificates_in(Path(state.temp_dir)) if state else None
+    return Credentials.read(
+        CallerRole.OPERATOR, _user(), file if os.path.exists(file) else None, certificates
+    )
 
 
 def _user() -> str:

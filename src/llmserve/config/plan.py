@@ -82,7 +82,7 @@ class _Planner:
             after = tuple(process.name for process in processes)
             processes += self._workers(routers, kvmanagers, after)
             processes += [self._apiserver(index, https, routers) for index in range(self._apiservers)]
-        return LocalPlan(tuple(processes), tuple(map(_base_url, https)), tuple(self._notes()))
+        return LocalPlan(tuple(processes), tuple(map(self._base_url, https)), tuple(self._notes()))
 
     def _services(self, routers: Sequence[str], kvmanagers: Sequence[str]) -> list[ProcessSpec]:
         addresses = {ProcessRole.KVMANAGER: kvmanagers, ProcessRole.ROUTER: routers}
@@ -118,6 +118,7 @@ class _Planner:
             module="llmserve.apiserver",
             http=https[0 if is_shared else index],
             direct=self._ports.address() if is_shared else None,
+            https=self._manifest.security.tls is not None,
             routers=tuple(routers),
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
@@ -131,6 +132,7 @@ class _Planner:
             name="control-0",
             module="llmserve.control",
             http=http,
+            https=self._manifest.security.tls is not None,
             routers=(router,),
             kvmanagers=(kvmanager,),
             metrics_port=self._metrics_port(),
@@ -190,6 +192,12 @@ class _Planner:
         host = self._local.host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    def _base_url(self, http: str) -> str:
+        """Returns the address for clients on this machine."""
+        host, _, port = http.rpartition(":")
+        scheme = "http" if self._manifest.security.tls is None else "https"
+        return f"{scheme}://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
+
     def _notes(self) -> Iterator[str]:
         yield from _sharing_note(self._cores, "cores", "expect slow tokens")
         yield from _sharing_note(self._gpus, "GPUs", "kv_cache.memory_gb must fit several times")
@@ -234,12 +242,6 @@ class _Ports:
 
 
 _EVERYWHERE = ("0.0.0.0", "::")
-
-
-def _base_url(http: str) -> str:
-    """Returns the address for clients on this machine."""
-    host, _, port = http.rpartition(":")
-    return f"http://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
 
 
 def runs_on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:

@@ -144,11 +144,11 @@ class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
     Addresses are HOST:PORT. listen: its gRPC server. http: its HTTP server. direct: its HTTP server on
-    loopback, set when it shares `http` with other apiservers. routers, kvmanagers: those that it calls,
-    router-0 and kvmanager-0 first (for a router: the other routers). metrics_port: 0 for none. cores, gpus:
-    those of its engine; without cores the engine may run on any. env: added to the environment. after: the
-    processes that must be ready before it starts. drain_seconds: the time that running requests get when it
-    stops; None for the role's default. model: that of a worker.
+    loopback, set when it shares `http` with other apiservers. https: both speak TLS. routers, kvmanagers:
+    those that it calls, router-0 and kvmanager-0 first (for a router: the other routers). metrics_port: 0 for
+    none. cores, gpus: those of its engine; without cores the engine may run on any. env: added to the
+    environment. after: the processes that must be ready before it starts. drain_seconds: the time that
+    running requests get when it stops; None for the role's default. model: that of a worker.
     """
 
     role: ProcessRole
@@ -157,6 +157,7 @@ class ProcessSpec:
     listen: str | None = None
     http: str | None = None
     direct: str | None = None
+    https: bool = False
     routers: tuple[str, ...] = ()
     kvmanagers: tuple[str, ...] = ()
     metrics_port: int = 0

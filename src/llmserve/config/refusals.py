@@ -13,7 +13,7 @@ from typing import Any
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.messages import did_you_mean
-from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, State
+from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, Manifest, State
 from llmserve.core.errors import ManifestError
 
 SEVERAL_BLOCK_SIZES = "models whose layers have KV blocks of different sizes are not available yet"
@@ -54,6 +54,7 @@ _STATE_KEYS = (
 )
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _DEFAULT_DTYPE = "bfloat16"
+_MTLS, _TLS, _MODE = "security.mtls", "security.tls", "deployment.mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,21 @@ class Parsers:
 
     tool: Collection[str]
     reasoning: Collection[str]
+
+
+def wire_refusals(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields keys about TLS that a cluster cannot have where it runs."""
+    mtls, is_local = manifest.security.mtls, manifest.deployment.mode == "local"
+    if mtls is not None and not is_local:
+        yield Conflict.at("is not available on Kubernetes yet", _MTLS, _MODE)
+    if manifest.security.tls is not None and not is_local:
+        message = "is not available on Kubernetes; let an Ingress or a Gateway have the certificate"
+        yield Conflict.at(message, _TLS, _MODE)
+    redis = manifest.state.redis
+    if redis is not None and redis.ca is not None and not redis.url.startswith("rediss://"):
+        yield Conflict.at("has no effect without TLS: write rediss:// in state.redis.url", "state.redis.ca")
+    if redis is not None and redis.ca is not None and not is_local:
+        yield Conflict.at("is not available on Kubernetes: pods have no such file", "state.redis.ca", _MODE)
 
 
 def unset_api_keys(keys: Iterable[ApiKey], environment: Mapping[str, str]) -> Iterator[Conflict]:

@@ -10,6 +10,7 @@ from llmserve.config.conflict import Conflict, Path
 from llmserve.config.engine_options import option_rules
 from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
+from llmserve.config.refusals import wire_refusals
 from llmserve.config.schema import ApiKey, Manifest
 from llmserve.config.schema.section import path_text
 from llmserve.config.several_models import conflict_in_file, distinct_names, keys_for_all
@@ -317,5 +318,6 @@ _RULES = (
     quotas,
     adapter_rules,
     adapter_memory,
+    wire_refusals,
     speculation_rules,
 )

@@ -44,7 +44,9 @@ class KVManagerRole:
         """store: closed with the role. engine_order: transports for workers elsewhere, the best first."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
         self._store = store
-        self._pool = PoolServer(store.arena.regions, engine_order, reached_at(listen)) if store else None
+        self._pool = (
+            PoolServer(store.arena.regions, engine_order, reached_at(listen), credentials) if store else None
+        )
         self._manager, self._feeds = manager, _feeds(name, store, manager)
         self._calls = StoreCalls(store, LEASE_SECONDS, self._pool)
         admin = StoreAdminCalls(store, SystemClock())

@@ -27,6 +27,13 @@ class ClusterMetrics:
             ("cluster", "component", "process"),
             registry=registry,
         )
+        self.certificate_expires = Gauge(
+            "cluster_certificate_expires_timestamp_seconds",
+            "Unix time at which a certificate expires: that of a role (`security.mtls`), or `http` "
+            "(`security.tls`)",
+            ("cluster", "certificate"),
+            registry=registry,
+        )
 
 
 class TracingMetrics:

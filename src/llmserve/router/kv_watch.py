@@ -21,7 +21,7 @@ from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.rpc.client import Backoff, open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -47,7 +47,9 @@ class KvWatch:
 
     async def start(self) -> None:
         for address in self.addresses:
-            channel = await self._channels.enter_async_context(open_channel(address, self._credentials))
+            channel = await self._channels.enter_async_context(
+                open_channel(address, self._credentials, CallerRole.KVMANAGER)
+            )
             self._stubs[address] = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]
             self._owner.spawn(address, self._follow(address), fatal=True)
 

@@ -9,12 +9,11 @@ too. gRPC's own threads answer pings, however busy the process is. A ping every 
 
 import asyncio
 import random
-from collections.abc import Sequence
-from typing import Any
 
 import grpc.aio
 
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.wires.channel import ShowingChannel, TlsChannel
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 KEEPALIVE_SECONDS = 5
@@ -42,59 +41,17 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(address: str, credentials: Credentials = NO_CREDENTIALS) -> grpc.aio.Channel:
+def open_channel(
+    address: str, credentials: Credentials = NO_CREDENTIALS, callee: CallerRole | None = None
+) -> grpc.aio.Channel:
     """Returns a channel to HOST:PORT that is not yet connected, and shows the credentials with every call.
-    The caller closes it."""
+    callee: whom to expect there, which only certificates prove. The caller closes it."""
+    certificates, shown = credentials.certificates, credentials.metadata()
+    if certificates is not None:
+        assert callee is not None, "whose certificate is expected"
+        return TlsChannel(address, certificates, callee, _CHANNEL_OPTIONS, shown)
     channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    shown = credentials.metadata()
-    return _ShowingChannel(channel, shown) if shown else channel
-
-
-class _ShowingChannel(grpc.aio.Channel):
-    """Adds metadata to each call. An interceptor of gRPC would do that too, but it puts a queue before every
-    message of a stream."""
-
-    def __init__(self, channel: grpc.aio.Channel, shown: tuple[tuple[str, str], ...]) -> None:
-        self._channel, self._shown = channel, shown
-
-    def _showing(self, call: Any) -> Any:
-        shown = self._shown
-
-        def start(*arguments: Any, metadata: Sequence[tuple[str, str]] | None = None, **options: Any) -> Any:
-            return call(*arguments, metadata=(*shown, *(metadata or ())), **options)
-
-        return start
-
-    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
-        return self._showing(self._channel.unary_unary(*arguments, **options))
-
-    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
-        return self._showing(self._channel.unary_stream(*arguments, **options))
-
-    def stream_unary(self, *arguments: Any, **options: Any) -> Any:
-        return self._showing(self._channel.stream_unary(*arguments, **options))
-
-    def stream_stream(self, *arguments: Any, **options: Any) -> Any:
-        return self._showing(self._channel.stream_stream(*arguments, **options))
-
-    async def __aenter__(self) -> "_ShowingChannel":
-        await self._channel.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._channel.__aexit__(*error)
-
-    async def close(self, grace: float | None = None) -> None:
-        await self._channel.close(grace)
-
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._channel.get_state(try_to_connect)
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._channel.wait_for_state_change(last_observed_state)
-
-    async def channel_ready(self) -> None:
-        await self._channel.channel_ready()
+    return ShowingChannel(channel, shown) if shown else channel
 
 
 def trace_metadata(traceparent: str) -> tuple[tuple[str, str], ...]:

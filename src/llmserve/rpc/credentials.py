@@ -3,7 +3,8 @@
 All processes of a cluster know one secret. A call carries the caller's role and name with a code
 (HMAC-SHA256) that only a process with the secret can compute. So a stranger who reaches a port is refused,
 and one process cannot take another one's place by mistake. Whoever reads the secret can call as any of them,
-and so can whoever reads a network on which calls are not encrypted.
+and so can whoever reads a network on which calls are not encrypted. With certificates (`certificates`), calls
+are encrypted, and a process can call only as the role that its certificate names.
 """
 
 import hashlib
@@ -14,13 +15,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
 
-SECRET_NAME = "secret"
+if TYPE_CHECKING:
+    from llmserve.rpc.wires.certificates import CertificateFolder
+
+SECRET_NAME, CERTIFICATES_NAME = "secret", "certificates"  # in the temporary directory of a run
 SECRET_VARIABLE = "LLMSERVE_CLUSTER_SECRET_FILE"
+CERTIFICATES_VARIABLE = "LLMSERVE_CERTIFICATES"
 _METADATA_KEY = "llmserve-caller"
 _SECRET_BYTES = 32
 _LONGEST_NAME = 512  # as it is written, with escapes
@@ -36,6 +41,12 @@ class CallerRole(StrEnum):
     KVMANAGER = "kvmanager"
     OPERATOR = "operator"
 
+    @classmethod
+    def of_process(cls, role: str) -> "CallerRole":
+        """Returns the role of whom is reached at the address of a process. role: as plans name it."""
+        workers, control = ("prefill", "decode", "aggregated"), "control"
+        return cls.WORKER if role in workers else cls.ROUTER if role == control else cls(role)
+
 
 _ROLES = frozenset(role.value for role in CallerRole)
 
@@ -48,39 +59,58 @@ class CallerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What this process shows, and asks of those that call it. secret: that of the cluster; None: calls show
-    nothing, and nothing is asked of them."""
+    """What this process shows, and asks of those that call it. secret: that of the cluster. certificates: for
+    TLS, by which both ends then know each other; the secret only vouches for names. Without either, calls
+    show nothing, and nothing is asked of them."""
 
     own: CallerIdentity = CallerIdentity(CallerRole.OPERATOR, "")
     secret: bytes | None = None
+    certificates: "CertificateFolder | None" = None
 
     def __repr__(self) -> str:
         return f"<Credentials of {self.own.role} {self.own.name}>"
 
     @classmethod
-    def read(cls, role: CallerRole, name: str, file: str | None = None) -> "Credentials":
-        """Reads the secret from a file. file: None: that of LLMSERVE_CLUSTER_SECRET_FILE, if that is set.
-        Errors: StartFailed."""
+    def read(
+        cls, role: CallerRole, name: str, file: str | None = None, folders: str | None = None
+    ) -> "Credentials":
+        """Reads the secret from a file, and the certificate from the role's folder in `folders`. None: what
+        LLMSERVE_CLUSTER_SECRET_FILE and LLMSERVE_CERTIFICATES name, if they are set. Errors: StartFailed."""
         path = file or os.environ.get(SECRET_VARIABLE)
-        return cls(CallerIdentity(role, name), _secret_in(Path(path)) if path else None)
+        secret = _secret_in(Path(path)) if path else None
+        own = CallerIdentity(role, name)
+        folders = folders or os.environ.get(CERTIFICATES_VARIABLE)
+        return cls(own, secret, _certificates(Path(folders) / role, own) if folders else None)
+
+    @property
+    def are_none(self) -> bool:
+        return self.secret is None and self.certificates is None
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns what goes with a call."""
-        if self.secret is None:
+        if self.are_none:
             return ()
         name = quote(self.own.name, safe="")  # metadata is ASCII
-        return ((_METADATA_KEY, f"{self.own.role}/{name}/{_code(self.secret, self.own)}"),)
+        code = _code(self.secret, self.own) if self.secret else ""
+        return ((_METADATA_KEY, f"{self.own.role}/{name}/{code}"),)
 
     def caller_of(self, metadata: _Metadata) -> CallerIdentity | None:
-        """Returns who calls; None when nothing is asked of callers. Errors: NotAuthenticated."""
-        if self.secret is None:
+        """Returns who calls; None when nothing is asked of callers. With certificates this is what the call
+        says, and `check_certificate` has yet to prove it. Errors: NotAuthenticated."""
+        if self.are_none:
             return None
         caller, code = _read(metadata)
         if caller is None:
             raise NotAuthenticated("the call shows no credentials of this cluster")
-        if not hmac.compare_digest(code.encode(), _code(self.secret, caller).encode()):
+        if self.certificates is None and not _is_code(code, self.secret, caller):
             raise NotAuthenticated("the call's credentials are not of this cluster")
         return caller
+
+    def check_certificate(self, caller: CallerIdentity, uris: Iterable[bytes]) -> None:
+        """uris: those in the certificate of the connection. Errors: NotAuthenticated when it is not the
+        caller's."""
+        if self.certificates is not None:
+            self.certificates.check(caller, [uri.decode(errors="replace") for uri in uris])
 
 
 NO_CREDENTIALS = Credentials()
@@ -98,6 +128,12 @@ def _read(metadata: _Metadata) -> tuple[CallerIdentity | None, str]:
     if role not in _ROLES or len(name) > _LONGEST_NAME:
         return None, ""
     return CallerIdentity(CallerRole(role), unquote(name)), code
+
+
+def certificates_in(temp_dir: Path) -> str | None:
+    """Returns the directory of the certificates of a run; None: it uses none. temp_dir: that of the run."""
+    link = temp_dir / CERTIFICATES_NAME
+    return str(link) if link.is_symlink() else None
 
 
 def make_secret(path: Path) -> None:
@@ -120,6 +156,24 @@ def _secret_in(path: Path) -> bytes:
     if len(secret) < _SECRET_BYTES:
         raise StartFailed(f"{path}: the cluster's secret has fewer than {_SECRET_BYTES} characters")
     return secret
+
+
+def _certificates(folder: Path, own: CallerIdentity) -> "CertificateFolder":
+    """Errors: StartFailed."""
+    from llmserve.rpc.wires.certificates import (
+        CertificateFolder,  # only clusters with TLS pay for its libraries
+    )
+
+    found = CertificateFolder(folder)
+    try:
+        found.current().owner.check(own)
+    except NotAuthenticated as error:
+        raise StartFailed(f"{folder}: {error.message}") from error
+    return found
+
+
+def _is_code(code: str, secret: bytes | None, caller: CallerIdentity) -> bool:
+    return secret is not None and hmac.compare_digest(code.encode(), _code(secret, caller).encode())
 
 
 def _code(secret: bytes, caller: CallerIdentity) -> str:

@@ -10,7 +10,7 @@ import grpc.aio
 from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.rpc.client import Backoff, open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -27,7 +27,7 @@ class RouterAddresses:
 
     def open(self, address: str) -> grpc.aio.Channel:
         """Returns a channel to one of them, which the caller closes."""
-        return open_channel(address, self.credentials)
+        return open_channel(address, self.credentials, CallerRole.ROUTER)
 
 
 class RouterSelector:

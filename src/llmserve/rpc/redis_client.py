@@ -16,15 +16,18 @@ class RedisClient:
     """Runs scripts, each at once or not at all: the caller of a call that failed tries it again.
 
     url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: the deadline of each call, connecting
-    included. Connects when it is first asked. Errors of the constructor: ManifestError for a wrong url.
+    included. ca: a file with the authorities of the server's certificate; None: those of the system. Connects
+    when it is first asked. Errors of the constructor: ManifestError for a wrong url.
     """
 
-    def __init__(self, url: str, *, password: str | None, call_seconds: float) -> None:
+    def __init__(self, url: str, *, password: str | None, call_seconds: float, ca: str | None = None) -> None:
         self._where = url.rpartition("@")[2].removeprefix("redis://").removeprefix("rediss://")
         options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
         options |= {"socket_timeout": call_seconds, "socket_connect_timeout": call_seconds}
         if password is not None:
             options["password"] = password
+        if ca is not None:
+            options["ssl_ca_certs"] = ca
         try:
             self._redis: Any = Redis.from_url(url, **options)
         except ValueError as error:

@@ -129,7 +129,12 @@ def configure_logging(settings: Observability, process: str) -> None:
 
 def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
     """log_dir: observability.log_dir; a relative path is beside the manifest."""
-    return manifest.absolute().parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
+    return beside(manifest, log_dir) if log_dir else run_dir / "logs"
+
+
+def beside(manifest: Path, path: str) -> Path:
+    """Returns where a path of the manifest is: a relative one is beside the manifest."""
+    return manifest.absolute().parent / Path(path).expanduser()
 
 
 def configure_audit(manifest: Manifest, flags: argparse.Namespace) -> None:

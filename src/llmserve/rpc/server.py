@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from llmserve.rpc.client import KEEPALIVE_SECONDS, SHARED_OPTIONS, TRACEPARENT
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.permissions import check_permission, is_open
 from llmserve.rpc.status import code_of, trailing_metadata
+from llmserve.rpc.wires.tls import server_tls
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 # The streams that raise none of our errors. Every token passes them, so nothing is wrapped around them.
 _RAISES_NOTHING = frozenset({"/llmserve.v1.Worker/Session"})
+_KINDS_OF_CALLS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class RpcServer:
@@ -36,7 +39,7 @@ class RpcServer:
     which callers are checked, before anything of their messages is read."""
 
     def __init__(self, listen: str, credentials: Credentials = NO_CREDENTIALS) -> None:
-        self._listen = listen
+        self._listen, self._credentials = listen, credentials
         interceptors = [_CallerCheck(credentials), _ErrorMapper()]
         self._server = grpc.aio.server(interceptors=interceptors, options=_SERVER_OPTIONS)
         self._health = HealthServicer()
@@ -54,12 +57,18 @@ class RpcServer:
             (*self._names, HEALTH_NAME, reflection.SERVICE_NAME), self._server
         )
         try:
-            port = self._server.add_insecure_port(self._listen)
+            port = self._add_port()
         except RuntimeError as error:
             raise StartFailed(f"cannot listen on {self._listen}: {error}") from error
         await self._server.start()
         await self.set_serving(True)
-        return int(port)
+        return port
+
+    def _add_port(self) -> int:
+        """Errors: RuntimeError."""
+        if self._credentials.certificates is None:
+            return int(self._server.add_insecure_port(self._listen))
+        return int(self._server.add_secure_port(self._listen, server_tls(self._credentials.certificates)))
 
     async def set_serving(self, serving: bool, service_name: str | None = None) -> None:
         """Sets what the standard health service answers for a service; None: for the whole server and each
@@ -86,7 +95,7 @@ class _CallerCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        method = handler_call_details.method
+        method, caller = handler_call_details.method, None
         try:
             if not is_open(method):
                 caller = self._credentials.caller_of(handler_call_details.invocation_metadata)
@@ -94,7 +103,35 @@ class _CallerCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
                     check_permission(caller, method)
         except LLMServeError as error:
             return _refusing(error, method)
-        return await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
+        if handler is None or caller is None or self._credentials.certificates is None:
+            return handler
+        return _proven(handler, partial(self._credentials.check_certificate, caller), method)
+
+
+def _proven(handler: Any, check: Callable[[Iterable[bytes]], None], name: str) -> Any:
+    """Returns a handler that begins with a check of the caller's certificate: interceptors do not see the
+    connection. check: takes the URIs in it. name: of the method, for the audit log."""
+    kind = next(kind for kind in _KINDS_OF_CALLS if getattr(handler, kind) is not None)
+    method = getattr(handler, kind)
+
+    async def answer(request: Any, context: Any) -> Any:
+        await _check_peer(context, check, name)
+        return await method(request, context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        await _check_peer(context, check, name)
+        async for response in method(request, context):
+            yield response
+
+    return handler._replace(**{kind: stream if handler.response_streaming else answer})
+
+
+async def _check_peer(context: Any, check: Callable[[Iterable[bytes]], None], name: str) -> None:
+    try:
+        check(context.auth_context().get("peer_uri", ()))
+    except LLMServeError as error:
+        await _abort(context, error, name)
 
 
 def _refusing(error: LLMServeError, name: str) -> Any:

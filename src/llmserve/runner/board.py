@@ -145,6 +145,7 @@ class StateWriter:
             "listen": spec.listen,
             "http": spec.http,
             "direct": spec.direct,
+            "https": spec.https,
             "routers": list(spec.routers),
             "kvmanagers": list(spec.kvmanagers),
             "metrics": _metrics_address(spec),

@@ -25,7 +25,14 @@ from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind
 from llmserve.runner.console import Console, ready_banner
-from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
+from llmserve.runner.environment import (
+    RunPaths,
+    certificate_files,
+    fetch_command,
+    make_paths,
+    role_command,
+    role_mark,
+)
 from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
@@ -70,7 +77,9 @@ async def run_cluster(job: ClusterJob, console: Console) -> Ending:
     ends. Errors: StartFailed, ManifestError, ModelNotFound."""
     check_free(addresses_to_bind(job.plan.processes))
     cluster_id = uuid.uuid4().hex
-    paths = make_paths(job.manifest_path, job.run_dir, job.manifest.observability.log_dir, cluster_id)
+    log_dir, mtls = job.manifest.observability.log_dir, job.manifest.security.mtls
+    certificates = mtls.directory if mtls else None
+    paths = make_paths(job.manifest_path, job.run_dir, log_dir, cluster_id, certificates)
     cluster = _Cluster(job, console, cluster_id, paths)
     try:
         await cluster.run()
@@ -93,8 +102,10 @@ class _Cluster:
         self._guard = GuardLink(f"{cluster_id}/", self._tasks)
         self._stop = StopRequest()
         self._http_port = HttpPort(job.plan.processes)
-        credentials = Credentials.read(CallerRole.OPERATOR, "llmserve up", str(paths.secret))
-        self._routers = RouterAddresses(_routers(job.plan.processes), credentials)
+        self._credentials = Credentials.read(
+            CallerRole.OPERATOR, "llmserve up", str(paths.secret), paths.certificates
+        )
+        self._routers = RouterAddresses(_routers(job.plan.processes), self._credentials)
         self._reloading = Reloading(
             paths.manifest,
             self._routers,
@@ -152,7 +163,11 @@ class _Cluster:
         if not (settings.metrics and settings.port):
             return
         exporter = ClusterExporter(
-            manifest.metadata.name, self._job.plan.processes, self._board, (host, settings.port)
+            manifest.metadata.name,
+            self._job.plan.processes,
+            self._board,
+            (host, settings.port),
+            certificates=certificate_files(manifest, self._paths),
         )
         try:
             await exporter.start()
@@ -228,7 +243,9 @@ class _Cluster:
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
         manifest, mark = paths.manifest, role_mark(self._id, spec.name)
-        job = ProcessJob(spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained)
+        job = ProcessJob(
+            spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained, self._credentials
+        )
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
         return ProcessSupervisor(job, policy, self._board, self._guard, self._console.say)
 

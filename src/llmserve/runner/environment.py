@@ -9,11 +9,20 @@ from pathlib import Path
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
+from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
 from llmserve.models.adapters.cache import DRAM_VARIABLE
-from llmserve.rpc.credentials import SECRET_NAME, SECRET_VARIABLE, make_secret
-from llmserve.rpc.role import log_folder
+from llmserve.rpc.credentials import (
+    CERTIFICATES_NAME,
+    CERTIFICATES_VARIABLE,
+    SECRET_NAME,
+    SECRET_VARIABLE,
+    CallerRole,
+    certificates_in,
+    make_secret,
+)
+from llmserve.rpc.role import beside, log_folder
 from llmserve.runner.process.child import ProcessCommand
 from llmserve.runner.process.family import MEMBER_VARIABLE, SHARED_MEMORY_DIR
 
@@ -38,6 +47,11 @@ class RunPaths:
         """The file of what all processes of the cluster know."""
         return self.temp_dir / SECRET_NAME
 
+    @property
+    def certificates(self) -> str | None:
+        """The directory with a folder of certificates for each role; None: the cluster uses none."""
+        return certificates_in(self.temp_dir)
+
     def log(self, name: str) -> Path:
         return self.log_dir / f"{name}.log"
 
@@ -48,9 +62,11 @@ def adapter_dram(temp_dir: Path) -> Path:
     return SHARED_MEMORY_DIR / temp_dir.name
 
 
-def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
-    """Makes the temporary directory, with the cluster's secret in it. log_dir: see `log_folder`. Errors:
-    StartFailed."""
+def make_paths(
+    manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str, certificates: str | None = None
+) -> RunPaths:
+    """Makes the temporary directory, with the cluster's secret in it. log_dir: see `log_folder`.
+    certificates: security.mtls.directory. Errors: StartFailed."""
     manifest = manifest.absolute()
     logs = log_folder(manifest, run_dir, log_dir)
     try:
@@ -60,10 +76,19 @@ def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: s
     paths = RunPaths(manifest, run_dir, logs, temp_dir)
     try:
         make_secret(paths.secret)
+        if certificates is not None:
+            (temp_dir / CERTIFICATES_NAME).symlink_to(beside(manifest, certificates))
     except StartFailed:
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     return paths
+
+
+def certificate_files(manifest: Manifest, paths: RunPaths) -> dict[str, Path]:
+    """Returns the files of certificates that the cluster uses: by role, and that of its HTTP API."""
+    tls, roles = manifest.security.tls, paths.certificates
+    found = {"http": beside(paths.manifest, tls.certificate)} if tls else {}
+    return found | {role: Path(roles) / role / "tls.crt" for role in CallerRole if roles is not None}
 
 
 def role_mark(cluster_id: str, name: str) -> str:
@@ -100,6 +125,7 @@ def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, s
     return {
         MEMBER_VARIABLE: role_mark(cluster_id, name),
         SECRET_VARIABLE: str(paths.secret),
+        **({CERTIFICATES_VARIABLE: paths.certificates} if paths.certificates else {}),
         "TMPDIR": str(paths.temp_dir),
         DRAM_VARIABLE: str(adapter_dram(paths.temp_dir)),
         "VLLM_RPC_BASE_PATH": str(paths.temp_dir),

@@ -7,8 +7,10 @@ their samples get the labels `cluster`, `component` (the role) and `process` (su
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -17,6 +19,7 @@ from llmserve.core.errors import Unavailable
 from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.pages import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
+from llmserve.rpc.wires.certificates import expiry_of
 from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.process.liveness import http_get
 
@@ -43,7 +46,10 @@ class ClusterExporter:
         board: Board,
         address: tuple[str, int],
         clock: Callable[[], float] = time.monotonic,
+        certificates: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
+        """certificates: the files whose expiry is shown, by a name."""
+        self._certificates = certificates
         self._cluster, self._board, self._clock = cluster, board, clock
         self._processes = [spec for spec in processes if spec.metrics_port]
         self._registry = CollectorRegistry()
@@ -87,7 +93,16 @@ class ClusterExporter:
 
     async def _make(self) -> bytes:
         pages = [page for page in await asyncio.gather(*map(self._ask, tuple(self._processes))) if page]
+        self._look_at_certificates()
         return merged(pages).encode() + generate_latest(self._registry)
+
+    def _look_at_certificates(self) -> None:
+        for name, path in self._certificates.items():
+            try:
+                expires = expiry_of(path.read_bytes())
+            except (OSError, ValueError):  # in the middle of a change, or gone: what was seen last stands
+                continue
+            self._metrics.certificate_expires.labels(self._cluster, name).set(expires)
 
     async def _ask(self, spec: ProcessSpec) -> Page | None:
         labels = self._labels(spec)

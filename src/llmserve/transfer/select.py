@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from llmserve.core.errors import TransportUnavailable
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import HOST, Memory, Transport
 from llmserve.transfer.collective import CollectiveTransport
 from llmserve.transfer.devices import HostCopies, Staging
@@ -26,16 +27,19 @@ LAST_RESORT = "tcp"
 _log = logging.getLogger(__name__)
 
 
-def makers(host: str, staging: Staging | None = None) -> dict[str, Callable[[], Transport]]:
+def makers(
+    host: str, staging: Staging | None = None, credentials: Credentials = NO_CREDENTIALS
+) -> dict[str, Callable[[], Transport]]:
     """How each kind of the manifest is made. host: the address of this machine that peers reach. staging: for
-    the device that holds the memory to register; None for host memory."""
+    the device that holds the memory to register; None for host memory. credentials: for transports with
+    connections of their own; the others trust descriptions, which travel over connections that have them."""
     copies = staging.copies if staging else HostCopies()
     return {
         "nixl": lambda: NixlTransport(copies),
         "ucx": lambda: UcxTransport(staging),
-        "nccl": lambda: CollectiveTransport(host, copies.memory.device),
+        "nccl": lambda: CollectiveTransport(host, copies.memory.device, credentials),
         "shm": ShmTransport,
-        "tcp": lambda: TcpTransport(host, staging),
+        "tcp": lambda: TcpTransport(host, staging, credentials),
     }
 
 
@@ -44,11 +48,13 @@ def make_transports(
     host: str,
     known: Mapping[str, Callable[[], Transport]] | None = None,
     staging: Staging | None = None,
+    credentials: Credentials = NO_CREDENTIALS,
 ) -> tuple[list[Transport], dict[str, str]]:
     """Those that work here, each once, shm and tcp always last; and for each other one why it cannot be
-    used. Called once by each process that holds KV. staging: as for `makers`.
+    used. Called once by each process that holds KV. staging, credentials: as
+    for `makers`.
     Errors: TransportUnavailable when not even tcp works; InvalidRequest for wrong LLMSERVE_FAULTS."""
-    known = makers(host, staging) if known is None else known
+    known = makers(host, staging, credentials) if known is None else known
     memory = staging.copies.memory if staging else HOST
     usable: list[Transport] = []
     unusable: dict[str, str] = {}

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import grpc.aio
 from prometheus_client import CollectorRegistry
@@ -22,7 +23,7 @@ from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.adapters import encode_lora
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
@@ -105,7 +106,7 @@ class Worker:
             self._adapters.legs,
             WorkerSessions(SystemClock()),
             self._status,
-            LeaseReleaser(release_lease, self._tasks),
+            LeaseReleaser(partial(release_lease, credentials=self._options.credentials), self._tasks),
             self._tasks,
             self._metrics,
             LegSpans(self._tracer, self._spec.role, self._spec.worker_id, self._spec.model_name),
@@ -132,7 +133,9 @@ class Worker:
 
     async def _join(self, status: WorkerStatus, adapters: AdapterOrders) -> None:
         if self._options.routers:
-            routers = {address: await self._channel(address) for address in self._options.routers}
+            routers = {
+                address: await self._channel(address, CallerRole.ROUTER) for address in self._options.routers
+            }
             self._membership = RouterMembership(status, routers, self._engine, self._drainer, adapters)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
@@ -142,10 +145,11 @@ class Worker:
 
     async def _report_stream(self, address: str) -> KvReporter:
         holdings = DeviceHoldings(self._spec.worker_id, self._spec.epoch, SystemClock())
-        return KvReporter(holdings, await self._channel(address))
+        return KvReporter(holdings, await self._channel(address, CallerRole.KVMANAGER))
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
-        return await self._open.enter_async_context(open_channel(address, self._options.credentials))
+    async def _channel(self, address: str, callee: CallerRole) -> grpc.aio.Channel:
+        channel = open_channel(address, self._options.credentials, callee)
+        return await self._open.enter_async_context(channel)
 
     def _describe(self, info: EngineInfo) -> common_pb2.WorkerInfo:
         spec = self._spec

@@ -174,6 +174,7 @@ def test_a_role_says_where_it_is(writer: StateWriter, roles: Board, tmp_path: Pa
         "listen": "w:6",
         "http": None,
         "direct": None,
+        "https": False,
         "routers": ["r:3"],
         "kvmanagers": ["k:4", "k:5"],
         "metrics": None,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 
 from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.sockets import _without, receive, send
 from llmserve.transfer.spans import RegionTable
-from llmserve.transfer.tcp import _without, iovec, receive, send
+from llmserve.transfer.tcp import iovec
 
 SIZE = 4 << 20
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.shared_accept import SharedAccept
 from llmserve.apiserver.limits.connections import ConnectionCounts
 from llmserve.apiserver.limits.protocol import HttpProtocol
@@ -22,14 +23,16 @@ _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75  # longer than what load balancers in front keep idle connections for
 _BACKLOG = 2048
+_TICKS_OF_A_LOOK = 10  # at the files of the certificate: once a second
 _START_SECONDS = 30.0
 
 
 class _Server(uvicorn.Server):
     """Signals belong to the process (DESIGN: the stop order is written once), not to its web server."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, certificate: HttpCertificate | None) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self.up = asyncio.Event()
         self.shared: SharedAccept | None = None
 
@@ -41,6 +44,8 @@ class _Server(uvicorn.Server):
         """Every tenth of a second."""
         if self.shared is not None:
             self.shared.publish()
+        if self._certificate is not None and counter % _TICKS_OF_A_LOOK == 0:
+            self._certificate.renew()
         return await super().on_tick(counter)
 
     async def adopt(self, connection: socket.socket) -> None:
@@ -74,8 +79,11 @@ class HttpServer:
         listen: str,
         share: PortShare | None = None,
         limits: SecurityLimits = DEFAULT_LIMITS,
+        certificate: HttpCertificate | None = None,
     ) -> None:
-        """share: of a port that is served in addition to `listen`. limits: of connections and headers."""
+        """share: of a port that is served in addition to `listen`. limits: of connections and headers.
+        certificate: both ports speak TLS with it."""
+        self._certificate = certificate
         self._app, self._listen, self._share, self._limits = app, listen, share, limits
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -96,7 +104,9 @@ class HttpServer:
             # Requests get their time to end in ClusterEngineClient.drain.
             timeout_graceful_shutdown=1,
         )
-        self._server = _Server(config)
+        config.load()
+        config.ssl = self._certificate.context if self._certificate else None
+        self._server = _Server(config, self._certificate)
         self._serving = self._owner.spawn("serve", self._server.serve(sockets=[bound]), fatal=True)
         up = self._owner.spawn("startup", self._server.up.wait())
         await asyncio.wait([up, self._serving], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.client import open_channel, trace_metadata
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.rpc.outbox import Outbox
@@ -138,7 +138,7 @@ class WorkerLink:
     ) -> None:
         self.info = info
         self._on_broken = on_broken
-        self._channel = open_channel(info.address, credentials)
+        self._channel = open_channel(info.address, credentials, CallerRole.WORKER)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._outbox: Outbox[worker_pb2.WorkerSessionRequest] = Outbox()
         self._legs: dict[str, LegStream] = {}

@@ -28,15 +28,22 @@ return {found[1], found[2], redis.call('EXISTS', KEYS[2])}
 
 
 class RedisResponses:
-    """url, password, call_seconds: as of RedisClient, and so are the errors."""
+    """url, password, call_seconds, ca: as of RedisClient, and so are the errors."""
 
     def __init__(
-        self, url: str, cluster: str, *, password: str | None, keep_seconds: float, call_seconds: float
+        self,
+        url: str,
+        cluster: str,
+        *,
+        password: str | None,
+        keep_seconds: float,
+        call_seconds: float,
+        ca: str | None = None,
     ) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         self._prefix = f"llmserve:{{{cluster}}}:response"
         self._keep_ms = milliseconds(keep_seconds)
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds)
+        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
 
     async def put(self, key: ResponseKey, text: str) -> None:
         await self._run(_KEEP, key, ResponseStage.ENDED, text, self._keep_ms, 0)

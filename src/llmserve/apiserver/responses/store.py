@@ -168,6 +168,7 @@ def build_store(manifest: Manifest, environ: Mapping[str, str], clock: Clock) ->
         redis.url,
         manifest.metadata.name,
         password=environ[redis.password_env] if redis.password_env is not None else None,
+        ca=redis.ca,
         keep_seconds=settings.keep_seconds,
         call_seconds=_CALL_SECONDS,
     )

@@ -16,6 +16,7 @@ from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
@@ -146,7 +147,9 @@ async def kv_managers(cluster: FoundCluster) -> AsyncIterator[KvManagers]:
     async with AsyncExitStack() as channels:
         managers = []
         for name, address in addresses.items():
-            channel = await channels.enter_async_context(open_channel(address, cluster.credentials))
+            channel = await channels.enter_async_context(
+                open_channel(address, cluster.credentials, CallerRole.KVMANAGER)
+            )
             stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
             managers.append(_Manager(name, address, stub))
         yield KvManagers(managers)

@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.cli.cluster import kvmanagers_of, routers_of
 from llmserve.cli.kv.managers import summed
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import Credentials
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
+from llmserve.runner.process.liveness import any_certificate
 
 HEALTHY = "healthy"
 _DEADLINE_SECONDS = 2.0
@@ -48,16 +49,16 @@ async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:
     problems: list[str] = []
     addresses = routers_of(roles)
     routers, kvmanagers, healths = await asyncio.gather(
-        _ask_each(addresses, credentials, _router_status, problems),
-        _ask_each(kvmanagers_of(roles), credentials, _kv_status, problems),
-        asyncio.gather(*(_health(role) for role in roles)),
+        _ask_each(addresses, credentials, CallerRole.ROUTER, _router_status, problems),
+        _ask_each(kvmanagers_of(roles), credentials, CallerRole.KVMANAGER, _kv_status, problems),
+        asyncio.gather(*(_health(role, credentials) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
     leader = next((name for name, status in routers.items() if status.leads), "")
     problems += _leader_problems(routers, leader)
     status = routers.get(leader, router_pb2.GetClusterStatusResponse())
     leading = {leader: addresses[leader]} if leader else {}
-    adapters = (await _ask_each(leading, credentials, _adapters, problems)).get(leader, ())
+    adapters = (await _ask_each(leading, credentials, CallerRole.ROUTER, _adapters, problems)).get(leader, ())
     address = leading.get(leader, "")
     return Answers(named, status, summed(kvmanagers), tuple(problems), address, adapters)
 
@@ -87,6 +88,7 @@ async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResp
 async def _ask_each(
     addresses: Mapping[str, str],
     credentials: Credentials,
+    callee: CallerRole,
     question: Callable[[grpc.aio.Channel], Awaitable[_T]],
     problems: list[str],
 ) -> dict[str, _T]:
@@ -94,7 +96,7 @@ async def _ask_each(
     answers: dict[str, _T] = {}
 
     async def one(name: str, address: str) -> None:
-        async with open_channel(address, credentials) as channel:
+        async with open_channel(address, credentials, callee) as channel:
             try:
                 answers[name] = await question(channel)
             except grpc.aio.AioRpcError as error:
@@ -112,17 +114,18 @@ def _leader_problems(routers: Mapping[str, router_pb2.GetClusterStatusResponse],
     return [": ".join(("no router leads", *sorted(errors)))] if routers else []
 
 
-async def _health(role: Mapping[str, Any]) -> str:
+async def _health(role: Mapping[str, Any], credentials: Credentials) -> str:
     if role["http"]:
-        return await asyncio.to_thread(_http_health, role.get("direct") or role["http"])
+        return await asyncio.to_thread(_http_health, _url_of(role))
     if role["listen"]:
-        return await _grpc_health(role["listen"])
+        channel = open_channel(role["listen"], credentials, CallerRole.of_process(role["role"]))
+        return await _grpc_health(channel)
     return HEALTHY
 
 
-async def _grpc_health(address: str) -> str:
+async def _grpc_health(opened: grpc.aio.Channel) -> str:
     serving = health_pb2.HealthCheckResponse.SERVING
-    async with open_channel(address) as channel:
+    async with opened as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_DEADLINE_SECONDS)
@@ -131,8 +134,13 @@ async def _grpc_health(address: str) -> str:
     return HEALTHY if answer.status == serving else "not serving"
 
 
-def _http_health(address: str) -> str:
-    status, error, _ = _http(f"http://{address}/health", _DEADLINE_SECONDS)
+def _url_of(role: Mapping[str, Any]) -> str:
+    scheme = "https" if role.get("https") else "http"
+    return f"{scheme}://{role.get('direct') or role['http']}"
+
+
+def _http_health(url: str) -> str:
+    status, error, _ = _http(f"{url}/health", _DEADLINE_SECONDS)
     if not status:
         return f"no answer ({error})"
     if status >= 400:
@@ -155,12 +163,11 @@ class ApiAnswer:
 def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> ApiAnswer:
     """Sends an apiserver what a client sends. Blocks for at most 15 s. key: empty when none is needed, None
     when none is known."""
-    address = role.get("direct") or role["http"]
     body = {"model": model, "prompt": "Hello", "max_tokens": 1}
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(f"http://{address}/v1/completions", json.dumps(body).encode(), headers)
+    request = urllib.request.Request(f"{_url_of(role)}/v1/completions", json.dumps(body).encode(), headers)
     began = time.monotonic()
     status, error, phrase = _http(request, _TOKEN_SECONDS)
     return ApiAnswer(str(role["name"]), status, time.monotonic() - began, error or phrase, key is not None)
@@ -170,7 +177,7 @@ def _http(request: urllib.request.Request | str, seconds: float) -> tuple[int, s
     """Returns the status, the beginning of an error's body, and the error's phrase. Status 0: no answer came,
     for the reason that is second."""
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
+        with urllib.request.urlopen(request, timeout=seconds, context=any_certificate()) as answer:
             return answer.status, "", ""
     except urllib.error.HTTPError as error:
         return error.code, error.read(_REASON_BYTES).decode(errors="replace").strip(), str(error.reason)

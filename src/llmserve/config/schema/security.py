@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from llmserve.config.schema.callers import ApiKey, KeyPlace, OidcIssuer, PublicPaths
 from llmserve.config.schema.limits import SecurityLimits
-from llmserve.config.schema.section import Live, ManifestSection, Planned
+from llmserve.config.schema.section import Live, ManifestSection
 
 _HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
@@ -42,14 +42,10 @@ class InternalTls(ManifestSection):
     """TLS between the processes of the cluster, in which both ends show a certificate. It says which role a
     process has. The files are read again when they change."""
 
-    directory: str | None = Field(default=None, min_length=1)
-    """On one machine, this directory has a folder for each role (`apiserver`, `router`, `worker`,
-    `kvmanager`, `operator`) with the files `tls.crt`, `tls.key` and `ca.crt`. `llmserve certs init` makes it.
-    A relative path is beside the manifest."""
-    issuer: str | None = Field(default=None, min_length=1)
-    """On Kubernetes, this Issuer of cert-manager in the same namespace signs a Certificate for each role.
-    Without it, the Secrets `NAME-ROLE-tls`, with the same three files, must be there. NAME is that of the
-    cluster."""
+    directory: str = Field(min_length=1)
+    """This directory has a folder for each role (`apiserver`, `router`, `worker`, `kvmanager`, `operator`)
+    with the files `tls.crt`, `tls.key` and `ca.crt`. `llmserve certs init` makes it. A relative path is
+    beside the manifest."""
 
 
 class Security(ManifestSection):
@@ -80,8 +76,8 @@ class Security(ManifestSection):
     call that it refuses because of who asks or how often (`refusals-NAME.jsonl`), in the log directory. Files
     are rotated at `observability.log_file_mib`, and four older ones are kept. On Kubernetes, the lines are
     part of the log."""
-    tls: Annotated[HttpTls | None, Planned("TLS at the HTTP API")] = None
-    mtls: Annotated[InternalTls | None, Planned("TLS between processes")] = None
+    tls: HttpTls | None = None
+    mtls: InternalTls | None = None
 
     @property
     def asks_callers(self) -> bool:

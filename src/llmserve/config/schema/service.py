@@ -69,6 +69,9 @@ class RedisServer(ManifestSection):
     url: str = Field(pattern=r"^rediss?://[^\s/?#]+(/[0-9]+)?$")
     """The server's address is `redis://[USER@]HOST:PORT/DB`, or `rediss://` with TLS. Clusters with different
     `metadata.name` can share a server."""
+    ca: str | None = Field(default=None, pattern=r"^/")
+    """With `rediss://`, the server's certificate must come from an authority in this file (PEM, an absolute
+    path). Without it, authorities that the system trusts count."""
     password_env: str | None = Field(default=None, pattern=_VARIABLE)
     """This environment variable holds the password, in the routers, and in apiservers that keep responses or
     have their keys there."""

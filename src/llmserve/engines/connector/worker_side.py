@@ -18,6 +18,7 @@ from llmserve.engines.connector.orders import (
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.transfer.base import Region
 from llmserve.transfer.devices import REACHED, HostCopies, Mark, Staging
 from llmserve.transfer.devices.cuda import CudaCopies
@@ -41,7 +42,10 @@ class WorkerSide:
     def __init__(self, settings: ConnectorSettings, layout: KvLayout, shared: SharedTransfers) -> None:
         """shared: with a staging when the KV is in the memory of a device."""
         staging = shared.staging
-        transports, unusable = make_transports(settings.engine_order, settings.host, staging=staging)
+        credentials = Credentials.read(CallerRole.WORKER, settings.worker_id)
+        transports, unusable = make_transports(
+            settings.engine_order, settings.host, staging=staging, credentials=credentials
+        )
         self._layout = layout
         self._stream = StreamOrder(staging.copies if staging else HostCopies())
         self._node = HandoverNode(
@@ -54,6 +58,7 @@ class WorkerSide:
             policy=settings.policy,
             unusable=unusable,
             shared=shared,
+            credentials=credentials,
         )
         self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}

@@ -1,16 +1,20 @@
 """The side channel: connections between processes that carry the messages of `protocol`.
 
 A frame is a big-endian length and a message. `open_server` and `open_client` are the only places that open a
-socket: transport security and authentication of a channel belong there. `release_lease`, `query_status` and
-`set_peers` are for processes that move no KV: a worker's front. Engines keep their connections (`peers`).
+socket. Before its first message, each end proves that it is a worker of this cluster
+(rpc/wires/handshake.py), so what travels here can be trusted: the descriptions with which transports connect,
+and who may fetch from whom.
+`release_lease`, `query_status` and `set_peers` are for processes that move no KV: a worker's front. Engines
+keep their connections (`peers`).
 """
 
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
-from llmserve.core.errors import DeadlineExceeded, PeerGone, TransferError
+from llmserve.core.errors import DeadlineExceeded, NotAuthenticated, PeerGone, TransferError
 from llmserve.core.kv_params import PeerAddress, PullParams, split_endpoint
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer.protocol import (
@@ -28,8 +32,11 @@ from llmserve.engines.kv_transfer.protocol import (
     encode,
     expect,
 )
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS, Purpose, prove_stream
 
 CONNECT_SECONDS = 3.0
+_ENGINES = (CallerRole.WORKER,)
 _UNKNOWN_RETRY_SECONDS = 0.01
 _LENGTH = struct.Struct("!I")
 
@@ -44,6 +51,17 @@ class Channel:
         """Queues a message; `drain` waits until the other end takes more."""
         body = encode(message)
         self._writer.write(_LENGTH.pack(len(body)) + body)
+
+    async def prove(self, credentials: Credentials, *, server: bool) -> None:
+        """Shakes hands, before all else. Errors: TransferError; OSError when the peer leaves."""
+        try:
+            await prove_stream(
+                self._reader, self._writer, credentials, Purpose.CHANNEL, _ENGINES, server=server
+            )
+        except NotAuthenticated as error:
+            raise TransferError(f"side channel: the peer is refused: {error.message}") from error
+        except EOFError as error:
+            raise ConnectionResetError("side channel closed by the peer during the handshake") from error
 
     async def drain(self) -> None:
         await self._writer.drain()
@@ -70,22 +88,37 @@ class Channel:
             await self._writer.wait_closed()
 
 
-async def open_server(host: str, accept: Callable[[Channel], None]) -> tuple[asyncio.Server, str]:
-    """Listens on a free port. Returns the server and its host:port. Errors: TransferError."""
+async def open_server(
+    host: str, accept: Callable[[Channel], None], credentials: Credentials
+) -> tuple[asyncio.Server, str]:
+    """Listens on a free port. Returns the server and its host:port. accept: takes each channel, which is yet
+    to prove itself. Errors: TransferError."""
+    tls: dict[str, Any] = {}
+    if credentials.certificates is not None:
+        context = credentials.certificates.server_context()
+        tls = {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
     try:
-        server = await asyncio.start_server(lambda *streams: accept(Channel(*streams)), host, 0)
+        server = await asyncio.start_server(lambda *streams: accept(Channel(*streams)), host, 0, **tls)
     except OSError as error:
         raise TransferError(f"side channel: cannot listen on {host}: {error}") from error
     port: int = server.sockets[0].getsockname()[1]
     return server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def open_client(endpoint: str) -> Channel:
+async def open_client(endpoint: str, credentials: Credentials) -> Channel:
     """Connects to host:port. Errors: TransferError; PeerGone when nobody listens there."""
     host, port = split_endpoint(endpoint)
+    certificates = credentials.certificates
+    context = certificates.current().client if certificates is not None else None
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return Channel(*await asyncio.open_connection(host, port))
+            channel = Channel(*await asyncio.open_connection(host, port, ssl=context))
+            try:
+                await channel.prove(credentials, server=False)
+            except BaseException:
+                channel.close()
+                raise
+            return channel
     except ConnectionRefusedError as error:
         raise PeerGone(f"cannot connect to {endpoint}: {error!r}") from error
     except (OSError, TimeoutError) as error:
@@ -106,31 +139,38 @@ async def answer_about_lease(ask: Callable[[], Awaitable[LeaseIs]], seconds: flo
 # -- from a worker's front
 
 
-async def release_lease(params: PullParams, timeout: float) -> bool:
+async def release_lease(
+    params: PullParams, timeout: float, credentials: Credentials = NO_CREDENTIALS
+) -> bool:
     """Gives back the blocks of a hand-over that will not happen, on every rank. False: some lease had ended
     before. A lease that its owner has not granted yet is waited for.
     Errors: TransferError, DeadlineExceeded (seconds)."""
     async with _deadline(timeout, "release"):
-        answers = await asyncio.gather(*(_release(endpoint, params) for endpoint in params.endpoints))
+        ends = (_release(endpoint, params, credentials) for endpoint in params.endpoints)
+        answers = await asyncio.gather(*ends)
     return all(answer is LeaseAnswer.VALID for answer in answers)
 
 
-async def query_status(endpoint: str, timeout: float) -> HandoverStatus:
+async def query_status(
+    endpoint: str, timeout: float, credentials: Credentials = NO_CREDENTIALS
+) -> HandoverStatus:
     """Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "status"), _connection(endpoint) as channel:
+    async with _deadline(timeout, "status"), _connection(endpoint, credentials) as channel:
         return await _ask(channel, AskStatus(), HandoverStatus)
 
 
-async def set_peers(endpoint: str, addresses: Sequence[PeerAddress], timeout: float) -> None:
+async def set_peers(
+    endpoint: str, addresses: Sequence[PeerAddress], timeout: float, credentials: Credentials = NO_CREDENTIALS
+) -> None:
     """Names to this worker's own rank the peers it may fetch from; replaces those named before.
     Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "set_peers"), _connection(endpoint) as channel:
+    async with _deadline(timeout, "set_peers"), _connection(endpoint, credentials) as channel:
         await _ask(channel, SetPeers(tuple(addresses)), Done)
 
 
-async def _release(endpoint: str, params: PullParams) -> LeaseAnswer:
+async def _release(endpoint: str, params: PullParams, credentials: Credentials) -> LeaseAnswer:
     message = ReleaseLease(params.lease_id, params.epoch)
-    async with _connection(endpoint) as channel:
+    async with _connection(endpoint, credentials) as channel:
         return await answer_about_lease(lambda: _ask(channel, message, LeaseIs), float("inf"))
 
 
@@ -143,8 +183,8 @@ async def _ask(channel: Channel, request: Request, kind: type[A]) -> A:
 
 
 @asynccontextmanager
-async def _connection(endpoint: str) -> AsyncIterator[Channel]:
-    channel = await open_client(endpoint)
+async def _connection(endpoint: str, credentials: Credentials) -> AsyncIterator[Channel]:
+    channel = await open_client(endpoint, credentials)
     try:
         yield channel
     finally:

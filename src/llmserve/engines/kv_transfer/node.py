@@ -17,6 +17,7 @@ from llmserve.engines.kv_transfer.push.sender import PushSender
 from llmserve.engines.kv_transfer.push.transfer import PushLimits
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import HandoverServer
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import Transport
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import TransferCounters
@@ -42,10 +43,12 @@ class HandoverNode:
         receive_limits: ReceiveLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
         shared: SharedTransfers | None = None,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         """unusable: transports that cannot be used here, and why, for the status. shared: see TransferEngine.
+        credentials: for its side channel.
         Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._engine = RankEngine(transports, layout, policy, shared)
+        self._engine = RankEngine(transports, layout, policy, shared, credentials)
         self.client = HandoverClient(self._engine, limits, unusable)
         try:
             self.server = HandoverServer(

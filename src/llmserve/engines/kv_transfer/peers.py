@@ -196,7 +196,7 @@ class PeerDirectory:
         return peer
 
     async def _dial(self, endpoint: str, earlier: Peer | None) -> Peer:
-        peer = Peer(endpoint, self._engine, await open_client(endpoint))
+        peer = Peer(endpoint, self._engine, await open_client(endpoint, self._engine.credentials))
         try:
             await peer.hello(earlier)
         except BaseException:

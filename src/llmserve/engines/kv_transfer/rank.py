@@ -13,6 +13,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import Transport
 from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.choice import TransferPolicy
@@ -46,9 +47,11 @@ class RankEngine(TransferEngine):
         layout: KvLayout,
         policy: TransferPolicy | None = None,
         shared: SharedTransfers | None = None,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
-        """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
-        self.layout = layout
+        """credentials: for the side channels of the rank. Errors: TransferError when the memory cannot be
+        registered; the transports are closed then."""
+        self.layout, self.credentials = layout, credentials
         self.ended = threading.Event()
         self.marks = MarkQueue(self)
         super().__init__(transports, layout.regions, policy, shared=shared)

@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 2.0  # for the transports of a peer, after its Hello
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
+_MAX_UNPROVEN = 64  # connections that may be those of strangers, for as long as a handshake may take
 
 # (connection, request of the kind it is registered for) -> answer. Errors: TransferError
 Handlers = Mapping[type, Callable[[int, Any], Answer]]
@@ -81,8 +82,8 @@ class HandoverServer:
         }
         self._channels: dict[int, Channel] = {}
         self._serving: set[asyncio.Task[None]] = set()
-        self._accepted = 0
-        self._server, self.endpoint = engine.call(open_server(host, self._accept))
+        self._accepted = self._unproven = 0
+        self._server, self.endpoint = engine.call(open_server(host, self._accept, engine.credentials))
 
     def add(self, handlers: Handlers) -> None:
         """Further requests that it answers; before any peer knows of this server. They run on the loop."""
@@ -208,7 +209,7 @@ class HandoverServer:
     # -- connections, on the loop
 
     def _accept(self, channel: Channel) -> None:
-        if len(self._channels) >= _MAX_CONNECTIONS:
+        if len(self._channels) >= _MAX_CONNECTIONS or self._unproven >= _MAX_UNPROVEN:
             channel.close()
             return
         task = self._engine.spawn("side-channel", self._serve(channel))
@@ -220,6 +221,7 @@ class HandoverServer:
         connection = self._accepted
         self._channels[connection] = channel
         try:
+            await self._prove(channel)
             await self._answer_all(connection, channel)
         except TransferError as error:
             _log.warning("side channel: dropped a connection: %s", error.message)
@@ -229,6 +231,13 @@ class HandoverServer:
             del self._channels[connection]
             self._engine.forget(connection)
             channel.close()
+
+    async def _prove(self, channel: Channel) -> None:
+        self._unproven += 1
+        try:
+            await channel.prove(self._engine.credentials, server=True)
+        finally:
+            self._unproven -= 1
 
     async def _answer_all(self, connection: int, channel: Channel) -> None:
         """Ends with an error. A request that makes no sense is answered, and ends the connection."""

@@ -26,6 +26,7 @@ from llmserve.engines.kv_transfer import (
 )
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.transfer.select import make_transports
 
 KvSource = PullParams | PushParams  # for KV that is pulled, or that is pushed
@@ -101,7 +102,10 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
         parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
     layout = KvLayout((memory.region(),), geometry)
-    transports, unusable = make_transports(spec.transfer.engine_order, spec.handover_host)
+    credentials = Credentials.read(CallerRole.WORKER, spec.worker_id)
+    transports, unusable = make_transports(
+        spec.transfer.engine_order, spec.handover_host, credentials=credentials
+    )
     return HandoverLink(
         HandoverNode(
             worker_id=spec.worker_id,
@@ -112,6 +116,7 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
             lease_seconds=spec.transfer.lease_seconds,
             host=spec.handover_host,
             policy=transfer_policy(spec),
+            credentials=credentials,
         ),
         memory.block_size_tokens,
     )

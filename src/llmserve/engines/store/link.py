@@ -18,6 +18,7 @@ import grpc
 from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
+from llmserve.rpc.wires.channel import BlockingChannel
 from llmserve.transfer.shm.identity import ProcessNamespace
 
 _log = logging.getLogger(__name__)
@@ -79,9 +80,10 @@ class StoreLink:
     ) -> None:
         """part_shapes, block_tokens: see AttachStoreRequest. notify: called, on any thread, when there is an
         answer to take."""
-        self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
-        self._shown = Credentials.read(CallerRole.WORKER, worker_id).metadata()
-        self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
+        credentials = Credentials.read(CallerRole.WORKER, worker_id)
+        self._shown = credentials.metadata()
+        self._channel = BlockingChannel(endpoint, credentials, CallerRole.KVMANAGER, _CHANNEL)
+        self._stub: Any = None  # from the latest attempt to attach on
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
@@ -141,6 +143,7 @@ class StoreLink:
         return self._attached
 
     def _attach(self) -> None:
+        self._stub = KVManagerStub(self._channel.latest())  # type: ignore[no-untyped-call]
         request = pb.AttachStoreRequest(**self._me, **self._parts, place=self._place)
         self._attaching = self._stub.AttachStore.future(
             request, timeout=_ATTACH_SECONDS, wait_for_ready=True, metadata=self._shown

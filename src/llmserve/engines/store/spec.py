@@ -18,6 +18,7 @@ from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.dram.client.quantized import Codes
 from llmserve.kvstore.formats import BlockShape, Element, Quantize, grouped
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 
@@ -78,7 +79,8 @@ class StoreSpec(OffloadingSpec):
         policy = TransferPolicy(**extra["policy"])
         shared = self.shared or SharedTransfers(policy.bytes_per_second)
         order, host = tuple(extra["engine_order"]), str(extra["host"])
-        remote = RemoteAccess(order, host, policy, shared, self._codes())
+        credentials = Credentials.read(CallerRole.WORKER, str(extra["worker_id"]))
+        remote = RemoteAccess(order, host, policy, shared, self._codes(), credentials)
         return StoreWorker(kv_caches, self.config.parallel.rank, remote)
 
 

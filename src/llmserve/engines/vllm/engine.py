@@ -45,6 +45,7 @@ from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
 from llmserve.models.refusals import directory_refusals
+from llmserve.rpc.credentials import CallerRole, Credentials
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, registry: CollectorRegistry | None = None) -> None:
         self._spec = spec
         self._registry = registry
+        self._credentials = Credentials.read(CallerRole.WORKER, spec.worker_id)
         self._own_metrics: VllmMetrics | None = None
         self._core: AsyncMPClient | None = None
         self._kv_events: KvEventSource | None = None
@@ -236,7 +238,7 @@ class VllmEngine:
         mine = self._info.handover_endpoints
         for rank, endpoint in enumerate(mine):
             addresses = [address for peer in peers for address in addresses_for(peer, rank, len(mine))]
-            await set_peers(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
+            await set_peers(endpoint, addresses, _SIDE_CHANNEL_SECONDS, self._credentials)
 
     async def load(self) -> EngineLoad:
         """vLLM reports its load with its steps. The pairs are asked of the rank itself, since probes need no
@@ -244,7 +246,8 @@ class VllmEngine:
         assert self._info is not None
         if self._spec.role is not WorkerRole.PREFILL:
             with suppress(TransferError, DeadlineExceeded):  # the last answer stands
-                status = await query_status(self._info.handover_endpoints[0], _SIDE_CHANNEL_SECONDS)
+                endpoint = self._info.handover_endpoints[0]
+                status = await query_status(endpoint, _SIDE_CHANNEL_SECONDS, self._credentials)
                 self._stats.record_pairs(status.pairs)
         return self._stats.load()
 

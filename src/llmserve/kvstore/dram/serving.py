@@ -16,6 +16,7 @@ from contextlib import suppress
 import msgspec
 
 from llmserve.core.errors import LLMServeError, TransferError
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import Region
 from llmserve.transfer.engine.engine import TransferEngine
 from llmserve.transfer.engine.probe import ProbeInfo
@@ -48,8 +49,15 @@ class ServedRoute(msgspec.Struct, frozen=True):
 class PoolServer:
     """Life: constructor -> open -> expect, rest... -> close (idempotent, before the arena's). Any thread."""
 
-    def __init__(self, regions: Sequence[Region], engine_order: Sequence[str], host: str) -> None:
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        engine_order: Sequence[str],
+        host: str,
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> None:
         """regions: memory of the arena. host: the address of this machine that workers reach."""
+        self._credentials = credentials
         self._regions, self._order, self._host = tuple(regions), tuple(engine_order), host
         self._lock = threading.Lock()
         self._engine: TransferEngine | None = None
@@ -72,7 +80,7 @@ class PoolServer:
 
     def _started(self) -> TransferEngine:
         try:
-            transports, _ = make_transports(self._order, self._host)
+            transports, _ = make_transports(self._order, self._host, credentials=self._credentials)
             engine = TransferEngine(transports, self._regions)
         except LLMServeError as error:
             _log.error("workers on other hosts have no part in the KV store: %s", error.message)

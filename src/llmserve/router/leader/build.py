@@ -22,7 +22,9 @@ def build_state(
     refuse(unset_password(section, environ))
     variable = section.redis.password_env
     password = environ[variable] if variable is not None else None
-    return _redis_state()(section.redis.url, cluster, password=password, call_seconds=call_seconds)
+    return _redis_state()(
+        section.redis.url, cluster, password=password, call_seconds=call_seconds, ca=section.redis.ca
+    )
 
 
 def state_refusals(section: State, environ: Mapping[str, str]) -> Iterator[Conflict]:

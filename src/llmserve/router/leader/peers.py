@@ -9,7 +9,7 @@ import grpc.aio
 
 from llmserve.router.leader.state import Term
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
 
@@ -36,7 +36,7 @@ class Peers:
 
     async def _ask(self, address: str, request: router_pb2.PromiseRequest) -> bool:
         if address not in self._channels:
-            channel = open_channel(address, self._credentials)
+            channel = open_channel(address, self._credentials, CallerRole.ROUTER)
             self._channels[address] = await self._open.enter_async_context(channel)
         stub = router_pb2_grpc.RouterStub(self._channels[address])  # type: ignore[no-untyped-call]  # generated
         try:

@@ -71,12 +71,14 @@ return {found[1], string.format('%.0f', math.max(0, milliseconds() - tonumber(fo
 
 
 class RedisState:
-    """url, password, call_seconds, and errors: as RedisClient."""
+    """url, password, call_seconds, ca, and errors: as RedisClient."""
 
-    def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
+    def __init__(
+        self, url: str, cluster: str, *, password: str | None, call_seconds: float, ca: str | None = None
+    ) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         self._name = f"llmserve:{{{cluster}}}"
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds)
+        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:
         epoch, lease = await self._run(_CAMPAIGN, leader, milliseconds(seconds))

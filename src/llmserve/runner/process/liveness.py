@@ -5,6 +5,7 @@ does not serve now may be draining, or be a router that stands by.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
 
 # Deadline of one question, which is then asked again. A process that does nothing is given up before it.
 _QUESTION_SECONDS = 60.0
@@ -22,13 +24,16 @@ Ask = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
-async def questions(spec: ProcessSpec) -> AsyncIterator[Ask | None]:
+async def questions(
+    spec: ProcessSpec, credentials: Credentials = NO_CREDENTIALS
+) -> AsyncIterator[Ask | None]:
     """Yields a function that returns when the process has answered, and fails or takes long when it does not.
     None: the process serves nothing."""
     if address := spec.direct or spec.http:
-        yield lambda: _get_live(address)
+        yield lambda: _get_live(address, spec.https)
     elif spec.listen:
-        async with open_channel(spec.listen) as channel:
+        callee = CallerRole.of_process(spec.role)
+        async with open_channel(spec.listen, credentials, callee) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             yield lambda: _check(stub)
     else:
@@ -39,18 +44,25 @@ async def _check(stub: health_pb2_grpc.HealthStub) -> None:
     await stub.Check(health_pb2.HealthCheckRequest(), timeout=_QUESTION_SECONDS)
 
 
-async def _get_live(address: str) -> None:
+async def _get_live(address: str, https: bool) -> None:
     """Errors: OSError, TimeoutError, Unavailable."""
     async with asyncio.timeout(_QUESTION_SECONDS):
-        if not await http_get(address, "/live", _LIVE_BYTES):
+        if not await http_get(address, "/live", _LIVE_BYTES, any_certificate() if https else None):
             raise Unavailable(f"{address} closed the connection without an answer")
 
 
-async def http_get(address: str, path: str, most_bytes: int) -> bytes:
+def any_certificate() -> ssl.SSLContext:
+    """Returns a context for processes of this machine, whose addresses no certificate has to name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def http_get(address: str, path: str, most_bytes: int, context: ssl.SSLContext | None = None) -> bytes:
     """Returns the head and body of the answer, up to the end of the connection. The caller sets the deadline.
-    Errors: OSError; Unavailable when the answer is larger than most_bytes."""
+    context: for TLS. Errors: OSError; Unavailable when the answer is larger than most_bytes."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         parts = bytearray()

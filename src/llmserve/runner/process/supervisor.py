@@ -11,6 +11,7 @@ from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.core.hang import HangLimits, Watchdog
 from llmserve.core.process import WorkMeter
 from llmserve.core.tasks import first_done
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.role import ProcessFailure
 from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.guard_link import GuardLink
@@ -28,7 +29,7 @@ _LAST_LINES = 15
 @dataclass(frozen=True, slots=True)
 class ProcessJob:
     """manifest: path of the file. mark: name of this role's processes (processes.py). hang: how long it may
-    give no answer once it is ready. drained: set for a worker."""
+    give no answer once it is ready. drained: set for a worker. credentials: of who asks it."""
 
     spec: ProcessSpec
     manifest: Path
@@ -37,6 +38,7 @@ class ProcessJob:
     ready_timeout_seconds: float
     hang: HangLimits
     drained: DrainedMark | None = None
+    credentials: Credentials = NO_CREDENTIALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class ProcessSupervisor:
 
     async def _hang_of(self, run: RoleRun) -> str:
         """Watches a ready process until it ends. Returns why to kill it; empty: it ended by itself."""
-        async with questions(self.spec) as ask:
+        async with questions(self.spec, self._job.credentials) as ask:
             if ask is None:
                 return ""
             works = WorkMeter(lambda: members(self._family()))

@@ -10,6 +10,7 @@ gloo of torch 2.13 on a CPU was run. NCCL was not.
 """
 
 from llmserve.core.errors import TransportUnavailable
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.collective.backend import Backend, Gloo, Nccl
 from llmserve.transfer.collective.carrier import GroupCarriers
 from llmserve.transfer.twosided import TwoSidedTransport
@@ -18,9 +19,11 @@ from llmserve.transfer.twosided import TwoSidedTransport
 class CollectiveTransport(TwoSidedTransport):
     """gpu: the index of the GPU with the memory to register; None for host memory."""
 
-    def __init__(self, host: str = "127.0.0.1", gpu: int | None = None) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", gpu: int | None = None, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
         """Errors: TransportUnavailable."""
-        super().__init__(host, GroupCarriers(make_backend(host, gpu)))
+        super().__init__(host, GroupCarriers(make_backend(host, gpu)), credentials)
 
 
 def make_backend(host: str, gpu: int | None) -> Backend:

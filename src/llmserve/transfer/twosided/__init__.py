@@ -1,8 +1,9 @@
 """Reads and writes for networks in which both ends take part: the base of tcp and collective.
 
-Each process listens. A process that wants bytes connects, sends a hello, and then sends one request at a time
-on the connection, which a thread of the owner serves. The transports differ in the carrier, the channel of
-the bytes themselves: the same socket, or another channel that is opened beside it.
+Each process listens. A process that wants bytes connects, proves that it is of the cluster
+(rpc/wires/handshake.py), sends a hello, and then sends one request at a time on the connection, which a
+thread of the owner serves. The transports differ in the carrier, the channel of the bytes themselves: the
+same socket, or another channel that is opened beside it.
 """
 
 import json
@@ -10,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from llmserve.core.errors import TransferError
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import (
     Batch,
     Memory,
@@ -33,14 +35,16 @@ class TwoSidedTransport:
 
     needs_progress = False
 
-    def __init__(self, host: str, carriers: CarrierFactory) -> None:
+    def __init__(
+        self, host: str, carriers: CarrierFactory, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
         """Errors: TransportUnavailable."""
         self.name = carriers.name
         self._host = host
-        self._carriers = carriers
+        self._carriers, self._credentials = carriers, credentials
         self._token = secrets.token_bytes(wire.TOKEN_BYTES)
         try:
-            self._server = TwoSidedServer(host, self._token, carriers)
+            self._server = TwoSidedServer(host, self._token, carriers, credentials)
         except TransferError:
             carriers.close()
             raise
@@ -79,7 +83,7 @@ class TwoSidedTransport:
         address = self._parse(description)
         name = PeerName(f"{self.name}-{address.token.hex()}-{address.generation}")
         if name not in self._peers:
-            self._peers[name] = PeerStreams(name, address, self._regions, self._carriers)
+            self._peers[name] = PeerStreams(name, address, self._regions, self._carriers, self._credentials)
         return name
 
     def disconnect(self, peer: PeerName) -> None:

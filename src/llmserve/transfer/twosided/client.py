@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from llmserve.core.errors import TransferError
+from llmserve.core.errors import NotAuthenticated, TransferError
+from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
@@ -51,19 +52,24 @@ class PeerStreams:
     new one while there are few, or to the one with the shortest queue."""
 
     def __init__(
-        self, name: PeerName, address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory
+        self,
+        name: PeerName,
+        address: ServerAddress,
+        regions: Sequence[Region],
+        carriers: CarrierFactory,
+        credentials: Credentials,
     ) -> None:
         """Blocks until the peer has accepted a connection. Errors: TransferError."""
         self.name = name
         self.address = address
         self._regions = regions
-        self._carriers = carriers
-        self._streams = [TransferStream(address, regions, carriers, dial(address, regions, carriers))]
+        self._carriers, self._credentials = carriers, credentials
+        self._streams = [self._stream(dial(address, regions, carriers, credentials))]
 
     def submit(self, transfer: TwoSidedTransfer) -> None:
         stream = min(self._streams, key=lambda stream: stream.load)
         if stream.load and len(self._streams) < self._carriers.connections:
-            stream = TransferStream(self.address, self._regions, self._carriers, None)
+            stream = self._stream()
             self._streams.append(stream)
         transfer.stream = stream
         stream.submit(transfer)
@@ -73,13 +79,16 @@ class PeerStreams:
         no longer touched."""
         self.close()
         self._regions = regions
-        self._streams = [TransferStream(self.address, regions, self._carriers, None)]
+        self._streams = [self._stream()]
 
     def close(self) -> None:
         for stream in self._streams:
             stream.stop()
         for stream in self._streams:
             stream.join()
+
+    def _stream(self, line: PeerConnection | None = None) -> "TransferStream":
+        return TransferStream(self.address, self._regions, self._carriers, self._credentials, line)
 
 
 class TransferStream:
@@ -91,11 +100,12 @@ class TransferStream:
         address: ServerAddress,
         regions: Sequence[Region],
         carriers: CarrierFactory,
+        credentials: Credentials,
         line: PeerConnection | None,
     ) -> None:
         self._address = address
         self._regions = regions
-        self._carriers = carriers
+        self._carriers, self._credentials = carriers, credentials
         self._line = line
         self._queue: queue.SimpleQueue[TwoSidedTransfer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -159,7 +169,7 @@ class TransferStream:
     def _perform(self, transfer: TwoSidedTransfer) -> None:
         if transfer.cancelled or self._stopping:
             raise TransferError("cancelled")
-        line = self._line or dial(self._address, self._regions, self._carriers)
+        line = self._line or dial(self._address, self._regions, self._carriers, self._credentials)
         with self._lock:
             self._line = line
             if transfer.cancelled or self._stopping:
@@ -188,17 +198,21 @@ class TransferStream:
             line.close()
 
 
-def dial(address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory) -> PeerConnection:
+def dial(
+    address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory, credentials: Credentials
+) -> PeerConnection:
     """Returns a connection that the peer has accepted. Errors: TransferError."""
     line: PeerConnection | None = None
     try:
         line = PeerConnection(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
         wire.tune(line.socket)
+        line.secure(credentials, server=False)
+        line.socket.settimeout(_DIAL_SECONDS)
         wire.send_hello(line.socket, address.token, address.generation)
         wire.receive_reply(line.socket)
         line.open(carriers, regions, rank=0)
         line.socket.settimeout(carriers.answer_seconds)
-    except (OSError, TransferError) as error:
+    except (OSError, TransferError, NotAuthenticated) as error:
         if line is not None:
             line.close()
         raise TransferError(f"{carriers.name}: {address.host}:{address.port}: {error}") from error

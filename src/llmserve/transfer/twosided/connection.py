@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llmserve.core.errors import TransferError
+from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.wires.handshake import Purpose, prove, wrapped
 from llmserve.transfer.base import Memory, Region, Spans
+
+_MOVERS = (CallerRole.WORKER, CallerRole.KVMANAGER)
 
 
 class Carrier(Protocol):
@@ -57,6 +61,7 @@ class PeerConnection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self.is_proven = False
         self._carrier: Carrier | None = None
         self._lock = threading.Lock()
         self._hung_up = False
@@ -65,6 +70,17 @@ class PeerConnection:
     def carrier(self) -> Carrier:
         assert self._carrier is not None, "opened"
         return self._carrier
+
+    def secure(self, credentials: Credentials, *, server: bool) -> None:
+        """Shakes hands, before all else. server: this end was connected to. Errors: NotAuthenticated,
+        OSError; TransferError when it was hung up."""
+        sock = wrapped(self.socket, credentials, server=server)
+        with self._lock:
+            self.socket = sock
+            if self._hung_up:
+                raise TransferError("hung up")
+        prove(sock, credentials, Purpose.TRANSFER, _MOVERS, server=server)
+        self.is_proven = True
 
     def open(self, carriers: CarrierFactory, regions: Sequence[Region], rank: int) -> None:
         """Errors: TransferError, OSError."""
@@ -79,7 +95,8 @@ class PeerConnection:
         with self._lock:
             self._hung_up = True
             with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
+                # Not SSLSocket.shutdown: until it has shut down, another thread may send without TLS.
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
             if self._carrier is not None:
                 self._carrier.cut()
 

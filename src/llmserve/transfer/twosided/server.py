@@ -1,12 +1,14 @@
 """The serving half: a listening socket and a thread for each connection."""
 
 import contextlib
+import hmac
 import logging
 import socket
 import threading
 from collections.abc import Sequence
 
-from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.core.errors import NotAuthenticated, TransferError, TransportUnavailable
+from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
@@ -17,15 +19,16 @@ _HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
+_MAX_UNPROVEN = 64  # connections that may be those of strangers, for as long as a handshake may take
 
 
 class TwoSidedServer:
     """Serves one generation of registered memory at a time. The owner of the transport calls `serve` and
     `close`; each connection runs on a thread of its own."""
 
-    def __init__(self, host: str, token: bytes, carriers: CarrierFactory) -> None:
+    def __init__(self, host: str, token: bytes, carriers: CarrierFactory, credentials: Credentials) -> None:
         """Errors: TransportUnavailable."""
-        self._token = token
+        self._token, self._credentials = token, credentials
         self._carriers = carriers
         self._generation = 0
         self._regions: Sequence[Region] = ()
@@ -80,11 +83,16 @@ class TwoSidedServer:
             thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
             with self._lock:
                 self._forget_ended()
-                if admitted := not self._closed.is_set() and len(self._lines) < _MAX_CONNECTIONS:
+                if admitted := not self._closed.is_set() and self._has_room():
                     self._lines[line] = thread
                     thread.start()
             if not admitted:
                 line.close()
+
+    def _has_room(self) -> bool:
+        """The caller holds the lock."""
+        unproven = sum(not line.is_proven for line in self._lines)
+        return len(self._lines) < _MAX_CONNECTIONS and unproven < _MAX_UNPROVEN
 
     def _forget_ended(self) -> None:
         """The caller holds the lock. A thread does not remove itself: `close` must find it to join it."""
@@ -95,10 +103,11 @@ class TwoSidedServer:
     def _run(self, line: PeerConnection) -> None:
         try:
             wire.tune(line.socket)
+            line.secure(self._credentials, server=True)
             lengths = self._accept_peer(line)
             while True:
                 self._answer(line, lengths)
-        except TransferError as error:
+        except (TransferError, NotAuthenticated) as error:
             _log.warning("%s: a connection ended: %s", self._carriers.name, error)
         except OSError:
             pass  # the peer has left, and knows what it has not received
@@ -111,8 +120,9 @@ class TwoSidedServer:
         token, generation = wire.receive_hello(line.socket)
         with self._lock:
             current, regions = self._generation, self._regions
-        if token != self._token or generation != current:
-            reason = "this is another process" if token != self._token else "its memory was registered anew"
+        is_ours = hmac.compare_digest(token, self._token)
+        if not is_ours or generation != current:
+            reason = "its memory was registered anew" if is_ours else "this is another process"
             wire.refuse(line.socket, reason)
             raise TransferError(f"a peer has an old description: {reason}")
         wire.accept(line.socket)

@@ -1,5 +1,6 @@
 """The serving half: accepts peers, and has a session for each that reads and writes this side's memory."""
 
+import hmac
 import json
 import logging
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class UcxServer:
         """Accepts a peer. One that does not know the token gets no answer, and its address is not read."""
         try:
             hello = json.loads(message.body)
-            if hello["token"] != self._token:
+            if not hmac.compare_digest(str(hello["token"]).encode(), self._token.encode()):
                 raise TransferError("it is meant for another process")
             worker = wire.unpack_address(hello["worker"])
             session = UcxSession(self._loop, worker, message.part, self._memory)

@@ -28,6 +28,7 @@ from llmserve.engines.kv_transfer import (
     PushLimits,
     ReceiveLimits,
 )
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import (
     Batch,
     Memory,
@@ -293,12 +294,13 @@ def make_side() -> Iterator[SideMaker]:
         push_limits: PushLimits | None = None,
         receive_limits: ReceiveLimits | None = None,
         shared: SharedTransfers | None = None,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> Side:
         kv = Kv(seed)
         node = HandoverNode(
             worker_id=WorkerId(f"worker-{seed}"),
             epoch=epoch,
-            transports=transports or (TcpTransport(),),
+            transports=transports or (TcpTransport(credentials=credentials),),
             layout=layout or kv.layout,
             lease_seconds=lease_seconds,
             clock=clock,
@@ -307,6 +309,7 @@ def make_side() -> Iterator[SideMaker]:
             push_limits=push_limits,
             receive_limits=receive_limits,
             shared=shared,
+            credentials=credentials,
         )
         sides.append(Side(node, kv, lease_seconds))
         return sides[-1]

@@ -29,4 +29,6 @@ def build_key_store(manifest: Manifest, environ: Mapping[str, str], beside: Path
         message = f"redis needs a package: {error.msg}; pip install 'redis>=5'"
         raise Conflict((("security", "keys", "redis"),), message).as_error() from error
     password = environ[redis.password_env] if redis.password_env is not None else None
-    return RedisKeys(redis.url, manifest.metadata.name, password=password, call_seconds=_CALL_SECONDS)
+    return RedisKeys(
+        redis.url, manifest.metadata.name, password=password, call_seconds=_CALL_SECONDS, ca=redis.ca
+    )

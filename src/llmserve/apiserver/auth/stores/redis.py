@@ -40,14 +40,16 @@ return 1
 
 
 class RedisKeys:
-    """url, password, call_seconds: as of RedisClient. used_at of what is read is that of the last change of
-    any key. A server that has lost its memory loses no key that this process knows."""
+    """url, password, call_seconds, ca: as of RedisClient. used_at of what is read is that of the last change
+    of any key. A server that has lost its memory loses no key that this process knows."""
 
-    def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
+    def __init__(
+        self, url: str, cluster: str, *, password: str | None, call_seconds: float, ca: str | None = None
+    ) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         prefix = f"llmserve:{{{cluster}}}:keys"
         self._names = (prefix, f"{prefix}:used", f"{prefix}:version")
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds)
+        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
         self._version: str | None = None
         self._keys: tuple[StoredKey, ...] = ()
 

@@ -12,6 +12,7 @@ from llmserve.kvstore.dram.client.pinning import ArenaPinning
 from llmserve.kvstore.dram.client.quantized import Codes, HostCoder, QuantizedPool, RowCoder
 from llmserve.kvstore.dram.client.remote import RemotePool
 from llmserve.kvstore.dram.shape import ArenaDescription
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
@@ -52,6 +53,7 @@ class RemoteAccess:
     policy: TransferPolicy = field(default_factory=TransferPolicy)
     shared: SharedTransfers = field(default_factory=SharedTransfers)
     codes: Codes | None = None
+    credentials: Credentials = NO_CREDENTIALS
 
 
 def open_pool(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
@@ -79,7 +81,12 @@ def _opened(manager: str, description: str, regions: Sequence[Region], remote: R
     if not described.transports:
         return _mapped(manager, description, regions, remote.shared)
     try:
-        transports, _ = make_transports(remote.engine_order, remote.host, staging=remote.shared.staging)
+        transports, _ = make_transports(
+            remote.engine_order,
+            remote.host,
+            staging=remote.shared.staging,
+            credentials=remote.credentials,
+        )
     except LLMServeError as error:
         raise TransferError(f"kv pool: on another host: {error.message}") from error
     return RemotePool(manager, described, regions, transports, remote.policy, shared=remote.shared)

@@ -1,0 +1,1 @@
+"""What protects the connections between processes: certificates, TLS, and the proof of the secret."""

@@ -1,0 +1,104 @@
+"""HTTPS at the edge: its certificate, and the next one."""
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llmserve.apiserver.http.certificate import HttpCertificate
+from llmserve.apiserver.http.server import HttpServer
+from llmserve.core.errors import StartFailed
+from llmserve.rpc.wires.authority import Authority
+from tests.support.certificates import make_host_certificate
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.make("clients", 1.0)
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return ssl.create_default_context(cadata=authority.certificate.public_bytes(Encoding.PEM).decode())
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        for name in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{name}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["scheme"].encode()})
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, authority: Authority) -> HttpCertificate:
+    return HttpCertificate(*make_host_certificate(authority, tmp_path))
+
+
+@pytest.fixture
+async def port(certificate: HttpCertificate) -> AsyncIterator[int]:
+    server = HttpServer(app, "127.0.0.1:0", certificate=certificate)
+    yield await server.start()
+    await server.aclose()
+
+
+async def serial(port: int, context: ssl.SSLContext) -> int:
+    """Asks over a new connection. Returns the serial number of the certificate that it was shown."""
+    async with (
+        httpx.AsyncClient(verify=context) as client,
+        client.stream("GET", f"https://127.0.0.1:{port}/") as answer,
+    ):
+        assert await answer.aread() == b"https"
+        shown = answer.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
+        return int(shown["serialNumber"], 16)
+
+
+async def test_clients_reach_it_over_tls_only(port: int, authority: Authority) -> None:
+    assert await serial(port, trusting(authority))
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        await serial(port, trusting(Authority.make("clients", 1.0)))
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.HTTPError):
+            await client.get(f"http://127.0.0.1:{port}/")
+
+
+async def test_new_connections_get_a_new_certificate(
+    port: int, authority: Authority, certificate: HttpCertificate, tmp_path: Path
+) -> None:
+    context = trusting(authority)
+    before = await serial(port, context)
+    make_host_certificate(authority, tmp_path)
+    certificate.renew()
+    after = await serial(port, context)
+    assert after != before
+    certificate.renew()
+    assert await serial(port, context) == after
+
+
+async def test_half_a_change_is_not_taken(
+    port: int, authority: Authority, certificate: HttpCertificate, tmp_path: Path
+) -> None:
+    context = trusting(authority)
+    before = await serial(port, context)
+    new = make_host_certificate(authority, tmp_path / "new")
+    for path, taken in zip(new, (False, True), strict=True):
+        path.replace(tmp_path / path.name)
+        certificate.renew()
+        assert (await serial(port, context) != before) is taken
+
+
+@pytest.mark.parametrize("name", ["host.crt", "host.key"])
+@pytest.mark.parametrize("content", [None, b"", b"nonsense"])
+def test_files_that_are_missing_or_wrong_are_named(
+    tmp_path: Path, authority: Authority, name: str, content: bytes | None
+) -> None:
+    paths = make_host_certificate(authority, tmp_path)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(StartFailed, match=r"security.tls: .*host\.crt"):
+        HttpCertificate(*paths)
