@@ -1,5 +1,6 @@
 """What a token has to be, to be let in."""
 
+import asyncio
 from typing import Any
 
 import jwt
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from llmserve.apiserver.auth.credential import Credential
 from llmserve.apiserver.auth.oidc import verifier as verifier_module
 from llmserve.core.errors import Forbidden, NotAuthenticated, Unavailable
+from llmserve.core.tasks import TaskOwner
 from tests.unit.apiserver.auth.oidc.conftest import (
     EC,
     ED,
@@ -253,3 +255,18 @@ async def test_remembered_tokens_are_few(issuer: FakeIssuer, monkeypatch: pytest
     for name in "abc":
         await verifier.caller_of(signed(claims(sub=name)))
     assert [caller.key_id for caller, _ in verifier._known.values()] == ["oidc:b", "oidc:c"]
+
+
+@pytest.mark.virtual_time
+async def test_keys_are_refreshed_each_five_minutes_and_sooner_while_that_fails(issuer: FakeIssuer) -> None:
+    owner, verifier = TaskOwner("test"), issuer.verifier(jwks_url=f"{ISSUER}/keys")
+    issuer.away = True
+    await verifier.start(owner)
+    await asyncio.sleep(25.0)
+    assert len(issuer.asked) == 3  # at once, and after 10 and 20 s
+    issuer.away = False
+    await asyncio.sleep(10.0)
+    assert len(issuer.asked) == 4
+    await asyncio.sleep(299.0)
+    assert len(issuer.asked) == 5
+    await owner.aclose()
