@@ -11,7 +11,7 @@ from llmserve.doctor import Finding, ok, warning
 
 _PLAIN = ("http", "redis")
 _TRUST = "trust_remote_code"
-_READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+_OPEN_TO_OTHERS = stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH
 
 
 def weak_settings(manifest: Manifest, path: Path) -> Iterator[Finding]:
@@ -25,10 +25,12 @@ def weak_settings(manifest: Manifest, path: Path) -> Iterator[Finding]:
 
 
 def _callers(manifest: Manifest) -> Finding:
+    tenants = len({key.tenant for key in manifest.security.api_keys})
     if manifest.security.asks_callers:
-        return ok("API keys", "needed")
+        listed = f", {tenants} tenant{'s' if tenants != 1 else ''} in the manifest" if tenants else ""
+        return ok("API keys", f"needed{listed}")
     if _is_open(manifest):
-        advice = "Everybody who reaches the API may use it, as one tenant. Set security.api_keys."
+        advice = "Everybody who reaches the API may use it, as one tenant. Set security.keys."
         return warning("API keys", f"none, and the API is open at {_bound_to(manifest)}", advice)
     return ok("API keys", "none; the API listens on loopback only")
 
@@ -46,20 +48,24 @@ def _metrics(manifest: Manifest) -> Finding:
 
 
 def _key_files(manifest: Manifest, path: Path) -> Finding:
-    """Files with secrets that other users of this machine can read."""
+    """Files of keys that other users of this machine can read, or change."""
     held = [path] if any(key.key for key in manifest.security.api_keys) else []
-    tls, keys = manifest.security.tls, manifest.security.keys
-    held += [path.parent / file for file in (tls and tls.key, keys and keys.file) if file]
-    shown = [str(file) for file in held if _others_read(file)]
+    if (place := manifest.security.keys) is not None and place.file is not None:
+        held.append(path.parent / place.file)
+    if (tls := manifest.security.tls) is not None:
+        held.append(path.parent / tls.key)
+    shown = [str(file) for file in held if _is_open_to_others(file)]
     if shown:
-        advice = f"They hold keys. Run: chmod 600 {' '.join(shown)}"
-        return warning("key files", f"other users can read {', '.join(shown)}", advice, files=len(shown))
+        advice = f"They hold keys, or what lets them in. Run: chmod 600 {' '.join(shown)}"
+        return warning(
+            "key files", f"other users can read or change {', '.join(shown)}", advice, files=len(shown)
+        )
     return ok("key files", "private" if held else "none", files=0)
 
 
-def _others_read(file: Path) -> bool:
+def _is_open_to_others(file: Path) -> bool:
     try:
-        return bool(file.stat().st_mode & _READABLE_BY_OTHERS)
+        return bool(file.stat().st_mode & _OPEN_TO_OTHERS)
     except OSError:
         return False
 
@@ -81,7 +87,6 @@ def _servers(manifest: Manifest) -> Mapping[str, str]:
         "lora.endpoint": manifest.lora.endpoint if manifest.lora else None,
         "observability.tracing.endpoint": tracing.endpoint,
     }
-    found |= {f"security.oidc {one.issuer}": one.issuer for one in manifest.security.oidc}
     found |= {f"storageClasses {one.name}": one.endpoint for one in manifest.storageClasses}
     return {key: url for key, url in found.items() if url is not None}
 

@@ -29,7 +29,11 @@ def warned(text: str) -> set[str]:
         (_KEY, set()),
         (_OPEN, {"API keys", "metrics"}),
         (_OPEN + _KEY, {"metrics"}),
-        (_OPEN + "security: {keys: {file: keys.json}}", {"metrics"}),
+        (_OPEN + "security: {keys: {file: /no/keys.json}}", {"metrics"}),
+        (
+            _OPEN + "security: {oidc: [{issuer: 'https://h', audience: [a], rules: [{tenant: t}]}]}",
+            {"metrics"},
+        ),
         (_OPEN + "security: {api_keys: [{tenant: a, key_env: A}], public: {metrics: false}}", set()),
         ("deployment: {local: {host: '::1'}}", set()),
         ("deployment: {local: {host: localhost}}", set()),
@@ -62,12 +66,20 @@ def test_a_manifest_with_keys_is_private(tmp_path: Path, mode: int, status: str)
     path.chmod(mode)
     assert found(_WRITTEN_KEY, path)["key files"].status == status
     assert found(_KEY, path)["key files"].status is Status.OK
-    in_file = "security: {keys: {file: m.yaml}}"
-    assert found(in_file, tmp_path / "manifest.yaml")["key files"].status == status
     assert found(_WRITTEN_KEY, tmp_path / "gone.yaml")["key files"].status is Status.OK
 
 
+@pytest.mark.parametrize(("mode", "status"), [(0o644, "warning"), (0o620, "warning"), (0o600, "ok")])
+def test_a_file_of_keys_is_its_owner_s(tmp_path: Path, mode: int, status: str) -> None:
+    """Who can write it can let itself in."""
+    keys = tmp_path / "keys.json"
+    keys.touch()
+    keys.chmod(mode)
+    manifest = "security: {keys: {file: keys.json}}"
+    assert found(manifest, tmp_path / "m.yaml")["key files"].status == status
+
+
 def test_the_advice_names_what_to_do() -> None:
-    assert "security.api_keys" in found(_OPEN)["API keys"].advice
+    assert "security.keys" in found(_OPEN)["API keys"].advice
     assert "0.0.0.0" in found(_OPEN)["API keys"].value
     assert "security.mtls" in found("deployment: {mode: k8s}")["own wires"].advice

@@ -79,5 +79,7 @@ class Authenticator:
         self.manifest.check(caller)
 
     async def aclose(self) -> None:
+        if self._oidc is not None:
+            await self._oidc.aclose()
         if self._stored is not None:
             await self._stored.aclose()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.errors import NotAuthenticated
 
+_HEADERS = (b"authorization", b"x-api-key")
 _LONGEST = 16 * 1024  # characters
 
 
@@ -18,6 +19,11 @@ class Credential:
     @property
     def digest(self) -> bytes:
         return hashlib.sha256(self.text.encode()).digest()
+
+
+def without_credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Returns the headers without what shows who asks, which nobody needs after that is known."""
+    return [(name, value) for name, value in headers if name not in _HEADERS]
 
 
 def credential_in(headers: Iterable[tuple[bytes, bytes]]) -> Credential:

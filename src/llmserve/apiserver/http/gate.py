@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmserve.apiserver.auth.audit import audit
 from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.caller import Caller
+from llmserve.apiserver.auth.credential import without_credentials
 from llmserve.apiserver.auth.permissions import METRICS, PROBES, check_scope
 from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.apiserver.http.body import BodyLimits, bounded, check_body, discard_body, read_body, replay
@@ -122,7 +123,7 @@ class Gate:
         enter_scope(request)
         name_request(RequestNames(request.request_id, request.span.trace_id))
         try:
-            await self._app(scope, receive, response.send)
+            await self._app(_without_credentials(scope), receive, response.send)
         except Exception as error:
             await response.fail(error)
         finally:
@@ -165,6 +166,10 @@ def _as_routed(scope: Scope, paths: Paths) -> Message:
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     path = paths.route(scope["path"]).rstrip("/") or "/"
     return {**scope, "method": method, "path": path, "headers": without_unusable(scope["headers"])}
+
+
+def _without_credentials(scope: Scope) -> Message:
+    return {**scope, "headers": without_credentials(scope["headers"])}
 
 
 def _is_local(scope: Scope) -> bool:

@@ -140,6 +140,31 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
     assert answer.headers[b"x-request-id"] == b"line_1"
 
 
+async def test_the_application_never_sees_a_key() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        seen.extend(scope["headers"])
+        await send(start(b"application/json"))
+        await send(piece(b"{}", more=False))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        return
+
+    auth = Authenticator(ManifestKeys({"red-key": EVERYBODY}))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
+    shown = [(b"authorization", b"Bearer red-key"), (b"x-api-key", b"red-key"), (b"accept", b"*/*")]
+    await gate(
+        {"type": "http", "method": "GET", "path": "/v1/models", "headers": shown, "client": None},
+        receive,
+        send,
+    )
+    assert seen == [(b"accept", b"*/*")]
+
+
 async def test_a_line_is_refused_once_its_key_is_gone() -> None:
     async def app(scope: Message, receive: Any, send: Send) -> None:
         await send(start(b"application/json"))

@@ -32,7 +32,7 @@ class Issuer:
         self._fetch, self._clock, self._on_change = fetch, clock, on_change
         self._keys = KeySet({})
         self._asked_at = float("-inf")
-        self._asking = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
         self._problem = ""
 
     def __repr__(self) -> str:
@@ -76,23 +76,37 @@ class Issuer:
 
     async def refresh(self, at_most_every: float = 0.0) -> None:
         """Fetches the keys, unless that was tried this many seconds ago. Those who ask meanwhile wait for the
-        same answer."""
-        async with self._asking:
+        same answer. Who gives up waiting ends no fetch: strangers could keep new keys away so."""
+        if self._fetching is None:
             if self._clock.now() - self._asked_at < at_most_every:
                 return
             self._asked_at = self._clock.now()
-            try:
-                keys = KeySet(await self._fetch(await self._key_url()))
-                if not keys:
-                    raise Unavailable(f"{self.settings.issuer} has no key that tokens can be checked by")
-            except Unavailable as error:
-                self._warn(error.message)
-                return
-            self._problem = ""
-            if keys != self._keys:
-                self._keys = keys
-                _log.info("%s: %d keys", self.settings.issuer, len(keys))
-                self._on_change()
+            self._fetching = asyncio.create_task(self._fetch_keys(), name=f"keys-of-{self.settings.issuer}")
+            self._fetching.add_done_callback(self._fetched)
+        await asyncio.shield(self._fetching)
+
+    def _fetched(self, task: "asyncio.Task[None]") -> None:
+        self._fetching = None
+
+    async def _fetch_keys(self) -> None:
+        try:
+            keys = KeySet(await self._fetch(await self._key_url()))
+            if not keys:
+                raise Unavailable(f"{self.settings.issuer} has no key that tokens can be checked by")
+        except Unavailable as error:
+            self._warn(error.message)
+            return
+        self._problem = ""
+        if keys != self._keys:
+            self._keys = keys
+            _log.info("%s: %d keys", self.settings.issuer, len(keys))
+            self._on_change()
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
 
     async def _key_url(self) -> str:
         """Errors: Unavailable."""

@@ -21,8 +21,8 @@ _MOST_REMEMBERED = 10_000  # tokens
 
 
 class OidcVerifier:
-    """Life: start (once), then caller_of. now: Unix time. When an issuer's keys change, none of the tokens
-    that were checked before is trusted any more without another check."""
+    """Life: start (once) -> caller_of ... -> aclose (idempotent). now: Unix time. When an issuer's keys
+    change, none of the tokens that were checked before is trusted any more without another check."""
 
     def __init__(
         self,
@@ -56,6 +56,10 @@ class OidcVerifier:
         caller = caller_of(claims, issuer.settings.rules)
         self._remember(digest, caller, float(claims["exp"]) + issuer.settings.clock_skew_seconds)
         return caller
+
+    async def aclose(self) -> None:
+        for issuer in self._issuers.values():
+            await issuer.aclose()
 
     def _read(self, token: str) -> tuple[dict[str, Any], Issuer]:
         """Returns the header and the issuer that a token names, all of it unchecked. Errors:

@@ -1,5 +1,6 @@
 """What a token has to be, to be let in."""
 
+import asyncio
 from typing import Any
 
 import jwt
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from llmserve.apiserver.auth.credential import Credential
 from llmserve.apiserver.auth.oidc import verifier as verifier_module
 from llmserve.core.errors import Forbidden, NotAuthenticated, Unavailable
+from llmserve.core.tasks import TaskOwner
 from tests.unit.apiserver.auth.oidc.conftest import (
     EC,
     ED,
@@ -253,3 +255,57 @@ async def test_remembered_tokens_are_few(issuer: FakeIssuer, monkeypatch: pytest
     for name in "abc":
         await verifier.caller_of(signed(claims(sub=name)))
     assert [caller.key_id for caller, _ in verifier._known.values()] == ["oidc:b", "oidc:c"]
+
+
+@pytest.mark.virtual_time
+async def test_keys_are_refreshed_each_five_minutes_and_sooner_while_that_fails(issuer: FakeIssuer) -> None:
+    owner, verifier = TaskOwner("test"), issuer.verifier(jwks_url=f"{ISSUER}/keys")
+    issuer.away = True
+    await verifier.start(owner)
+    await asyncio.sleep(25.0)
+    assert len(issuer.asked) == 3  # at once, and after 10 and 20 s
+    issuer.away = False
+    await asyncio.sleep(10.0)
+    assert len(issuer.asked) == 4
+    await asyncio.sleep(299.0)
+    assert len(issuer.asked) == 5
+    await owner.aclose()
+
+
+async def test_who_gives_up_ends_no_fetch(issuer: FakeIssuer) -> None:
+    """A stranger with a made-up key could keep new keys away, if the fetch ended with its request."""
+    verifier, answer, fetch = issuer.verifier(jwks_url=f"{ISSUER}/keys"), asyncio.Event(), issuer.fetch
+    (one,) = verifier._issuers.values()
+
+    async def slow(url: str) -> dict[str, Any]:
+        await answer.wait()
+        return await fetch(url)
+
+    one._fetch = slow
+    stranger = asyncio.create_task(verifier.caller_of(signed(claims(), kid="made-up")))
+    await asyncio.sleep(0)
+    stranger.cancel()
+    await asyncio.gather(stranger, return_exceptions=True)
+    assert stranger.cancelled()
+    waiting = asyncio.create_task(verifier.caller_of(signed(claims())))
+    await asyncio.sleep(0)
+    answer.set()
+    assert await waiting is not None
+    assert issuer.asked == [f"{ISSUER}/keys"]
+
+
+async def test_an_end_while_keys_are_fetched(issuer: FakeIssuer) -> None:
+    owner, verifier = TaskOwner("test"), issuer.verifier()
+    (one,) = verifier._issuers.values()
+
+    async def silent(url: str) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    one._fetch = silent
+    await verifier.start(owner)
+    await asyncio.sleep(0.01)
+    await owner.aclose()
+    await verifier.aclose()
+    await verifier.aclose()
+    assert one._fetching is None

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -132,3 +133,22 @@ async def test_a_key_of_another_tenant_now_is_not_the_one_of_before(
     await keys.refresh()
     with pytest.raises(NotAuthenticated, match="not known any more"):
         keys.check(made.stored.caller)
+
+
+@pytest.mark.virtual_time
+async def test_the_store_is_read_each_second_and_uses_are_written_each_minute(
+    store: FakeStore, made: NewKey
+) -> None:
+    loop = asyncio.get_running_loop()
+    keys = LiveKeys(store, now=lambda: NOW + loop.time())
+    await keys.refresh()
+    following = asyncio.create_task(keys.follow())
+    added = make_key("blue", ("read",), NOW).stored
+    await store.add(added)
+    keys.find(Credential(made.text))
+    await asyncio.sleep(1.5)
+    assert keys.check(added.caller)
+    assert store.used_at == {}
+    await asyncio.sleep(60)
+    assert store.used_at.keys() == {made.stored.id}
+    following.cancel()
