@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.gateway.floor import MARK
 from llmserve.config.load import load_manifest
+from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import (
@@ -31,7 +32,7 @@ from llmserve.core.request import (
     PrefillStats,
     SamplingLimits,
 )
-from llmserve.engines.base import EngineInfo
+from llmserve.engines.base import EngineInfo, EngineProfile
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_request
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
@@ -106,6 +107,9 @@ class InstantEngine:
         return ()
 
     async def set_peers(self, peers: Sequence[KvPeer]) -> None: ...
+
+    async def profile(self, seconds: float) -> EngineProfile:
+        raise InvalidRequest("this engine computes nothing")
 
     async def aclose(self) -> None: ...
 

@@ -16,12 +16,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from llmserve.cli.profile import save
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, AdapterOrder, AdapterReport, LoraShape
-from llmserve.core.errors import EngineDead, NotFound
+from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.engines.base import EngineProfile
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.memory import TOKEN_BYTES
@@ -39,6 +41,7 @@ from llmserve.rpc.gen.llmserve.v1 import (
     worker_pb2_grpc,
 )
 from llmserve.rpc.server import RpcServer
+from llmserve.rpc.status import from_grpc
 from llmserve.workers.worker import Worker, WorkerOptions
 
 HAND_OVER = {"do_remote_decode": True}
@@ -167,11 +170,24 @@ class Cluster:
 
 
 class MortalEngine(SimEngine):
-    """Dies, or hangs, when told to."""
+    """Dies, or hangs, when told to. profiled: the files of a profile, which ends when `recorded` is set."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec, open_handover_link, RealStepTimer())
         self.hangs = False
+        self.profiled: tuple[Path, ...] = ()
+        self.recording, self.recorded, self.cancelled = (asyncio.Event() for _ in range(3))
+
+    async def profile(self, seconds: float) -> EngineProfile:
+        if not self.profiled:
+            return await super().profile(seconds)
+        self.recording.set()
+        try:
+            await self.recorded.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return EngineProfile(self.profiled, f"what took most of {seconds:g} s")
 
     async def ping(self) -> None:
         while self.hangs:  # noqa: ASYNC110 - a test sets it
@@ -724,3 +740,72 @@ async def test_the_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> No
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def profile_of(channel: grpc.aio.Channel, seconds: float) -> Any:
+    stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]  # generated
+    return stub.Profile(worker_pb2.ProfileRequest(seconds=seconds), timeout=SOON)
+
+
+async def refusal_of(channel: grpc.aio.Channel, seconds: float) -> LLMServeError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await profile_of(channel, seconds).read()
+    return from_grpc(caught.value)
+
+
+async def test_a_profile_brings_all_files_one_at_a_time_while_the_worker_serves(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    worker, channel = await cluster.worker()
+    files, here = (tmp_path / "decode-0.json.gz", tmp_path / "decode-0.txt"), tmp_path / "here"
+    here.mkdir()
+    files[0].write_bytes(bytes(range(256)) * 5000)
+    files[1].write_text("table")
+    content = [file.read_bytes() for file in files]
+    engine = worker._engine
+    assert isinstance(engine, MortalEngine)
+    engine.profiled = files
+    call = profile_of(channel, 2.5)
+    async with asyncio.timeout(SOON):
+        await engine.recording.wait()
+    refusal = await refusal_of(channel, 1.0)
+    assert isinstance(refusal, Unavailable)
+    assert refusal.message == "a profile of this worker is being recorded: try again when it has ended"
+    stream = Stream(channel)
+    await stream.generate("r")
+    assert len(stream.tokens("r")) == 0
+    assert (await stream.last("r")).finish_reason is FinishReason.LENGTH, "it serves meanwhile"
+    engine.recorded.set()
+    summary, saved = await save(call, here)
+    assert summary == "what took most of 2.5 s"
+    assert [(path.name, path.read_bytes()) for path in saved] == [
+        ("decode-0.json.gz", content[0]),
+        ("decode-0.txt", content[1]),
+    ]
+    assert not any(file.exists() for file in files), "nothing is left at the worker"
+    for file, data in zip(files, content, strict=True):
+        file.write_bytes(data)
+    assert (await save(profile_of(channel, 1.0), here))[0] == "what took most of 1 s", "then the next may"
+
+
+async def test_a_profile_that_cannot_be_is_refused(cluster: Cluster) -> None:
+    _, channel = await cluster.worker()
+    refusal = await refusal_of(channel, 1.0)
+    assert isinstance(refusal, InvalidRequest)
+    assert refusal.message.startswith("the simulated engine computes nothing that a profiler")
+    assert (await refusal_of(channel, 0)).message == "a profile takes up to 600 s, got 0"
+    assert (await refusal_of(channel, 601)).message == "a profile takes up to 600 s, got 601"
+
+
+async def test_a_caller_that_goes_away_ends_the_profile(cluster: Cluster, tmp_path: Path) -> None:
+    worker, channel = await cluster.worker()
+    engine = worker._engine
+    assert isinstance(engine, MortalEngine)
+    engine.profiled = (tmp_path / "trace",)
+    call = profile_of(channel, 1.0)
+    async with asyncio.timeout(SOON):
+        await engine.recording.wait()
+        call.cancel()
+        await engine.cancelled.wait()
+    engine.profiled = ()
+    assert isinstance(await refusal_of(channel, 1.0), InvalidRequest), "it is not recording any more"

@@ -21,6 +21,7 @@ from llmserve.cli import (
     kv,
     logs,
     models,
+    profile,
     reload,
     simulate,
     status,
@@ -38,6 +39,7 @@ COMMANDS: tuple[Command, ...] = (
     drain.COMMAND,
     reload.COMMAND,
     explain.COMMAND,
+    profile.COMMAND,
     kv.COMMAND,
     models.COMMAND,
     adapters.COMMAND,
@@ -63,6 +65,7 @@ the cluster:
   llmserve drain decode-0             take a worker out of service; --undo takes it back
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
+  llmserve profile decode-0           what its engine computes, and for how long
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve models ls                  models on this machine: pull, search, inspect, rm; load, unload, swap
   llmserve adapters ls                LoRA adapters: load, unload, prefetch, pin

@@ -109,6 +109,7 @@ REFUSED = {
     "tokenizer_revision": "a model has its tokenizer in its directory",
     "download_dir": "a model is prepared before engines start",
     "hf_token": "a manifest keeps no secret: set HF_TOKEN in the environment",
+    "profiler_config": "`llmserve profile` records what an engine computes",
     "ec_transfer_config": "the encoder of a model runs in the engine",
     "weight_transfer_config": "the weights of an engine do not change: its stored KV would be wrong",
 }

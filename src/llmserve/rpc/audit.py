@@ -89,6 +89,7 @@ _ADMINISTRATIVE = frozenset(
     {
         *(f"{_PACKAGE}.Router/{name}" for name in ("Drain", "Reload")),
         *(f"{_PACKAGE}.Router/{name}" for name in ("LoadAdapter", "UnloadAdapter", "KeepAdapter")),
+        f"{_PACKAGE}.Worker/Profile",
         *(f"{_PACKAGE}.KVManager/{name}" for name in ("PinBlocks", "EvictBlocks")),
         *(f"{_PACKAGE}.KVManager/{name}" for name in ("VerifyBlocks", "ExportBlocks", "ImportBlocks")),
     }

@@ -36,6 +36,7 @@ _CALLERS: dict[str, frozenset[CallerRole]] = {
             "Session": {_APISERVER},
             "ReleaseLease": {_APISERVER},
             "GetWorkerStatus": {_OPERATOR},
+            "Profile": {_OPERATOR},
         },
         "KVManager": {
             "Report": {_WORKER},

@@ -27,6 +27,7 @@ from llmserve.tracing import words
 from llmserve.tracing.base import ending, trace_id_of
 from llmserve.workers.adapters.legs import EngineLegs
 from llmserve.workers.leg_spans import LegSpans
+from llmserve.workers.profiles import Profiles
 from llmserve.workers.sessions import WorkerSession, WorkerSessions
 from llmserve.workers.status import WorkerStatus
 
@@ -86,6 +87,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._tasks = tasks
         self._metrics = metrics
         self._spans = spans
+        self._profiles = Profiles(legs.engine)
         self._admitting = True
 
     # -- for the worker's life
@@ -164,6 +166,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> worker_pb2.GetWorkerStatusResponse:
         load = await self._status.load()
         return worker_pb2.GetWorkerStatusResponse(info=self._status.info, load=encode_load(load))
+
+    async def Profile(  # noqa: N802
+        self, request: worker_pb2.ProfileRequest, context: Any
+    ) -> AsyncIterator[worker_pb2.ProfilePiece]:
+        async for piece in self._profiles.record(request.seconds):
+            yield piece
 
     # -- a session
 

@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig, VllmConfig
+from vllm.config import (
+    KVEventsConfig,
+    KVTransferConfig,
+    ProfilerConfig,
+    StructuredOutputsConfig,
+    VllmConfig,
+)
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
@@ -21,6 +28,7 @@ from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.engines.vllm.options import typed_options
 from llmserve.models.directory import read_config
 
+PROFILES = "profiles"
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
 STORE_MODULE = "llmserve.engines.store.spec"
@@ -81,12 +89,19 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
         ),
+        profiler_config=_profiler(card_path),
         runner="generate" if engine.task == "generate" else "pooling",
         **{name: value for name, value in optional.items() if value is not None},
         **_lora(spec.lora),
         **_speculation(spec),
         **typed_options(engine),
     )
+
+
+def _profiler(card_path: str) -> ProfilerConfig:
+    """A profiler that costs nothing until it is started. Without stacks, whose cost would be what is seen."""
+    folder = Path(card_path).absolute().parent / PROFILES
+    return ProfilerConfig(profiler="torch", torch_profiler_dir=str(folder), torch_profiler_with_stack=False)
 
 
 # vLLM's words for the manifest's methods.

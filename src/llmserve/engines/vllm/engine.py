@@ -26,12 +26,19 @@ from llmserve.core.kv_params import addresses_for, check_params
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
-from llmserve.engines.base import EngineInfo
+from llmserve.engines.base import EngineInfo, EngineProfile
 from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.adapters import VllmAdapters
-from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler, set_scheduler
+from llmserve.engines.vllm.args import (
+    PROFILES,
+    compiles,
+    engine_args,
+    executor_class,
+    needs_compiler,
+    set_scheduler,
+)
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import (
     asking_about_the_model,
@@ -250,6 +257,21 @@ class VllmEngine:
                 status = await query_status(endpoint, _SIDE_CHANNEL_SECONDS, self._credentials)
                 self._stats.record_pairs(status.pairs)
         return self._stats.load()
+
+    async def profile(self, seconds: float) -> EngineProfile:
+        assert self._scratch is not None
+        core, folder = self._running(), Path(self._scratch.name) / PROFILES
+        for old in folder.glob("*"):  # of a caller that was cancelled
+            old.unlink()
+        with _dead_is_an_error():
+            await core.profile_async(True, self._spec.worker_id)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await asyncio.shield(core.profile_async(False))
+        files = tuple(sorted(folder.iterdir()))
+        tables = [file.read_text() for file in files if file.suffix == ".txt"]
+        return EngineProfile(files, tables[0] if tables else "")
 
     async def aclose(self) -> None:
         if self._core is not None:

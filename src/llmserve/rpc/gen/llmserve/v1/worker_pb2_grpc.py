@@ -50,6 +50,11 @@ class WorkerStub:
                 request_serializer=llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusResponse.FromString,
                 _registered_method=True)
+        self.Profile = channel.unary_stream(
+                '/llmserve.v1.Worker/Profile',
+                request_serializer=llmserve_dot_v1_dot_worker__pb2.ProfileRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_worker__pb2.ProfilePiece.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -77,6 +82,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Profile(self, request, context):
+        """Records what the engine computes, and returns the files of the record. One at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.GetWorkerStatus,
                     request_deserializer=llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusResponse.SerializeToString,
+            ),
+            'Profile': grpc.unary_stream_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=llmserve_dot_v1_dot_worker__pb2.ProfileRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_worker__pb2.ProfilePiece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class Worker:
             '/llmserve.v1.Worker/GetWorkerStatus',
             llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusRequest.SerializeToString,
             llmserve_dot_v1_dot_worker__pb2.GetWorkerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmserve.v1.Worker/Profile',
+            llmserve_dot_v1_dot_worker__pb2.ProfileRequest.SerializeToString,
+            llmserve_dot_v1_dot_worker__pb2.ProfilePiece.FromString,
             options,
             channel_credentials,
             insecure,

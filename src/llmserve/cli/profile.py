@@ -1,0 +1,146 @@
+"""`llmserve profile`: what a process of a running cluster spends its time with."""
+
+import argparse
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
+from llmserve.cli.command import EXIT_OK, Command, positive
+from llmserve.core.errors import LLMServeError, NotFound
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import Credentials
+from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
+from llmserve.rpc.status import from_grpc
+
+_WORKERS = ("prefill", "decode", "aggregated")
+_WRITE_SECONDS = 300.0  # for the record itself, beyond the time that is recorded
+_SUMMARY_ROWS = 15
+
+_ABOUT = """\
+Records a process of the cluster that runs here (or of -f, --run-dir), while it serves, and prints what took
+most time. Of a worker, torch's profiler records the operations of its engine: each rank writes a trace for
+https://ui.perfetto.dev, and its steps stand still while it writes. Of any other process, and of a worker with
+--python, py-spy samples the Python code: a file of stacks for https://speedscope.app.
+
+  llmserve profile decode-0                     5 seconds of an engine
+  llmserve profile router-0 --seconds 30        the Python code of a router
+"""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_cluster(parser)
+    parser.add_argument("name", metavar="NAME", help="of the process, as `llmserve status` shows it")
+    parser.add_argument(
+        "--seconds", type=positive, default=5.0, metavar="N", help="record for so long (default: %(default)g)"
+    )
+    parser.add_argument("--python", action="store_true", help="of a worker, the Python code of its process")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where files go (default: here)"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    cluster = find_cluster(options)
+    role = _role(cluster, options.name)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(f"recording {options.name} for {options.seconds:g} s", flush=True)
+    if role["role"] in _WORKERS and not options.python:
+        pieces = _ask(role["listen"], cluster.credentials, options.seconds)
+        summary, files = asyncio.run(save(pieces, options.out))
+    else:
+        summary, files = _sample(role, options.seconds, options.out)
+    print(summary)
+    print("\n".join(f"written: {file}" for file in files))
+    return EXIT_OK
+
+
+def _role(cluster: FoundCluster, name: str) -> Mapping[str, Any]:
+    """Errors: NotFound."""
+    roles = {str(role["name"]): role for role in cluster.state.roles}
+    if name not in roles:
+        raise NotFound(f"no process {name} in {cluster.state.name}: there are {', '.join(roles)}")
+    return roles[name]
+
+
+# -- what an engine computes
+
+
+async def _ask(
+    address: str, credentials: Credentials, seconds: float
+) -> AsyncIterator[worker_pb2.ProfilePiece]:
+    """Errors: those of Worker.Profile."""
+    async with open_channel(address, credentials) as channel:
+        stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        request = worker_pb2.ProfileRequest(seconds=seconds)
+        try:
+            async for piece in stub.Profile(request, timeout=seconds + _WRITE_SECONDS):
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise from_grpc(error) from error
+
+
+async def save(pieces: AsyncIterator[worker_pb2.ProfilePiece], out: Path) -> tuple[str, list[Path]]:
+    """Writes the files, each whole or not at all, and returns the summary and their paths. Errors:
+    LLMServeError for a file that cannot be written, those of the pieces."""
+    summary, parts = "", dict[Path, Path]()
+    try:
+        async for piece in pieces:
+            summary = summary or piece.summary
+            if piece.file:
+                path = out / Path(piece.file).name
+                parts[path] = path.with_name(f"{path.name}.part")
+                with parts[path].open("ab") as file:
+                    file.write(piece.data)
+        for path, part in parts.items():
+            part.rename(path)
+    except OSError as error:
+        raise LLMServeError(f"{out}: a profile cannot be written: {error}") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return summary, list(parts)
+
+
+# -- what its Python code does
+
+
+def _sample(role: Mapping[str, Any], seconds: float, out: Path) -> tuple[str, list[Path]]:
+    """Errors: LLMServeError when there is no py-spy, or it may not look into the process."""
+    beside = Path(sys.executable).with_name("py-spy")
+    tool = str(beside) if beside.exists() else shutil.which("py-spy")
+    if tool is None:
+        raise LLMServeError("py-spy is not installed: pip install py-spy")
+    path = out / f"{role['name']}-{time.strftime('%Y%m%d-%H%M%S')}.folded"
+    rest = ("--duration", f"{max(1, round(seconds))}", "--format", "raw", "--output", str(path))
+    done = subprocess.run(
+        (tool, "record", "--pid", str(role["pid"]), *rest), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        why = done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
+        raise LLMServeError(f"py-spy cannot record {role['name']}, process {role['pid']}: {why[0]}")
+    return "\n".join(summary_of(path.read_text())), [path]
+
+
+def summary_of(folded: str) -> Iterator[str]:
+    """Yields the functions that ran in most samples, each with its share. folded: lines of a stack and the
+    number of its samples."""
+    counts: Counter[str] = Counter()
+    for line in folded.splitlines():
+        stack, _, number = line.rpartition(" ")
+        counts[stack.rpartition(";")[2]] += int(number)
+    total = counts.total()
+    yield f"{total} samples; most of them in"
+    for function, samples in counts.most_common(_SUMMARY_ROWS):
+        yield f"{100 * samples / total:5.1f} %  {function}"
+
+
+COMMAND = Command("profile", "record what a process spends its time with", _ABOUT, _configure, _run)

@@ -1,0 +1,119 @@
+"""`llmserve profile`: what is written, and what is told of it."""
+
+import argparse
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmserve.cli import profile
+from llmserve.cli.profile import COMMAND, save, summary_of
+from llmserve.core.errors import LLMServeError, NotFound, WorkerLost
+from llmserve.rpc.gen.llmserve.v1 import worker_pb2
+
+
+async def pieces(*given: tuple[str, bytes], ends_with: Exception | None = None) -> AsyncIterator[Any]:
+    yield worker_pb2.ProfilePiece(summary="table")
+    for name, data in given:
+        yield worker_pb2.ProfilePiece(file=name, data=data)
+    if ends_with is not None:
+        raise ends_with
+
+
+async def test_files_come_in_pieces_and_stay_in_the_folder(tmp_path: Path) -> None:
+    summary, files = await save(pieces(("a", b"1"), ("a", b"2"), ("../b", b"3")), tmp_path)
+    assert summary == "table"
+    assert files == [tmp_path / "a", tmp_path / "b"]
+    assert [file.read_bytes() for file in files] == [b"12", b"3"]
+
+
+async def test_a_profile_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost):
+        await save(pieces(("a", b"1"), ends_with=WorkerLost("gone")), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LLMServeError, match="none: a profile cannot be written: "):
+        await save(pieces(("a", b"1")), tmp_path / "none")
+
+
+def test_the_functions_with_most_samples_come_first() -> None:
+    folded = "main;run (a.py:1) 2\nmain;run (a.py:1);wait (b.py:2) 5\nother;wait (b.py:2) 1\n"
+    assert list(summary_of(folded)) == [
+        "8 samples; most of them in",
+        " 75.0 %  wait (b.py:2)",
+        " 25.0 %  run (a.py:1)",
+    ]
+    assert list(summary_of("")) == ["0 samples; most of them in"]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = [
+        {"name": "router-0", "role": "router", "pid": os.getpid(), "listen": "h:1"},
+        {"name": "decode-0", "role": "decode", "pid": 7, "listen": "h:2"},
+    ]
+    found = SimpleNamespace(state=SimpleNamespace(roles=roles, name="c"), credentials=None)
+    monkeypatch.setattr(profile, "find_cluster", lambda options: found)
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    COMMAND.configure(parser)
+    return COMMAND.run(parser.parse_args(arguments))
+
+
+def test_a_name_that_is_none_is_answered_with_those_that_are(cluster: None) -> None:
+    with pytest.raises(NotFound, match="no process decode-9 in c: there are router-0, decode-0"):
+        run("decode-9")
+
+
+def test_a_worker_is_asked_for_its_engine(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def ask(*given: object) -> AsyncIterator[Any]:
+        asked.extend(given)
+        return pieces(("trace", b"1"))
+
+    monkeypatch.setattr(profile, "_ask", ask)
+    assert run("decode-0", "--seconds", "2", "--out", str(tmp_path / "new")) == 0
+    assert asked == ["h:2", None, 2.0]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["recording decode-0 for 2 s", "table", f"written: {tmp_path / 'new' / 'trace'}"]
+
+
+@pytest.mark.parametrize("arguments", [("router-0",), ("decode-0", "--python")])
+def test_other_code_is_sampled(
+    cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    tool = tmp_path / "py-spy"
+    tool.write_text('#!/bin/sh\nfor last; do :; done\necho "main;$3 9" > "$last"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    assert run(*arguments, "--out", str(tmp_path / "out")) == 0
+    pid = os.getpid() if arguments[0] == "router-0" else 7
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.read_text() == f"main;{pid} 9\n"
+    assert "100.0 %" in capsys.readouterr().out
+    tool.write_text("#!/bin/sh\necho 'Error: Permission denied' >&2\nexit 1\n")
+    with pytest.raises(
+        LLMServeError, match=rf"cannot record {arguments[0]}, process {pid}: Error: Permission"
+    ):
+        run(*arguments, "--out", str(tmp_path / "out"))
+
+
+def test_without_py_spy_it_is_said(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LLMServeError, match="py-spy is not installed: pip install py-spy"):
+        run("router-0", "--out", str(tmp_path))
