@@ -21,7 +21,8 @@ IMAGE = f"llmserve:{__version__}"
 def manifests() -> Iterator[Manifest]:
     for path in (ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))):
         manifest = load_manifest(path)
-        if manifest.deployment.replicas.router > 1:
+        keys = manifest.security.keys
+        if manifest.deployment.replicas.router > 1 or (keys and keys.file):
             continue  # refused: test_render.py
         deployment = manifest.deployment
         k8s = deployment.k8s.model_copy(update={"secret": "keys"})
