@@ -24,6 +24,9 @@ from bench.cluster import Cluster, running
 from bench.gateway.floor import Floor
 from bench.gateway.instant_worker import LEG_TOKENS, worker_costs
 from bench.gateway.load import Load, Prompts, ask, chat, drive
+from bench.gateway.mtls import NAME as MTLS
+from bench.gateway.mtls import protected
+from bench.gateway.mtls import table as mtls_table
 from bench.gateway.rivals import RIVALS, rival
 from bench.table import markdown
 
@@ -92,6 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, help="requests at a time")
     parser.add_argument("--step-ms", type=float, default=0.0, help="of a decode step, of both; 0: at once")
     parser.add_argument("--rivals", action="store_true", help="measure other gateways too; installs them")
+    parser.add_argument("--mtls", action="store_true", help="measure a cluster with security.mtls, too")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of each")
 
@@ -111,7 +115,9 @@ def cases(
     return chosen if is_choice else [case for case in chosen if case.is_default]
 
 
-def run(every: bool, step_ms: float, rivals: bool, seconds: float, repeats: int, **choice: Any) -> str:
+def run(
+    every: bool, step_ms: float, rivals: bool, mtls: bool, seconds: float, repeats: int, **choice: Any
+) -> str:
     """Errors: SystemExit with the tables when a request failed."""
     asked = cases(every=every, **choice)
     with ExitStack() as stack:
@@ -119,6 +125,9 @@ def run(every: bool, step_ms: float, rivals: bool, seconds: float, repeats: int,
         state = cluster.state()
         floor = stack.enter_context(Floor(manifest_of(cluster), Path(state["model_dir"])))
         targets = [Target("floor", floor.url, {"floor": floor.pid}), ours(cluster)]
+        if mtls:
+            secure = stack.enter_context(running(protected(manifest(step_ms / 1000), stack)))
+            targets.append(ours(secure, MTLS))
         for name in RIVALS if rivals else ():
             url, pid = stack.enter_context(rival(name, floor.url))
             targets.append(Target(name, url, {name: pid, "floor": floor.pid}))
@@ -144,9 +153,9 @@ def manifest(step_seconds: float) -> dict[str, Any]:
     return found
 
 
-def ours(cluster: Cluster) -> Target:
+def ours(cluster: Cluster, name: str = "ours") -> Target:
     pids = {role["name"].rpartition("-")[0]: int(role["pid"]) for role in cluster.state()["roles"]}
-    return Target("ours", cluster.url, {name: pids[name] for name in _OURS})
+    return Target(name, cluster.url, {process: pids[process] for process in _OURS})
 
 
 def manifest_of(cluster: Cluster) -> Path:
@@ -205,6 +214,8 @@ def _legs(manifest: Path, clients: Sequence[int], seconds: float) -> str:
 def report(results: Mapping[Case, Turns]) -> str:
     """Errors: SystemExit, with the same tables, when a request failed."""
     tables = f"CPU ms a request:\n\n{_costs(results)}\n\nWhat clients saw:\n\n{_latencies(results)}"
+    if mtls := mtls_table(results):
+        tables = f"{tables}\n\nTLS between all processes:\n\n{mtls}"
     if rivals := _rivals(results):
         tables = f"{tables}\n\nCPU ms a request, other gateways before the floor:\n\n{rivals}"
     failures = [

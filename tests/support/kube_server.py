@@ -23,6 +23,7 @@ _OF_OPERATORS = ("PodMonitor", "PrometheusRule")
 _KINDS = {
     "/api/v1": {
         "configmaps": "ConfigMap",
+        "secrets": "Secret",
         "serviceaccounts": "ServiceAccount",
         "services": "Service",
         "pods": "Pod",

@@ -23,9 +23,11 @@ from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
+from llmserve.k8s.render.access import cluster_secret
 from llmserve.k8s.render.configuration import doubtful
 from llmserve.k8s.render.objects import files
 from llmserve.k8s.render.placement import is_on_gpu
+from llmserve.k8s.render.volumes import secret_name
 from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
 from llmserve.runner import preflight
 from llmserve.runner.gpus import kv_path_of_pods, pinned_text
@@ -93,10 +95,14 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         print(f"Warning: {warning}", file=sys.stderr)
     if options.out:
         _write(options.out, objects)
+        _say(
+            f"They need the Secret {secret_name(manifest.metadata.name)}, which no file has: docs/security.md"
+        )
         if not options.apply:
             return EXIT_OK
     api = connect_to(options, manifest)
-    changes = _plan(api, objects, options, manifest)
+    secret = cluster_secret(manifest.metadata.name, api.namespace)
+    changes = _plan(api, (secret, *objects), options, manifest)
     _show(changes, options.verbose)
     if not options.apply:
         _say("Nothing was changed. To make these changes, add --apply.")

@@ -16,6 +16,7 @@ _JSON = "application/json"
 # What we make or look at. In the order to make them; the plural is the path's.
 _PLURALS: Mapping[tuple[str, str], str] = {
     ("v1", "ServiceAccount"): "serviceaccounts",
+    ("v1", "Secret"): "secrets",
     ("v1", "ConfigMap"): "configmaps",
     ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
     ("v1", "Service"): "services",

@@ -9,6 +9,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.k8s.api import MADE, ApiRefused, KubeApi
 from llmserve.k8s.render.objects import Object, selector, to_yaml
 
+_SECRET, _SECRET_FIELDS = "Secret", ("data", "stringData")
 # Set by the server, or by controllers after it.
 _OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
 
@@ -49,6 +50,9 @@ def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force
     changes, refused = list[Change](), list[str]()
     for one in objects:
         try:
+            if one["kind"] == _SECRET and (there := api.get(one)) is not None:
+                changes.append(Change(title(one), there, there, there))  # what pods know already stays
+                continue
             changes.append(Change(title(one), one, api.get(one), api.apply(one, dry_run=True, force=force)))
         except ApiRefused as error:
             refused.append(f"{title(one)}: {error.message}")
@@ -91,7 +95,10 @@ def diff(change: Change) -> Iterator[str]:
 
 
 def _lines(one: Object | None) -> list[str]:
-    return [] if one is None else to_yaml(_own(one)).splitlines()
+    if one is None:
+        return []
+    hidden = _SECRET_FIELDS if one["kind"] == _SECRET else ()
+    return to_yaml({key: value for key, value in _own(one).items() if key not in hidden}).splitlines()
 
 
 def _own(one: Object) -> Object:

@@ -43,8 +43,23 @@ def test_again_without_a_change(cli: Cli, server: KubeServer) -> None:
     before = len(server.writes)
     said = cli("up", "--apply")
     assert said.code == 0
-    assert "0 to create, 0 to update, 21 to keep, 0 to delete" in said.out
+    assert "0 to create, 0 to update, 22 to keep, 0 to delete" in said.out
     assert len(server.writes) == before
+
+
+def test_the_cluster_has_a_secret_that_stays_and_is_not_shown(cli: Cli, server: KubeServer) -> None:
+    said = cli("up", "--apply", "--verbose")
+    made = server.store.get("Secret", "demo-secret")["stringData"]["secret"]
+    assert len(made) == 64
+    assert "Secret demo-secret created" in said.out
+    cli.manifest(length=1024)
+    again = cli("up", "--apply", "--verbose")
+    assert server.store.get("Secret", "demo-secret")["stringData"]["secret"] == made
+    assert made not in said.out + again.out
+    (pod,) = server.store.get("Deployment", "demo-router")["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one.get("value") for one in pod["env"]}
+    mounts = {one["name"]: one["mountPath"] for one in pod["volumeMounts"]}
+    assert variables["LLMSERVE_CLUSTER_SECRET_FILE"] == f"{mounts['secret']}/secret"
 
 
 def test_a_change_is_shown_and_rolls_every_role(cli: Cli, server: KubeServer) -> None:
@@ -99,7 +114,7 @@ def test_a_refusal_on_the_way_is_reported_with_what_was_done(cli: Cli, server: K
     reason, done, left = said.err.strip().splitlines()
     assert "Deployment demo-prefill: " in reason
     assert "exceeded quota: gpus" in reason
-    assert done.startswith("applied before that: ServiceAccount demo,")
+    assert done.startswith("applied before that: Secret demo-secret, ServiceAccount demo,")
     assert "Deployment demo-router" in done
     assert left.startswith("not tried: Deployment demo-decode,")
     del server.store.denied["Deployment", "demo-prefill"]

@@ -175,6 +175,17 @@ def test_the_report_compares_rivals_with_the_floor_alone() -> None:
     assert "| streamed, 30 + 16 tokens | 32 | smg | 0.50 | 2.50 | 1.50 |" in report({CASE: turns})
 
 
+def test_the_report_compares_the_cluster_with_and_without_mtls() -> None:
+    turns = _turns(2.0)
+    ours = turns["ours"][0]
+    slower = Load(ours.load.latencies, [], ours.load.seconds * 1.25, ours.load.client_cpu_seconds)
+    assert "with mTLS" not in report({CASE: turns})
+    turns["ours, mtls"] = [Turn(slower, {name: 2 * ms for name, ms in ours.cpu_ms.items()})]
+    rate, cost = ours.load.requests / ours.load.seconds, sum(ours.cpu_ms.values())
+    row = f"| 32 | {rate:.0f} | {rate / 1.25:.0f} | 80.0% | {cost:.2f} | {2 * cost:.2f} |"
+    assert f"| streamed, 30 + 16 tokens {row}" in report({CASE: turns})
+
+
 def test_a_failed_request_ends_the_bench_with_an_error_that_has_the_tables() -> None:
     with pytest.raises(SystemExit) as end:
         report({CASE: _turns(1.0, failures=["HTTP/1.1 503"])})

@@ -1,9 +1,11 @@
 """One page of all processes' metrics."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -12,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed, Unavailable
 from llmserve.metrics.registry import MetricsServer, PageServer
+from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.wires.authority import Authority
 from llmserve.runner import exporter as exporting
 from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.exporter import ClusterExporter, fetch
@@ -143,3 +147,26 @@ async def test_another_answer_is_no_page() -> None:
     assert (await reader.read()).startswith(b"HTTP/1.1 404")
     writer.close()
     await server.aclose()
+
+
+async def test_when_certificates_expire_is_on_it(tmp_path: Path) -> None:
+    authority, board = Authority.make("demo", 1.0), Board([], lambda: 0.0)
+    file, now = tmp_path / "worker" / "tls.crt", [0.0]
+    exporter = ClusterExporter(
+        "demo", (), board, ("127.0.0.1", 0), lambda: now[0], {"worker": file, "gone": tmp_path / "none"}
+    )
+    await exporter.start()
+    shown = 'cluster_certificate_expires_timestamp_seconds{certificate="worker",cluster="demo"} '
+    try:
+        for days in (1.0, 2.0, None):
+            now[0] += 1.0
+            if days is None:
+                file.write_bytes(b"half a change")
+            else:
+                authority.issue(tmp_path, CallerRole.WORKER, days)
+            page = await fetch(exporter.port)
+            (text,) = (line.removeprefix(shown) for line in page.splitlines() if line.startswith(shown))
+            assert float(text) == pytest.approx(time.time() + 86400 * (days or 2.0), abs=60)
+            assert 'certificate="gone"' not in page
+    finally:
+        await exporter.aclose()

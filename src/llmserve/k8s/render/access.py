@@ -1,11 +1,14 @@
 """Who reaches whom: Services in front of roles, network policies around them, an account without rights."""
 
+import secrets
 from collections.abc import Collection
 from typing import Any
 
 from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from llmserve.config.plan_types import ProcessRole
 from llmserve.k8s.render.objects import Object, labels, named, of_role
+from llmserve.k8s.render.volumes import secret_name
+from llmserve.rpc.credentials import SECRET_NAME
 
 _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
 # Who calls a role's gRPC service.
@@ -13,6 +16,13 @@ _CALLERS = {
     ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER},
     ProcessRole.KVMANAGER: _WORKERS | {ProcessRole.ROUTER},
 }
+
+
+def cluster_secret(cluster: str, namespace: str) -> Object:
+    """Returns a Secret with a new secret of the cluster. It is no part of what is rendered: files would show
+    it, and each rendering would have another one."""
+    found = named("v1", "Secret", cluster, namespace, None, secret_name(cluster))
+    return found | {"type": "Opaque", "stringData": {SECRET_NAME: secrets.token_hex(32)}}
 
 
 def service_account(cluster: str, namespace: str) -> Object:

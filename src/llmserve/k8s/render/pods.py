@@ -13,7 +13,16 @@ from llmserve.config.schema import Manifest
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
 from llmserve.k8s.render.objects import Object, labels
 from llmserve.k8s.render.placement import placement, resources
-from llmserve.k8s.render.volumes import ADAPTERS_DIR, CONFIG_DIR, STATE_DIR, TEMP_DIR, mounts, volumes
+from llmserve.k8s.render.volumes import (
+    ADAPTERS_DIR,
+    CONFIG_DIR,
+    SECRET_DIR,
+    STATE_DIR,
+    TEMP_DIR,
+    mounts,
+    volumes,
+)
+from llmserve.rpc.credentials import SECRET_NAME, SECRET_VARIABLE
 
 CONTAINER = "llmserve"
 FETCH_CONTAINER = "model"
@@ -93,7 +102,13 @@ def _container(context: PodContext) -> Object:
     return {
         "name": CONTAINER,
         **_program(context, command),
-        "env": [*_identity(), *_environment(context), *_secrets(context), *_trace_headers(context)],
+        "env": [
+            *_identity(),
+            *_variables({SECRET_VARIABLE: f"{SECRET_DIR}/{SECRET_NAME}"}),
+            *_environment(context),
+            *_secrets(context),
+            *_trace_headers(context),
+        ],
         "ports": _ports(context.process),
         "resources": resources(context.manifest, context.role),
         **_probes(context),

@@ -31,6 +31,7 @@ def dram_gb(manifest: Manifest) -> float:
 
 
 CONFIG_DIR = "/etc/llmserve"
+SECRET_DIR = "/etc/llmserve-secret"
 STATE_DIR = "/var/lib/llmserve"
 TEMP_DIR = "/tmp"
 ADAPTERS_DIR = "/var/cache/llmserve/adapters"
@@ -38,6 +39,11 @@ ADAPTERS_DIR = "/var/cache/llmserve/adapters"
 _SHM_DIR = "/dev/shm"
 _HUGEPAGES_DIR = "/dev/hugepages"
 _RECORDS_GB = 1.0  # for what `lora.disk_gb` does not count: a pod that exceeds its volume is evicted
+
+
+def secret_name(cluster: str) -> str:
+    """Returns the name of the Secret with what all processes of a cluster know, under the key `secret`."""
+    return f"{cluster}-secret"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,9 @@ def mounts(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Obj
 def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterator[_Volume]:
     configuration = {"configMap": {"name": f"{manifest.metadata.name}-manifest"}}
     yield _Volume("manifest", CONFIG_DIR, configuration, read_only=True)
+    # With a group, since a pod's user is not root: fsGroup may read it, and nobody else.
+    secret = {"secretName": secret_name(manifest.metadata.name), "defaultMode": 0o440}
+    yield _Volume("secret", SECRET_DIR, {"secret": secret}, read_only=True)
     yield _Volume("tmp", TEMP_DIR, {"emptyDir": {}})
     if needs_model:
         yield _Volume("state", STATE_DIR, _state(manifest.deployment.k8s.model_cache_claim))
