@@ -43,6 +43,7 @@ class ModelBook:
         self._declared: Mapping[str, str] = {}
         self._last_number = 0
         self._served: tuple[ServedName, ...] = ()
+        self._served_version = -1  # of the registrations that they are from
         self._saved = (-1, "")
         self.version = 0
 
@@ -157,9 +158,13 @@ class ModelBook:
 
     def served(self) -> tuple[ServedName, ...]:
         """Returns the models for which requests are to be taken, as the same object until they change."""
-        taken = (ModelState.STARTING, ModelState.READY)
-        served = tuple(one.served() for one in self if one.wanted and (one.declared or one.state in taken))
-        self._served = self._served if served == self._served else served
+        if self._served_version != self.version:
+            self._served_version = self.version
+            taken = (ModelState.STARTING, ModelState.READY)
+            served = tuple(
+                one.served() for one in self if one.wanted and (one.declared or one.state in taken)
+            )
+            self._served = self._served if served == self._served else served
         return self._served
 
     # -- another router's term before this one

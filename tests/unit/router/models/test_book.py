@@ -360,6 +360,57 @@ def test_the_same_models_are_the_same_object(world: ModelWorld) -> None:
     assert world.book.version > version
 
 
+def test_each_decision_is_a_new_version_and_is_saved(world: ModelWorld) -> None:
+    """Who follows the orders is woken by it, and the next router knows it."""
+    seen = [(world.book.version, world.book.snapshot())]
+
+    def has_changed() -> bool:
+        seen.append((world.book.version, world.book.snapshot()))
+        return seen[-1][0] > seen[-2][0] and seen[-1][1] != seen[-2][1]
+
+    world.load("b")
+    assert has_changed()
+    world.say("b", STARTING)
+    assert has_changed()
+    world.say("b", READY)
+    world.answer("a", "b")
+    assert has_changed()
+    world.book.unload("a")
+    assert has_changed()
+    before = world.book.version
+    world.pass_time(0)
+    world.pass_time(LINGER_SECONDS)
+    assert world.book.version > before, "its processes are to end"
+    world.carry_out()
+    assert has_changed()
+    world.begin_term({}, world.book.snapshot())
+    before = world.book.version
+    world.book.declare({})
+    assert world.book.version > before
+
+
+def test_what_was_loaded_again_is_the_manifest_s_no_more(world: ModelWorld) -> None:
+    world.load("b")
+    world.become_ready("a", "b")
+    world.book.unload("a")
+    del world.reports["a"]
+    world.hear()
+    world.load("a")
+    world.begin_term({"b2": entry("b2")}, world.book.snapshot())
+    assert [one.name for one in world.book] == ["b", "a", "b2"]
+
+
+def test_a_swap_that_fails_late_finds_the_old_model_loaded_again(world: ModelWorld) -> None:
+    world.load("b", swap="a")
+    world.say("b", STARTING)
+    del world.reports["a"]
+    world.hear()
+    again = world.load("a")
+    world.say("b", FAILED, error="StartFailed", message="it was killed")
+    assert [one.name for one in world.book] == ["b", "a"]
+    assert world.book.named("a") is again
+
+
 def test_time_matters_while_a_model_drains(world: ModelWorld) -> None:
     assert world.book.next_due() is None
     world.load("b")
