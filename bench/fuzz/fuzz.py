@@ -5,6 +5,7 @@ decoder; the input is printed.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def _fuzz(name: str, seconds: int) -> FuzzResult:
     with tempfile.TemporaryDirectory(prefix="llmserve-fuzz-") as folder:
         command = [sys.executable, "-m", "bench.fuzz.one", name, folder, str(seconds)]
         limit = seconds + _START_SECONDS
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        own = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=own)
         said = done.stdout + done.stderr
         runs, reached = _RUNS.search(said), _REACHED.findall(said)
         if runs is None:

@@ -6,7 +6,6 @@ fuzzer guesses one, and an attacker computes it.
 
 import io
 import json
-import os
 import struct
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -103,8 +102,7 @@ def _safetensors() -> tuple[Decode, tuple[type[Exception], ...]]:
     from llmserve.core.errors import InvalidRequest
     from llmserve.models.adapters.tensors import check_extent, read_header
 
-    folder = tempfile.mkdtemp(prefix="llmserve-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    path = Path(folder) / "a.safetensors"
+    path = Path(tempfile.mkdtemp()) / "a.safetensors"  # within the folder that fuzz.py removes
 
     def decode(data: bytes) -> None:
         path.write_bytes(len(data).to_bytes(8, "little") + data)
