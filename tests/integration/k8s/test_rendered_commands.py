@@ -22,6 +22,7 @@ import yaml
 from llmserve.cli import main
 from llmserve.k8s.render import Object
 from llmserve.models.resolve import default_cache_dir
+from llmserve.rpc.credentials import make_secret
 
 ROOT = Path(__file__).parents[3]
 ADDRESSES = {"kvmanager": "127.7.0.1", "router": "127.7.0.2", "prefill": "127.7.0.3", "decode": "127.7.0.4"}
@@ -90,6 +91,7 @@ class Pod:
             "$(POD_NAME)": f"simulated-{self.role}-0",
             "$(POD_IP)": self.address,
             "/etc/llmserve/llmserve.yaml": str(self._manifest),
+            "/etc/llmserve-secret": str(self._folder),
             "/var/lib/llmserve/models": str(default_cache_dir()),
             "/var/lib/llmserve": str(self._folder),
             "/tmp": str(self._folder),
@@ -106,6 +108,7 @@ def test_the_rendered_commands_serve_a_chat(objects: list[Object], tmp_path: Pat
     (configuration,) = [one for one in objects if one["kind"] == "ConfigMap"]
     manifest = tmp_path / "llmserve.yaml"
     manifest.write_text(configuration["data"]["llmserve.yaml"])
+    make_secret(tmp_path / "secret")
     workloads = [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
     pods = [Pod(one, manifest, tmp_path) for one in workloads]
     assert {pod.role for pod in pods} == ADDRESSES.keys()
