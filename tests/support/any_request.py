@@ -98,6 +98,9 @@ VALID: Mapping[str, Sequence[dict[str, Any]]] = {
     "/load_lora_adapter": ({"lora_name": "a", "lora_path": _ADAPTER, "pinned": True},),
     "/unload_lora_adapter": ({"lora_name": "a"},),
     "/admin/v1/adapters": ({"name": "{name}", "source": _ADAPTER, "pin": True, "prefetch": "dram"},),
+    "/admin/v1/models": ({"source": "hub:o/m", "name": "{name}"},),
+    "/models/load": ({"model_id": "o/m"},),
+    "/models/unload": ({"model_id": "o/m"},),
     "/admin/v1/adapters/{name}/prefetch": ({"tier": "device", "wait": False},),
 }
 

@@ -19,7 +19,7 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
-from llmserve.config.wanted_models import AnsweringModels, ServedName
+from llmserve.config.wanted_models import AnsweringModels, ServedName, parse_entry
 from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, AdapterTier, NamedAdapter
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
 from llmserve.core.ids import AdapterDigest, RequestId
@@ -414,14 +414,14 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
     async def LoadModel(  # noqa: N802
         self, request: router_pb2.LoadModelRequest, context: Any
     ) -> router_pb2.ModelStatus:
+        model = parse_entry(request.entry)
         self.model_loads.append(request)
-        entry = json.loads(request.entry)
-        return router_pb2.ModelStatus(number=1, name=entry.get("name"), source=entry["source"], state="ready")
+        return router_pb2.ModelStatus(number=1, name=model.served_name, source=model.source, state="ready")
 
     async def UnloadModel(  # noqa: N802
         self, request: router_pb2.UnloadModelRequest, context: Any
     ) -> router_pb2.ModelStatus:
-        if not any(json.loads(one.entry)["name"] == request.name for one in self.model_loads):
+        if request.name not in [parse_entry(one.entry).served_name for one in self.model_loads]:
             raise NotFound(f"there is no model {request.name}")
         return router_pb2.ModelStatus(number=1, name=request.name, state="draining")
 
