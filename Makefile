@@ -33,7 +33,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs deploy image clean install sbom help
+.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs ui ui-test deploy image clean install sbom help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,17 @@ proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md, docs/panels.md, dashboards and alert rules
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
 	$(BIN)/python -m llmserve.metrics.generate .
+
+# Users need no Node: what these make is committed. A unit test compares it with its sources.
+ui: ui/node_modules  ## Rebuild the console (ui/) into src/llmserve/apiserver/ui; needs Node 20 or later
+	cd ui && npm run check && npm run build
+
+ui-test: ui/node_modules  ## Types and unit tests of the console; needs Node
+	cd ui && npm run check && npm test
+
+ui/node_modules: ui/package-lock.json
+	cd ui && npm ci
+	@touch $@
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
 	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s

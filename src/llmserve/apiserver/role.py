@@ -18,6 +18,10 @@ from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.permissions import DOCS, METRICS
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
+from llmserve.apiserver.console.assets import CONSOLE_PATHS, add_assets
+from llmserve.apiserver.console.look import ClusterLook
+from llmserve.apiserver.console.processes import ClusterFile
+from llmserve.apiserver.console.routes import ConsoleData, add_console
 from llmserve.apiserver.engine.client import GENERATE
 from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
@@ -107,6 +111,10 @@ class Apiserver:
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
         directories = {files.name: files.directory for files in options.models}
         self._following = ModelFollowing(manifest, self._router, self.add_model, self.drop_model, directories)
+        look = ClusterLook(
+            manifest.metadata.name, options.name, options.routers, ClusterFile(options.run_dir)
+        )
+        self._console = ConsoleData(look, options.routers, self._finder)
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
@@ -129,7 +137,7 @@ class Apiserver:
         api = self._manifest.api
         paths = Paths.of(
             api.root_path,
-            _public(self._manifest),
+            CONSOLE_PATHS | _public(self._manifest),
             streamed_paths(self._manifest.batches),
         )
         limits = self._manifest.security.limits
@@ -216,6 +224,8 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
+        add_assets(app, self._manifest.api.root_path or "")
+        add_console(app, self._console)
         add_batches(app, self._batches, self.models.serves)
         client = ModelClient(self._options.routers)
         add_model_manager(app, client, self._limit)
@@ -266,6 +276,7 @@ class Apiserver:
             await self._batches.aclose()
         if self._gate is not None:
             self._gate.draining.begun = True
+        await self._console.aclose()
         if self._http is not None:
             await self._http.stop_listening()
         why = Unavailable(STOPPING)

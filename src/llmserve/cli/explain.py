@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from llmserve.apiserver.explain.chrome_trace import chrome_trace
 from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, add_json
 from llmserve.cli.kv.page import size
@@ -30,6 +32,7 @@ which refusals have too. Each apiserver remembers its latest requests (observabi
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="the id of the response, or x-request-id")
+    parser.add_argument("--trace", metavar="FILE", help="write a trace that ui.perfetto.dev opens")
     add_cluster(parser)
     add_json(parser)
 
@@ -37,6 +40,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     routers = find_cluster(options).routers
     record = json.loads(asyncio.run(explain_request(routers, options.id)))
+    if options.trace:
+        Path(options.trace).write_text(json.dumps(chrome_trace(record)))
     print(json.dumps(record, indent=2) if options.json else "\n".join(lines(record)))
     return EXIT_OK
 

@@ -336,6 +336,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.loads: list[router_pb2.LoadAdapterRequest] = []
         self.unloads: list[router_pb2.UnloadAdapterRequest] = []
         self.keeps: list[router_pb2.KeepAdapterRequest] = []
+        self.drains: list[router_pb2.DrainRequest] = []
         self.address = ""
         self._server: RpcServer | None = None
         self._outboxes: set[asyncio.Queue[router_pb2.RouterSessionResponse]] = set()
@@ -464,6 +465,18 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self, request: router_pb2.ListAdaptersRequest, context: Any
     ) -> router_pb2.ListAdaptersResponse:
         return router_pb2.ListAdaptersResponse(adapters=map(self._status, self.adapters))
+
+    async def GetClusterStatus(  # noqa: N802
+        self, request: router_pb2.GetClusterStatusRequest, context: Any
+    ) -> router_pb2.GetClusterStatusResponse:
+        workers = [router_pb2.WorkerStatus(info=one.info(), available=True) for one in self.workers]
+        return router_pb2.GetClusterStatusResponse(workers=workers, leads=True, leader=self.address)
+
+    async def Drain(  # noqa: N802
+        self, request: router_pb2.DrainRequest, context: Any
+    ) -> router_pb2.DrainResponse:
+        self.drains.append(request)
+        return router_pb2.DrainResponse()
 
     def _named(self, name: str) -> NamedAdapter:
         for adapter in self.adapters:

@@ -1,6 +1,5 @@
 """A page in a real browser (Debian's chromium) that uses the apiserver of another origin."""
 
-import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -10,18 +9,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
 from llmserve.core.errors import QueueFull
 from llmserve.core.outcome import Outcome
+from tests.support.browser import open_browser
 
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-quic",
-    "--no-first-run",
-)
 # What a page does, with the headers that OpenAI's client sends from a browser. The answer is read in pieces.
 _ASK = """async ([url, key, body]) => {
   const headers = {"authorization": `Bearer ${key}`, "x-stainless-lang": "js"};
@@ -78,13 +71,8 @@ def manifest(page_port: int) -> dict[str, Any]:
 
 @pytest_asyncio.fixture
 async def page() -> AsyncIterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is not on the path: apt-get install chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, headless=True, args=[*_FLAGS])
+    async with open_browser() as browser:
         yield await browser.new_page()
-        await browser.close()
 
 
 async def test_a_page_reads_answers_streams_and_errors(cluster: Any, page: Page, page_port: int) -> None:

@@ -311,14 +311,16 @@ def test_a_refused_request_has_a_record_too(it: Running) -> None:
     assert record["sequences"][0]["outcome"] == "rejected"
 
 
-def test_explain_on_the_command_line(it: Running) -> None:
+def test_explain_on_the_command_line(it: Running, tmp_path: Path) -> None:
     response_id = it.complete(at=1).json()["id"]
     done = it.command("explain", response_id)
     assert done.returncode == 0, done.stderr
     assert "apiserver-1" in done.stdout
     assert "decode-0" in done.stdout
-    as_json = json.loads(it.command("explain", response_id, "--json").stdout)
+    trace = tmp_path / "trace.json"
+    as_json = json.loads(it.command("explain", response_id, "--json", "--trace", str(trace)).stdout)
     assert as_json["response_ids"][0] == response_id
+    assert "prefill" in {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
     unknown = it.command("explain", "no-such-request")
     assert unknown.returncode == 2
     assert "no-such-request" in unknown.stderr

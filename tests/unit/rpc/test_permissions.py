@@ -38,7 +38,7 @@ def test_each_method_is_for_somebody_and_for_nobody_else(method: str) -> None:
         ("Router/Register", {"worker"}),
         ("Router/Heartbeat", {"worker"}),
         ("Router/Session", {"apiserver"}),
-        ("Router/Drain", {"operator"}),
+        ("Router/Drain", {"operator", "apiserver"}),
         ("Router/Promise", {"router"}),
         ("Worker/Session", {"apiserver"}),
         ("KVManager/DropAdapter", {"router"}),

@@ -63,10 +63,14 @@ _SEEING = (
     "/model",
     "/status",
     "/v1/requests/{request_id}/explain",
+    "/v1/requests/{request_id}/trace",
+    "/admin/v1/caller",
+    "/admin/v1/requests",
 )
-_READING = (*sorted(PROBES), *sorted(METRICS))
+_READING = (*sorted(PROBES), *sorted(METRICS), "/admin/v1/status", "/admin/v1/events")
 _ADMINISTERING = (
     "/admin/reload",
+    "/admin/v1/workers/{worker}/drain",
     "/admin/v1/adapters",
     "/admin/v1/adapters/{name:path}/prefetch",
     "/admin/v1/adapters/{name:path}/pin",

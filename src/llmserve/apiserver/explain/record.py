@@ -29,7 +29,8 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class SequenceRecord:
-    """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated". adapter:
+    """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated".
+    decode_started_at: when decode's first output of a handed-over prompt came; 0: it has not. adapter:
     the name that was asked for, and the version that it runs on; empty for the model itself. adapter_loads:
     how that came into a device slot for each leg. acceptance: of the leg that ended the answer; None: nothing
     was proposed, or the answer was cut at a stop string."""
@@ -37,6 +38,7 @@ class SequenceRecord:
     request_id: str = ""
     started_at: float = 0.0
     first_token_at: float = 0.0
+    decode_started_at: float = 0.0
     ended_at: float = 0.0
     first_token_from: str = ""
     prompt_tokens: int = 0
@@ -73,6 +75,11 @@ class SequenceRecord:
         self.first_token_at, self.first_token_from, self.prompt_tokens = at, origin, prompt_tokens
         self.device_cached_tokens = stats.local_cached_tokens
         self.store_cached_tokens = stats.external_cached_tokens
+
+    def handed_over(self, report: HandoverReport) -> None:
+        """Notes how the KV came, when decode's first output does."""
+        self.handovers.append(report)
+        self.decode_started_at = time.monotonic()
 
     def ended(self, at: float, outcome: Outcome, output_tokens: int) -> None:
         self.ended_at, self.outcome, self.output_tokens = at, outcome.value, output_tokens

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count, islice, takewhile
+from typing import Any
 
 import msgspec
 
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
+from llmserve.apiserver.explain.rows import row
 from llmserve.apiserver.explain.view import view
 from llmserve.core.errors import NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -21,12 +23,14 @@ _decode = msgspec.msgpack.Decoder(HttpRecord).decode
 
 @dataclass(slots=True)
 class _RecordEntry:
-    """record: set while it is open. packed: set from then on. ids: those of the record."""
+    """record: set while it is open. packed: set from then on. closed: the number of its end; 0: it is open.
+    ids: those of the record."""
 
     tenant: str
     ids: list[str]
     record: HttpRecord | None
     packed: bytes = b""
+    closed: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -42,7 +46,7 @@ class RequestRecords:
 
     def __init__(self, limit_requests: int, max_bytes: int = MAX_BYTES) -> None:
         self._limit_requests, self._max_bytes = limit_requests, max_bytes
-        self._numbers = count()
+        self._numbers, self._ends = count(), count(1)
         self._running: dict[int, _RecordEntry] = {}
         self._ended: dict[int, _RecordEntry] = {}  # the oldest first
         self._by_id: dict[str, list[int]] = {}  # the oldest first
@@ -76,6 +80,20 @@ class RequestRecords:
                 return entry.unpacked()
         return None
 
+    def latest(self, tenant: str, after: int, limit: int) -> tuple[list[tuple[int, HttpRecord]], int]:
+        """Returns all that run, and those that ended after a look before, the latest first, at most `limit`;
+        each with its number. tenant: whose; empty: everybody's. after: what this returned last, second: what
+        the next look is to begin after; 0: there was none."""
+        ended = takewhile(lambda one: one[1].closed > after, reversed(self._ended.items()))
+        running = reversed(self._running.items())
+        own = (
+            (number, entry.unpacked())
+            for number, entry in chain(running, ended)
+            if tenant in ("", entry.tenant)
+        )
+        last = next(reversed(self._ended.values()), None)
+        return list(islice(own, limit)), max(after, last.closed if last else 0)
+
     def check_integrity(self) -> None:
         """Raises AssertionError when the index or the size is not that of what is kept."""
         everything = self._running | self._ended
@@ -93,7 +111,7 @@ class RequestRecords:
         if entry.record is None or not _is_worth_keeping(entry.record):
             self._forget(number, entry)
             return
-        entry.packed, entry.record = _encode(entry.record), None
+        entry.packed, entry.record, entry.closed = _encode(entry.record), None, next(self._ends)
         self._ended[number] = entry
         self.size_bytes += entry.size_bytes
         self._forget_old()
@@ -123,6 +141,12 @@ class RecordFinder:
 
     def __init__(self, records: RequestRecords, apiserver: str, routers: RouterAddresses) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
+
+    def latest(self, tenant: str, after: int, limit: int) -> dict[str, Any]:
+        """As RequestRecords.latest, of this apiserver alone, as rows."""
+        found, following = self._records.latest(tenant, after, limit)
+        rows = [{"number": number, **row(record)} for number, record in found]
+        return {"apiserver": self._apiserver, "requests": rows, "after": following}
 
     def find_here(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound."""

@@ -4,6 +4,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from llmserve.apiserver.explain.phases import TimePhase, phases
 from llmserve.apiserver.explain.record import AttemptRecord, HttpRecord, SequenceRecord
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.request import Acceptance, HandoverReport
@@ -27,11 +28,11 @@ def view(record: HttpRecord, apiserver: str) -> dict[str, Any]:
         "status": record.status or None,
         "error": record.error or None,
         "seconds": _seconds(ended_at, record),
-        "sequences": [_sequence(one, record) for one in record.sequences],
+        "sequences": [_sequence(one, record, ended_at) for one in record.sequences],
     }
 
 
-def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
+def _sequence(one: SequenceRecord, record: HttpRecord, ended_at: float) -> dict[str, Any]:
     return {
         "request_id": one.request_id,
         "outcome": one.outcome or None,
@@ -47,6 +48,16 @@ def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
         "ended_seconds": _seconds(one.ended_at, record),
         "attempts": [_attempt(attempt, record) for attempt in one.attempts],
         "handovers": [_handover(report) for report in one.handovers],
+        "phases": [_phase(phase, record) for phase in phases(one, record.started_at, ended_at)],
+    }
+
+
+def _phase(phase: TimePhase, record: HttpRecord) -> dict[str, Any]:
+    """Its begin may be 0, that of the request."""
+    return {
+        "name": phase.name,
+        "begin_seconds": round(phase.begin - record.started_at, 6),
+        "end_seconds": round(phase.end - record.started_at, 6),
     }
 
 

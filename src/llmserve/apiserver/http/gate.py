@@ -9,6 +9,7 @@ While the server stops, nothing new begins, every answer ends its connection, an
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -36,8 +37,8 @@ CALLER = "llmserve.caller"
 _OPEN_PATHS = PROBES | METRICS
 _OPEN_WHILE_DRAINING = frozenset({"/live", "/metrics"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
-# A browser sends it for the page that asks, which is not who sits at this machine.
-_ORIGIN = b"origin"
+# Names that only this machine has.
+_LOCAL_NAMES = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +174,14 @@ def _without_credentials(scope: Scope) -> Message:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Returns whether the client is on this machine, and neither a proxy nor a web page in a browser."""
-    client = scope.get("client")
-    if client is None or any(name in _FORWARDED or name == _ORIGIN for name, _ in scope["headers"]):
+    """Returns whether the client is on this machine, and neither a proxy nor a web page of somebody else in a
+    browser. Such a page may have given its own name the address of this machine, so a browser's word that the
+    page is this server's own (origin, host) counts only with a name that nobody can give away."""
+    headers, client = dict(scope["headers"]), scope.get("client")
+    if client is None or any(name in headers for name in _FORWARDED):
+        return False
+    host, origin = headers.get(b"host", b"localhost"), headers.get(b"origin")
+    if not _LOCAL_NAMES.fullmatch(host) or origin not in (None, b"http://" + host, b"https://" + host):
         return False
     try:
         return ip_address(client[0]).is_loopback

@@ -1,5 +1,6 @@
 """The routes that are ours: models, operations, `/admin`, and the record of a request."""
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from vllm.entrypoints.serve.engine.protocol import ModelCard
 
 from llmserve import __version__
+from llmserve.apiserver.explain.chrome_trace import chrome_trace
 from llmserve.apiserver.explain.records import RecordFinder
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.http.scope import current_scope
@@ -121,10 +123,18 @@ def as_json(reloaded: Reloaded) -> dict[str, Any]:
 
 
 def add_explain(app: FastAPI, finder: RecordFinder) -> None:
+    async def found(request_id: str) -> bytes:
+        caller = current_scope().caller
+        tenant = "" if caller.admin else caller.tenant
+        return await finder.find_anywhere(router_pb2.RecordQuestion(request_id=request_id, tenant=tenant))
+
     @app.get("/v1/requests/{request_id}/explain")
     async def explain(request_id: str) -> Response:
         """The record of a request of the caller's own, or for an admin of anybody's. 404 for any other."""
-        caller = current_scope().caller
-        tenant = "" if caller.admin else caller.tenant
-        question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
-        return Response(await finder.find_anywhere(question), media_type="application/json")
+        return Response(await found(request_id), media_type="application/json")
+
+    @app.get("/v1/requests/{request_id}/trace")
+    async def trace(request_id: str) -> Response:
+        """The same as a trace in Chrome's JSON format, which Perfetto opens."""
+        named = {"content-disposition": "attachment; filename=trace.json"}
+        return JSONResponse(chrome_trace(json.loads(await found(request_id))), headers=named)

@@ -148,7 +148,7 @@ class RequestRun:
         if output.prefill_stats is not None:
             self._placement.prefilled(output.prefill_stats)
         if output.handover is not None:
-            self._info.record.handovers.append(output.handover)
+            self._info.record.handed_over(output.handover)
             self._placement.handed_over()
         if output.acceptance is not None:
             self._info.record.acceptance = output.acceptance

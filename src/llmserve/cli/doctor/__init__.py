@@ -17,13 +17,14 @@ from llmserve.cli.cluster import DEFAULT_MANIFEST, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.doctor import cluster as checks
 from llmserve.cli.screen import screen
-from llmserve.cli.status.ask import Answers, ApiAnswer, ask, request_one_token
-from llmserve.cli.status.snapshot import snapshot
+from llmserve.cli.status.ask import ApiAnswer, ask, request_one_token
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.outcome import WorkerRole
 from llmserve.doctor import Finding, FindingSection, Status, count, note, ok
 from llmserve.doctor.examine import OnStep, Subject, examine, section
+from llmserve.overview.answers import Answers
+from llmserve.overview.snapshot import snapshot
 from llmserve.runner.board import ProcessState
 from llmserve.runner.state import ClusterState
 

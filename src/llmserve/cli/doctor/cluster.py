@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from llmserve.cli.status.ask import HEALTHY, ApiAnswer
-from llmserve.cli.status.snapshot import RoleView, WorkerView
+from llmserve.cli.status.ask import ApiAnswer
 from llmserve.core.request import PairStatus
 from llmserve.doctor import Finding, note, ok, problem, warning
+from llmserve.overview.answers import HEALTHY
+from llmserve.overview.snapshot import RoleView, WorkerView
 from llmserve.runner.board import ProcessState
 from llmserve.runner.host import MIB
 from llmserve.transfer.engine.choice import BreakerState

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 import grpc.aio
-from google.protobuf.message import Message
 
 from llmserve.cli.cluster import FoundCluster
 from llmserve.cli.kv.archive import owners_of
@@ -15,6 +14,7 @@ from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
+from llmserve.overview.kv import add_fields, summed
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
@@ -61,7 +61,7 @@ class KvManagers:
     async def evict(self, wanted: pb.BlockFilter) -> pb.EvictBlocksResponse:
         request, whole = pb.EvictBlocksRequest(filter=wanted), pb.EvictBlocksResponse()
         for manager in await self._having(wanted):
-            _add(whole, await manager.call("EvictBlocks", request, _EVICT_SECONDS), _EVICT_SUMS)
+            add_fields(whole, await manager.call("EvictBlocks", request, _EVICT_SECONDS), _EVICT_SUMS)
         return whole
 
     async def verify(self, wanted: pb.BlockFilter, share: float) -> AsyncIterator[pb.VerifyBlocksResponse]:
@@ -210,33 +210,7 @@ def _piece(item: ArchiveRecord | bytes) -> pb.ImportPiece:
     )
 
 
-# -- sums: each KV manager knows all device blocks and leases of the cluster, so one is believed; each has a
-# part of the store, so those are added up.
-
-TIER_SUMS = (
-    "blocks",
-    "used_bytes",
-    "capacity_bytes",
-    "pinned_blocks",
-    "queued_bytes",
-    "hit_blocks",
-    "hit_tokens",
-    "load_bytes",
-    "load_seconds",
-    "store_bytes",
-    "store_seconds",
-)
-
-
-def summed(answers: Mapping[str, pb.GetKvStatusResponse]) -> pb.GetKvStatusResponse:
-    """answers: by the name of the KV manager."""
-    whole = pb.GetKvStatusResponse()
-    if answers:
-        whole.CopyFrom(max(answers.values(), key=_connected_workers))
-        del whole.tiers[:]
-        whole.tiers.extend(_tiers(answers))
-        whole.saved_prefill_seconds = sum(one.saved_prefill_seconds for one in answers.values())
-    return whole
+# -- sums of what each of them did
 
 
 def listed(answers: Iterable[pb.ListBlocksResponse], limit: int) -> pb.ListBlocksResponse:
@@ -250,42 +224,9 @@ def imported(before: pb.ImportProgress, now: pb.ImportProgress) -> pb.ImportProg
     """before: the sum of the KV managers that are done."""
     whole = pb.ImportProgress()
     whole.CopyFrom(now)
-    _add(whole, before, _IMPORT_SUMS)
+    add_fields(whole, before, _IMPORT_SUMS)
     return whole
 
 
 def _idle_seconds(block: pb.ListedBlock) -> float:
     return min(place.idle_seconds for place in block.places)
-
-
-def _connected_workers(status: pb.GetKvStatusResponse) -> int:
-    """A KV manager that has just started does not hear all workers yet."""
-    return sum(worker.connected for worker in status.workers)
-
-
-def _tiers(answers: Mapping[str, pb.GetKvStatusResponse]) -> Iterable[pb.TierStatus]:
-    whole: dict[str, pb.TierStatus] = {}
-    for manager, status in answers.items():
-        for tier in status.tiers:
-            into = whole.setdefault(tier.name, pb.TierStatus(name=tier.name, kind=tier.kind))
-            _add_tier(into, tier, f"{manager}: " if len(answers) > 1 else "")
-    return whole.values()
-
-
-def _add_tier(into: pb.TierStatus, tier: pb.TierStatus, prefix: str) -> None:
-    _add(into, tier, TIER_SUMS)
-    for reason, blocks in tier.evictions.items():
-        into.evictions[reason] += blocks
-    counts = {(one.operation, one.result): one for one in into.outcomes}
-    for outcome in tier.outcomes:
-        if same := counts.get((outcome.operation, outcome.result)):
-            same.count += outcome.count
-        else:
-            into.outcomes.append(outcome)
-    if tier.trouble:
-        into.trouble = "; ".join(filter(None, (into.trouble, prefix + tier.trouble)))
-
-
-def _add(into: Message, one: Message, names: Iterable[str]) -> None:
-    for name in names:
-        setattr(into, name, getattr(into, name) + getattr(one, name))

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from llmserve.cli.kv.managers import TIER_SUMS
 from llmserve.cli.screen import table
+from llmserve.overview.kv import TIER_SUMS
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 _SHOWN_DIGITS = 16  # of a hash: enough to name a block

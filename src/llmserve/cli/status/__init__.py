@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.screen import Frame, screen, watch
 from llmserve.cli.status.ask import ask
 from llmserve.cli.status.page import page
-from llmserve.cli.status.snapshot import Snapshot, snapshot
 from llmserve.core.process import read_effort
+from llmserve.overview.snapshot import Snapshot, as_json, snapshot
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         return EXIT_OK
     now = _look(found)
     if options.json:
-        print(json.dumps(_as_json(now), indent=2))
+        print(json.dumps(as_json(now), indent=2))
     else:
         console = screen()
         console.print(page(now, console.width))
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
 def _frame(run_dir: Path) -> Frame:
     """Errors: Unavailable when the cluster does not run there now."""
     now = _look(cluster_in(run_dir))
-    return Frame(lambda width: page(now, width, ways=False), _as_json(now))
+    return Frame(lambda width: page(now, width, ways=False), as_json(now))
 
 
 def _look(found: FoundCluster) -> Snapshot:
@@ -84,10 +84,6 @@ def _look(found: FoundCluster) -> Snapshot:
         return now
     stopped = f"the supervisor is stopped, so nothing that ends is started again: kill -CONT {pid}"
     return replace(now, problems=(stopped, *now.problems))
-
-
-def _as_json(now: Snapshot) -> dict[str, object]:
-    return {"healthy": not now.problems, **asdict(now)}
 
 
 COMMAND = Command("status", "show roles, health, load, KV blocks, transports", _ABOUT, _configure, _run)

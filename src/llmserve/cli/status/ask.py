@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -14,34 +14,19 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.cli.cluster import kvmanagers_of, routers_of
-from llmserve.cli.kv.managers import summed
+from llmserve.overview.answers import HEALTHY, Answers
+from llmserve.overview.kv import summed
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 from llmserve.runner.process.liveness import any_certificate
 
-HEALTHY = "healthy"
 _DEADLINE_SECONDS = 2.0
 _TOKEN_SECONDS = 15.0  # a busy cluster lets it wait
 _REASON_BYTES = 500
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What the cluster said. healths: HEALTHY, or why not, by the name of the process. router: the answer of
-    the router that leads. leading: its address, empty when none leads. adapters: what it lists. kvmanager:
-    the sum of all answers. A service that did not answer has its default here and a sentence in
-    `problems`."""
-
-    healths: Mapping[str, str] = field(default_factory=dict)
-    router: router_pb2.GetClusterStatusResponse = field(default_factory=router_pb2.GetClusterStatusResponse)
-    kvmanager: kvmanager_pb2.GetKvStatusResponse = field(default_factory=kvmanager_pb2.GetKvStatusResponse)
-    problems: tuple[str, ...] = ()
-    leading: str = ""
-    adapters: tuple[router_pb2.AdapterStatus, ...] = ()
 
 
 async def ask(roles: list[dict[str, Any]], credentials: Credentials) -> Answers:

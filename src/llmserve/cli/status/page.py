@@ -10,10 +10,10 @@ from rich.text import Text
 
 from llmserve.cli.adapters.page import places, version
 from llmserve.cli.screen import table
-from llmserve.cli.status.ask import HEALTHY
-from llmserve.cli.status.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 from llmserve.core.request import PairStatus
 from llmserve.core.stats import BatchGain, SpeculationReport
+from llmserve.overview.answers import HEALTHY
+from llmserve.overview.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 
 _MIB = 1 << 20
 _GIB = 1 << 30

@@ -260,3 +260,42 @@ async def test_what_changes_the_cluster_and_what_is_refused_is_in_the_audit_log(
     ]
     assert {line["address"] for _, line in lines} == {"10.0.0.1"}
     assert not any(secret in caplog.text for secret in ("red-key", "wrong-key", "a-secret"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "admin"),
+    [
+        ({}, True),
+        ({"host": "127.0.0.1:8000"}, True),
+        ({"host": "LocalHost:8000", "origin": "http://LocalHost:8000"}, True),
+        ({"host": "[::1]:8000", "origin": "https://[::1]:8000"}, True),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:3000"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, False),
+        ({"host": "127.0.0.1:8000", "x-forwarded-for": "10.0.0.9"}, False),
+        # Names that somebody else's page may have, and have given the address of this machine.
+        ({"host": "rebound.example:8000"}, False),
+        ({"host": "rebound.example", "origin": "http://rebound.example"}, False),
+        ({"host": "localhost.rebound.example"}, False),
+        ({"host": "127.0.0.1.rebound.example"}, False),
+    ],
+)
+async def test_without_keys_an_admin_is_on_this_machine_and_no_page_of_others(
+    headers: dict[str, str], admin: bool
+) -> None:
+    asked: list[bool] = []
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        asked.append(current_scope().caller.admin)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pass
+
+    gate = Gate(app, Authenticator(), BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/v1/models", "headers": sent}
+    for client, expected in (("127.0.0.1", admin), ("10.0.0.9", False)):
+        await gate({**scope, "client": (client, 5000)}, receive, send)
+        assert asked.pop() is expected

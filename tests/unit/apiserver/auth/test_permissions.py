@@ -5,6 +5,7 @@ from llmserve.apiserver.auth.permissions import NEEDS, check_scope
 from llmserve.core.errors import Forbidden, NotFound
 
 INFERENCE, READ = AccessScope.INFERENCE, AccessScope.READ
+ONLY_SHOW = {f"/admin/v1/{name}" for name in ("caller", "events", "requests", "status")}
 
 
 def may(path: str, *scopes: AccessScope) -> bool:
@@ -28,6 +29,12 @@ def may(path: str, *scopes: AccessScope) -> bool:
         ("/openapi.json", True, True),
         ("/metrics", False, True),
         ("/admin/reload", False, False),
+        ("/admin/v1/caller", True, True),
+        ("/admin/v1/status", False, True),
+        ("/admin/v1/requests", True, True),
+        ("/v1/requests/chatcmpl-1/trace", True, True),
+        ("/admin/v1/events", False, True),
+        ("/admin/v1/workers/decode-0/drain", False, False),
         ("/admin/v1/adapters", False, False),
         ("/admin/v1/adapters/a/b/pin", False, False),
         ("/admin/v1/models", False, False),
@@ -63,5 +70,6 @@ def test_a_path_that_is_not_in_the_table_is_nobody_s(path: str) -> None:
 
 def test_only_admins_change_the_cluster() -> None:
     for path, scopes in NEEDS.items():
-        changes = path.startswith(("/admin", "/models/")) or "lora_adapter" in path
+        changes = path.startswith(("/admin", "/models/")) and path not in ONLY_SHOW
+        changes = changes or "lora_adapter" in path
         assert (scopes == {AccessScope.ADMIN}) == changes, path

@@ -101,3 +101,42 @@ def test_equal_ids_of_two_tenants_hide_nothing() -> None:
     assert latest is not None
     assert (red.tenant, latest.tenant) == ("red", "blue")
     assert records.find("mine", "green") is None
+
+
+def _latest(
+    records: RequestRecords, after: int = 0, tenant: str = "", limit: int = 10
+) -> tuple[list[str], int]:
+    found, following = records.latest(tenant, after, limit)
+    assert len({number for number, _ in found}) == len(found)
+    return [record.ids[0] for _, record in found], following
+
+
+def test_a_look_begins_where_the_one_before_ended() -> None:
+    """What runs is in each look. A request that began before a look and ends after it is in the next one."""
+    records = RequestRecords(10)
+    assert _latest(records) == ([], 0)
+    long = records.open("long", "red", "/v1/completions")
+    long.sequence("long-0")
+    _request(records, "a")
+    _request(records, "b", "blue")
+    first, after = _latest(records)
+    assert first == ["long", "b", "a"]
+    assert _latest(records, after) == (["long"], after)
+    _request(records, "c")
+    long.part_ended()
+    long.part_ended()
+    again, following = _latest(records, after)
+    assert again == ["long", "c"]
+    assert following == after + 2
+    assert _latest(records, following) == ([], following)
+    records.check_integrity()
+
+
+def test_a_look_is_of_one_tenant_and_of_bounded_size() -> None:
+    records = RequestRecords(10)
+    for name in "abc":
+        _request(records, name)
+    _request(records, "d", "blue")
+    assert _latest(records, limit=2) == (["d", "c"], 4)
+    assert _latest(records, tenant="red", limit=2) == (["c", "b"], 4)
+    assert _latest(records, tenant="blue") == (["d"], 4)

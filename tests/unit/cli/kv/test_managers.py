@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from llmserve.cli.kv.managers import KvManagers, _Manager, imported, listed, summed
+from llmserve.cli.kv.managers import KvManagers, _Manager, imported, listed
+from llmserve.overview.kv import summed
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.cli.status.page import page
-from llmserve.cli.status.snapshot import Snapshot, snapshot
+from llmserve.overview.answers import HEALTHY, Answers
+from llmserve.overview.snapshot import Snapshot, snapshot
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.runner.state import ClusterState
 

@@ -1,22 +1,46 @@
-"""What `llmserve status` shows, made from the state file and the cluster's answers. Pure."""
+"""What `llmserve status --json` and `/admin/v1/status` show, made from what is known of the processes and
+from the cluster's answers. Pure."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.core.request import PairStatus
 from llmserve.core.stats import SpeculationReport
+from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.rpc.adapter_calls import adapter_row
 from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
-from llmserve.runner.board import ProcessState
-from llmserve.runner.state import ClusterState
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+# Words of runner/board.py: ProcessState.
+_READY = "ready"
+_DRAINED = "drained"
+
+
+class KnownProcesses(Protocol):
+    """What is known of a cluster without asking it. roles: an entry for each process, as in cluster.json
+    (runner/state.py: ClusterState). started_at: Unix time."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stand(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def base_urls(self) -> Sequence[str]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def roles(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +160,7 @@ class Snapshot:
     problems: tuple[str, ...]
 
 
-def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
+def snapshot(state: KnownProcesses, answers: Answers, now: float) -> Snapshot:
     """now: Unix time."""
     workers = dict(_workers(answers))
     roles = tuple(_role(role, answers, workers) for role in state.roles)
@@ -217,7 +241,7 @@ def _index_problems(status: router_pb2.PrefixIndexStatus) -> Iterator[str]:
 
 def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, WorkerView]) -> RoleView:
     stand = role["stand"]
-    health = answers.healths.get(role["name"], "") if stand == ProcessState.READY else role["detail"]
+    health = answers.healths.get(role["name"], "") if stand == _READY else role["detail"]
     return RoleView(
         name=role["name"],
         role=role["role"],
@@ -234,9 +258,9 @@ def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, Worke
 
 def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse) -> Iterator[str]:
     for role in roles:
-        if role.stand == ProcessState.DRAINED or (role.worker is not None and role.worker.draining):
+        if role.stand == _DRAINED or (role.worker is not None and role.worker.draining):
             continue  # as somebody wanted it
-        if role.stand != ProcessState.READY:
+        if role.stand != _READY:
             yield f"{role.name} is {role.stand}" + (f": {role.health}" if role.health else "")
         elif role.health != HEALTHY:
             yield f"{role.name}: {role.health}"
@@ -249,3 +273,14 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
             yield f"storage class {tier.name}: {tier.trouble}"
     if kv.orphan_blocks:
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"
+
+
+def as_json(now: Snapshot) -> dict[str, Any]:
+    return {"healthy": not now.problems, **asdict(now)}
+
+
+def for_tenant(now: Snapshot, tenant: str) -> Snapshot:
+    """Returns what somebody may see who is no admin: no other tenant, and not where processes run."""
+    roles = (replace(role, pid=0, address="", log="") for role in now.roles)
+    own = tuple(one for one in now.tenants if one.name == tenant)
+    return replace(now, pid=0, base_urls=(), roles=tuple(roles), tenants=own)

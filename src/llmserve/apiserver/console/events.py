@@ -1,0 +1,62 @@
+"""The cluster's status as bytes: once for all admins who watch, and for each tenant what it may see."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import fields, replace
+from typing import Any
+
+import msgspec
+
+from llmserve.apiserver.auth.caller import Caller
+from llmserve.apiserver.console.sampler import HistoryPoint, Sampler, without_idle_pairs
+from llmserve.overview.snapshot import Snapshot, for_tenant
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encoded(now: Snapshot) -> bytes:
+    """Returns the JSON of overview.snapshot.as_json, without the copies that it makes on the way."""
+    return _encode(_shape(now))
+
+
+def _shape(now: Snapshot) -> dict[str, Any]:
+    return {"healthy": not now.problems, **{one.name: getattr(now, one.name) for one in fields(now)}}
+
+
+def seen_by(caller: Caller, now: Snapshot) -> Snapshot:
+    return now if caller.admin else for_tenant(now, caller.tenant)
+
+
+class StatusEvents:
+    """Server-sent events: `history`, with the latest minutes; then `status` at each look."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._last: tuple[Snapshot, bytes] | None = None
+
+    async def of(self, caller: Caller) -> AsyncGenerator[bytes, None]:
+        yield _event("history", _encode({"points": self._history(caller)}))
+        async for now in self._sampler.watch():
+            yield self._status(now) if caller.admin else _status_event(for_tenant(now, caller.tenant))
+
+    def _history(self, caller: Caller) -> list[HistoryPoint]:
+        points = self._sampler.history
+        if caller.admin:
+            return points
+        tenant = str(caller.tenant)
+        return [
+            replace(point, tenants={name: one for name, one in point.tenants.items() if name == tenant})
+            for point in points
+        ]
+
+    def _status(self, now: Snapshot) -> bytes:
+        if self._last is None or self._last[0] is not now:
+            self._last = now, _status_event(now)
+        return self._last[1]
+
+
+def _status_event(now: Snapshot) -> bytes:
+    return _event("status", encoded(without_idle_pairs(now)))
+
+
+def _event(name: str, data: bytes) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"

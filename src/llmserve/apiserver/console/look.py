@@ -1,0 +1,115 @@
+"""One look at the cluster: what its router and its KV managers answer, over channels that stay open."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import grpc.aio
+
+from llmserve.apiserver.console.processes import ClusterFile, ProcessTable
+from llmserve.overview.answers import HEALTHY, Answers
+from llmserve.overview.kv import summed
+from llmserve.overview.snapshot import Snapshot, snapshot
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
+from llmserve.rpc.leader import RouterAddresses
+from llmserve.rpc.status import from_grpc
+
+_DEADLINE_SECONDS = 2.0
+_WORKER_ROLES = ("prefill", "decode", "aggregated")
+_Answer = TypeVar("_Answer")
+
+
+class ClusterLook:
+    """cluster: its name. apiserver: the name of this one. Life: aclose (idempotent)."""
+
+    def __init__(self, cluster: str, apiserver: str, routers: RouterAddresses, file: ClusterFile) -> None:
+        self._cluster, self._apiserver, self._routers, self._file = cluster, apiserver, routers, file
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def processes(self) -> ProcessTable | None:
+        """What the supervisor says; None where there is none."""
+        return self._file.read()
+
+    async def now(self) -> Snapshot:
+        """Who does not answer is among the problems of what it returns."""
+        problems: list[str] = []
+        address, status = await self._leader(problems)
+        listed: router_pb2.ListAdaptersResponse | None = None
+        if address:
+            listed = await self._ask(problems, "the router", self._router(address).ListAdapters, _LIST)
+        managers = (*status.prefix_index.followed, *status.prefix_index.away)
+        kv = await asyncio.gather(*(self._kv_status(problems, one) for one in managers))
+        whole = summed({name: one for name, one in zip(managers, kv, strict=True) if one is not None})
+        table = self._file.read() or ProcessTable.of_workers(self._cluster, self._apiserver, status)
+        adapters = tuple(listed.adapters) if listed is not None else ()
+        healths = _healths(
+            table, status, {address} | {one for one, answer in zip(managers, kv, strict=True) if answer}
+        )
+        answers = Answers(healths, status, whole, tuple(problems), address, adapters)
+        return snapshot(table, answers, time.time())
+
+    async def aclose(self) -> None:
+        channels, self._channels = self._channels, {}
+        await asyncio.gather(*(channel.close(None) for channel in channels.values()))
+
+    # -- questions
+
+    async def _leader(self, problems: list[str]) -> tuple[str, router_pb2.GetClusterStatusResponse]:
+        """Returns the address and the answer of the router that leads; an empty one when none does."""
+        errors: list[str] = []
+        for address in self._routers.addresses:
+            status: router_pb2.GetClusterStatusResponse | None = await self._ask(
+                errors, f"the router at {address}", self._router(address).GetClusterStatus, _STATUS
+            )
+            if status is not None and status.leads:
+                return address, status
+        problems += errors or ["no router leads"]
+        return "", router_pb2.GetClusterStatusResponse()
+
+    async def _kv_status(self, problems: list[str], address: str) -> kvmanager_pb2.GetKvStatusResponse | None:
+        stub = kvmanager_pb2_grpc.KVManagerStub(self._channel(address))  # type: ignore[no-untyped-call]
+        return await self._ask(problems, f"the kvmanager at {address}", stub.GetKvStatus, _KV_STATUS)
+
+    async def _ask(
+        self, problems: list[str], whom: str, method: Callable[..., Awaitable[_Answer]], question: object
+    ) -> _Answer | None:
+        try:
+            return await method(question, timeout=_DEADLINE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            problems.append(f"{whom} does not answer: {from_grpc(error).message}")
+        return None
+
+    def _router(self, address: str) -> router_pb2_grpc.RouterStub:
+        return router_pb2_grpc.RouterStub(self._channel(address))  # type: ignore[no-untyped-call]
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = self._routers.open(address)
+        return channel
+
+
+_STATUS = router_pb2.GetClusterStatusRequest()
+_LIST = router_pb2.ListAdaptersRequest()
+_KV_STATUS = kvmanager_pb2.GetKvStatusRequest()
+
+
+def _healths(
+    table: ProcessTable, status: router_pb2.GetClusterStatusResponse, answered: set[str]
+) -> Mapping[str, str]:
+    """A process is well when it has just answered, or the router hears it. Other apiservers and routers are
+    believed to be what the supervisor says."""
+    heard = {one.info.worker_id for one in status.workers}
+    well = {str(role["name"]): _is_heard(role, heard, answered) for role in table.roles}
+    return {name: HEALTHY if is_well else "no answer" for name, is_well in well.items()}
+
+
+def _is_heard(role: Mapping[str, object], heard: set[str], answered: set[str]) -> bool:
+    match role["role"]:
+        case "kvmanager":
+            return role["listen"] in answered
+        case kind if kind in _WORKER_ROLES:
+            return role["name"] in heard
+    return True

@@ -1,0 +1,98 @@
+"""The routes of the console: who asks, the cluster's status, and orders to workers (docs/console.md)."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmserve import __version__
+from llmserve.apiserver.auth.caller import AccessScope
+from llmserve.apiserver.console.drain import drain, take_back
+from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
+from llmserve.apiserver.console.look import ClusterLook
+from llmserve.apiserver.console.sampler import Sampler
+from llmserve.apiserver.explain.records import RecordFinder
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.rpc.leader import RouterAddresses
+
+_ROOT = "/admin/v1"
+_Limit = Annotated[int, Query(ge=1, le=5000)]
+_STREAM = "text/event-stream"
+
+
+class DrainBody(BaseModel):
+    """timeout_seconds: for what runs to end; 0: as the manifest says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timeout_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+
+
+class ConsoleData:
+    """What the routes of all models share. Made inside a running loop. Life: aclose (idempotent)."""
+
+    def __init__(self, look: ClusterLook, routers: RouterAddresses, finder: RecordFinder) -> None:
+        self.look, self.routers, self.finder = look, routers, finder
+        self._sampler = Sampler(look.now)
+        self.events = StatusEvents(self._sampler)
+
+    async def aclose(self) -> None:
+        await self._sampler.aclose()
+        await self.look.aclose()
+
+
+def add_console(app: FastAPI, data: ConsoleData) -> None:
+    router = APIRouter(prefix=_ROOT)
+    _add_status(router, data)
+    _add_requests(router, data)
+    _add_orders(router, data)
+    app.include_router(router)
+
+
+def _add_status(router: APIRouter, data: ConsoleData) -> None:
+    @router.get("/caller")
+    async def caller() -> dict[str, Any]:
+        """Who asks: the tenant, and what the key allows. `keys`: whether this cluster asks for a key."""
+        asks = current_scope().caller
+        return {
+            "tenant": asks.tenant,
+            "scopes": [scope for scope in AccessScope if scope in asks.scopes],
+            "keys": bool(asks.key_id),
+            "version": __version__,
+        }
+
+    @router.get("/status")
+    async def status() -> Response:
+        """The cluster as `llmserve status --json` shows it. Without the scope admin: no other tenant, and not
+        where processes run."""
+        now = seen_by(current_scope().caller, await data.look.now())
+        return Response(encoded(now), media_type="application/json")
+
+    @router.get("/events")
+    async def events() -> StreamingResponse:
+        """Server-sent events: `history` with points of the latest minutes, then `status` twice a second, as
+        /admin/v1/status, but with only those ways between workers that KV went."""
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(data.events.of(current_scope().caller), media_type=_STREAM, headers=headers)
+
+
+def _add_requests(router: APIRouter, data: ConsoleData) -> None:
+    @router.get("/requests")
+    async def requests(after: Annotated[int, Query(ge=0)] = 0, limit: _Limit = 500) -> dict[str, Any]:
+        """The latest requests of this apiserver, the latest first: those that run, and those that ended since
+        the answer whose `after` is given. Without the scope admin: those of the own tenant."""
+        caller = current_scope().caller
+        return data.finder.latest("" if caller.admin else caller.tenant, after, limit)
+
+
+def _add_orders(router: APIRouter, data: ConsoleData) -> None:
+    @router.post("/workers/{worker}/drain")
+    async def drain_worker(worker: str, body: DrainBody = DrainBody()) -> dict[str, Any]:  # noqa: B008
+        """Takes a worker out of service: what runs there ends, or goes on elsewhere; then it stops."""
+        return await drain(data.routers, worker, body.timeout_seconds)
+
+    @router.delete("/workers/{worker}/drain")
+    async def take_worker_back(worker: str) -> dict[str, Any]:
+        """Takes a worker back that is drained, or is about to be."""
+        return await take_back(data.routers, worker, data.look.processes)

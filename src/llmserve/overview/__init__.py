@@ -1,0 +1,1 @@
+"""A look at a whole cluster, which `llmserve status` and the console share (docs/console.md)."""

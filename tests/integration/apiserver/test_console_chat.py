@@ -1,0 +1,181 @@
+"""The chat of the console in a real browser, in front of workers that tests script."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from playwright.async_api import BrowserContext, Page, expect
+
+from llmserve.core.errors import QueueFull
+from llmserve.core.outcome import Outcome
+from llmserve.core.request import HandoverReport
+from tests.support.browser import in_both_themes, open_browser
+
+HOSTILE = (
+    b"<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
+    b"[a](javascript:document.title='hit') "
+)
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    keys = [{"tenant": "red", "key": "red-key"}, {"tenant": "ops", "key": "ops-key", "admin": True}]
+    return {
+        "kind": "LLMServe",
+        "models": {"primary": {"source": "hub:some/model"}},
+        "security": {"api_keys": keys},
+    }
+
+
+@pytest_asyncio.fixture
+async def context() -> AsyncIterator[BrowserContext]:
+    async with open_browser() as browser:
+        yield await browser.new_context()
+
+
+@pytest_asyncio.fixture
+async def page(cluster: Any, context: BrowserContext) -> AsyncIterator[Page]:
+    """The chat of a tenant who is signed in; answers have 40 tokens. Fails on what the page logs as wrong."""
+    opened, wrong = await context.new_page(), []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+    await _sign_in(opened, cluster.url, "red-key")
+    await opened.get_by_role("button", name="Settings").click()
+    await opened.get_by_label("Max tokens").fill("40")
+    await opened.get_by_role("button", name="Settings").click()
+    yield opened
+    assert wrong == []
+
+
+async def _sign_in(page: Page, url: str, key: str) -> None:
+    await page.goto(f"{url}/ui")
+    await page.get_by_label("API key").fill(key)
+    await page.get_by_role("button", name="Sign in").click()
+
+
+async def _ask(page: Page, text: str = "hello") -> None:
+    await page.get_by_label("Message", exact=True).fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def _seconds(page: Page) -> tuple[dict[str, float], float]:
+    """The phases of the last waterfall, and the time of its request."""
+    waterfall = page.locator(".waterfall").last
+    total = float(await waterfall.get_attribute("data-total") or 0)
+    parts = await waterfall.locator("li").evaluate_all(
+        "all => all.map((one) => [one.dataset.phase, Number(one.dataset.seconds)])"
+    )
+    return dict(parts), total
+
+
+async def test_an_answer_and_where_its_time_went(cluster: Any, page: Page) -> None:
+    cluster.decode.handover = HandoverReport("shm", 2**20, 0.001)
+    cluster.decode.cached_tokens = cluster.prefill.cached_tokens = 4
+    await _ask(page)
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_contain_text("brown fox jumps")
+    await expect(answer).to_contain_text("+ 40 tokens")
+    await expect(answer.locator("li")).to_have_count(6)
+    phases, total = await _seconds(page)
+    assert list(phases) == ["prepare", "queue", "prefill", "hand-over", "decode", "finish"]
+    assert sum(phases.values()) == pytest.approx(total, abs=1e-5)
+    await expect(answer).to_contain_text("pull over shm")
+    await answer.get_by_text("Why here?").click()
+    await expect(answer).to_contain_text("prefill-0 → decode-0")
+    await in_both_themes(page)
+
+
+async def test_an_answer_is_stopped_and_asked_for_again(cluster: Any, page: Page) -> None:
+    cluster.decode.pause_at = 3
+    await _ask(page)
+    await cluster.decode.until(lambda: cluster.decode.running)
+    await page.get_by_role("button", name="Stop").click()
+    await cluster.decode.until(lambda: cluster.decode.aborted)
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_contain_text("stopped")
+    cluster.decode.pause_at = None
+    await answer.get_by_role("button", name="Regenerate").click()
+    await expect(answer).to_contain_text("+ 40 tokens")
+    assert await answer.count() == 1
+
+
+async def test_a_message_is_changed_and_sent_again(cluster: Any, page: Page) -> None:
+    await _ask(page, "first words")
+    await expect(page.get_by_role("article", name="Answer")).to_contain_text("+ 40 tokens")
+    await page.get_by_role("button", name="Edit").click()
+    await page.get_by_label("The message, changed").fill("second words")
+    await page.get_by_role("button", name="Send again").click()
+    await expect(page.get_by_role("article", name="Answer")).to_contain_text("+ 40 tokens")
+    assert await page.locator(".said").all_inner_texts() == ["second words"]
+    assert cluster.router.admits[-1].prompt_tokens == len("second words")
+
+
+async def test_an_error_is_said_in_its_words(cluster: Any, page: Page) -> None:
+    cluster.router.refuse_with = (Outcome.REJECTED, QueueFull("the queue is full", retry_after_seconds=3.0))
+    await _ask(page)
+    await expect(page.get_by_role("alert")).to_contain_text("the queue is full")
+    await expect(page.locator(".waterfall li[data-phase=queue]")).to_be_visible()
+    cluster.router.refuse_with = None
+    await page.get_by_role("button", name="Regenerate").click()
+    await expect(page.get_by_role("article", name="Answer")).to_contain_text("+ 40 tokens")
+
+
+async def test_what_a_model_writes_is_only_shown(cluster: Any, page: Page) -> None:
+    cluster.prefill.text = cluster.decode.text = HOSTILE
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Max tokens").fill("190")
+    await _ask(page)
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_contain_text("+ 190 tokens")
+    await expect(answer).to_contain_text("<script>")
+    assert await answer.locator(".markdown :is(img, script, iframe)").count() == 0
+    assert await answer.locator("a[href^='javascript' i]").count() == 0
+    assert await page.title() == "Chat · LLMServe"
+
+
+async def test_two_tabs_share_conversations_and_neither_loses_any(
+    cluster: Any, page: Page, context: BrowserContext
+) -> None:
+    other = await context.new_page()
+    await _sign_in(other, cluster.url, "red-key")
+    await _ask(page, "of the first tab")
+    await expect(other.get_by_role("article", name="Answer")).to_contain_text("+ 40 tokens")
+    await other.get_by_role("button", name="New").click()
+    await _ask(other, "of the second tab")
+    for tab in (page, other):
+        for title in ("of the first tab", "of the second tab"):
+            await expect(tab.get_by_role("button", name=title, exact=True)).to_be_visible()
+    assert await page.locator(".said").all_inner_texts() == ["of the first tab"]
+
+
+async def test_only_a_known_key_gets_in_and_none_is_kept(cluster: Any, context: BrowserContext) -> None:
+    page = await context.new_page()
+    await _sign_in(page, cluster.url, "wrong")
+    await expect(page.get_by_role("alert")).to_contain_text("the API key is not known")
+    await in_both_themes(page)
+    await page.get_by_label("API key").fill("red-key")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("link", name="Chat")).to_be_visible()
+    await page.reload()
+    await expect(page.get_by_role("link", name="Chat")).to_be_visible()
+    other = await context.new_page()
+    await other.goto(f"{cluster.url}/ui")
+    await expect(other.get_by_label("API key")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await page.reload()
+    await expect(page.get_by_label("API key")).to_be_visible()
+    assert "red-key" not in await page.evaluate("JSON.stringify([localStorage, sessionStorage])")
+
+
+@pytest.mark.parametrize(
+    ("key", "scopes"), [("red-key", ["inference", "read"]), ("ops-key", ["inference", "read", "admin"])]
+)
+async def test_a_caller_is_told_what_its_key_allows(
+    cluster: Any, http: httpx.AsyncClient, key: str, scopes: list[str]
+) -> None:
+    answer = await http.get("/admin/v1/caller", headers={"authorization": f"Bearer {key}"})
+    assert answer.json()["scopes"] == scopes
+    assert answer.json()["keys"] is True
+    assert (await http.get("/admin/v1/caller")).status_code == 401

@@ -1,0 +1,172 @@
+"""The console in a real browser, in front of simulated engines: what an admin on this machine sees."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import yaml
+from playwright.async_api import Page, expect
+
+from bench.cluster import Cluster, running
+from tests.support.browser import in_both_themes, open_browser, violations
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(240)
+_PATIENCE_MS = 60_000.0  # of a busy machine: a worker that was killed comes back
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    manifest: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
+    manifest["spec"]["scheduling"]["disaggregate"] = "always"
+    with running(manifest) as started:
+        yield started
+
+
+@pytest_asyncio.fixture
+async def page(cluster: Cluster) -> AsyncIterator[Page]:
+    """Fails on what the page logs as wrong."""
+    async with open_browser() as browser:
+        opened, wrong = await browser.new_page(viewport={"width": 1360, "height": 900}), []
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("console", lambda one: wrong.append(one.text) if "Content Security" in one.text else None)
+        opened.set_default_timeout(_PATIENCE_MS)
+        yield opened
+        assert wrong == []
+
+
+async def _open(page: Page, cluster: Cluster, name: str) -> None:
+    await page.goto(f"{cluster.url}/ui#/{name}")
+    await expect(page.get_by_role("link", name="Chat")).to_be_visible(timeout=_PATIENCE_MS)
+
+
+async def _complete(cluster: Cluster, **fields: Any) -> httpx.Response:
+    body = {"model": "SmolLM2-135M-Instruct", "prompt": list(range(300, 500)), "max_tokens": 8, **fields}
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        return (await client.post("/v1/completions", json=body)).raise_for_status()
+
+
+def _box(page: Page, name: str) -> Any:
+    return page.locator(f"[role=button][data-name='{name}']")
+
+
+async def test_the_cluster_is_drawn_as_it_is(cluster: Cluster, page: Page) -> None:
+    await _complete(cluster)
+    await _open(page, cluster, "cluster")
+    for name in ("apiserver-0", "router-0", "prefill-0", "decode-0", "decode-1", "kvmanager-0"):
+        await expect(_box(page, name)).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+    await expect(page.locator("path.edge")).not_to_have_count(0, timeout=_PATIENCE_MS)
+    await _box(page, "decode-0").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("region", name="Process decode-0")).to_contain_text("KV blocks")
+    await in_both_themes(page, "cluster")
+
+
+async def test_a_worker_that_is_killed_turns_red_and_comes_back(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "cluster")
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+    os.kill(cluster.pid("decode-1"), signal.SIGKILL)
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "bad", timeout=_PATIENCE_MS)
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+
+
+async def test_a_worker_is_drained_and_taken_back(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "cluster")
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+    await _box(page, "decode-1").click()
+    await page.get_by_role("button", name="Drain").click()
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "away", timeout=_PATIENCE_MS)
+    await page.get_by_role("button", name="Take back").click()
+    await expect(_box(page, "decode-1")).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+
+
+async def test_a_lost_connection_is_said_and_found_again(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "cluster")
+    await expect(_box(page, "decode-0")).to_be_visible(timeout=_PATIENCE_MS)
+    os.kill(cluster.pid("apiserver-0"), signal.SIGKILL)
+    await expect(page.get_by_role("alert")).to_be_visible(timeout=_PATIENCE_MS)
+    await expect(page.get_by_role("alert")).to_have_count(0, timeout=_PATIENCE_MS)
+    await expect(_box(page, "apiserver-0")).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
+
+
+async def test_the_chat_says_where_the_time_went(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "chat")
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Max tokens").fill("120")
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Message", exact=True).fill("What does disaggregated serving mean?")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".waterfall li").first).to_be_visible(timeout=_PATIENCE_MS)
+    await expect(page.locator(".waterfall")).to_be_in_viewport(ratio=1)
+    await in_both_themes(page, "chat")
+
+
+async def test_requests_are_listed_and_opened(cluster: Cluster, page: Page) -> None:
+    answer = await _complete(cluster)
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        body = {"model": "SmolLM2-135M-Instruct", "prompt": "x", "max_tokens": -1}
+        assert (await client.post("/v1/completions", json=body)).status_code == 400
+    await _open(page, cluster, "requests")
+    request_id = answer.headers["x-request-id"]
+    link = page.get_by_role("link", name=request_id[:12])
+    await expect(link).to_be_visible(timeout=_PATIENCE_MS)
+    await page.get_by_label("Kind").select_option("failed")
+    await expect(link).to_have_count(0)
+    await expect(page.locator("td.bad").first).to_contain_text("400")
+    await page.get_by_label("Kind").select_option("all")
+    await page.get_by_label("Search").fill(request_id)
+    await link.click()
+    opened = page.get_by_role("region", name=f"Request {request_id}")
+    await expect(opened.locator("li[data-phase=decode]")).to_be_visible(timeout=_PATIENCE_MS)
+    async with page.expect_download() as download:
+        await opened.get_by_role("button", name="Trace for Perfetto").click()
+    saved = await (await download.value).path()
+    trace = json.loads(await asyncio.to_thread(saved.read_text))
+    assert {"prefill", "decode"} <= {event["name"] for event in trace["traceEvents"]}
+    await in_both_themes(page, "requests")
+
+
+async def test_five_thousand_requests_stay_smooth(cluster: Cluster, page: Page) -> None:
+    await _complete(cluster)
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        listed = (await client.get("/admin/v1/requests")).json()
+    row = listed["requests"][-1]
+    many = {**listed, "requests": [{**row, "number": 5000 - at} for at in range(5000)]}
+    await page.route("**/admin/v1/requests?**", lambda route: route.fulfill(json=many))
+    await _open(page, cluster, "requests")
+    await expect(page.get_by_text("5,000 of the latest 5,000")).to_be_visible(timeout=_PATIENCE_MS)
+    assert await page.locator("tbody tr").count() < 60
+    table = page.get_by_role("region", name="Latest requests")
+    await table.evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
+    await expect(page.locator("tbody tr[aria-rowindex='5001']")).to_be_visible(timeout=_PATIENCE_MS)
+    assert await page.locator("tbody tr").count() < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "shows"),
+    [("tenants", "Tokens served"), ("kv", "no storage classes"), ("models", "No adapter is loaded")],
+)
+async def test_the_other_pages(cluster: Cluster, page: Page, name: str, shows: str) -> None:
+    await _complete(cluster)
+    await _open(page, cluster, name)
+    await expect(page.get_by_text(shows).first).to_be_visible(timeout=_PATIENCE_MS)
+    await in_both_themes(page, name)
+
+
+async def test_a_phone_shows_all_pages(cluster: Cluster, page: Page) -> None:
+    await page.set_viewport_size({"width": 390, "height": 800})
+    for name in ("chat", "cluster", "requests", "tenants", "kv", "models"):
+        await _open(page, cluster, name)
+        await expect(page.get_by_role("heading", level=1)).to_be_attached(timeout=_PATIENCE_MS)
+        wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, name
+        found = await violations(page)
+        assert found == [], f"{name}: {found}"
