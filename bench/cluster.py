@@ -63,7 +63,8 @@ def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
         command = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
         with open(Path(scratch) / "up.log", "wb") as log:
             supervisor = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        cluster = Cluster(f"http://127.0.0.1:{local['port']}", Path(local["run_dir"]), supervisor)
+        scheme = "https" if manifest["spec"].get("security", {}).get("tls") else "http"
+        cluster = Cluster(f"{scheme}://127.0.0.1:{local['port']}", Path(local["run_dir"]), supervisor)
         try:
             _wait_ready(cluster, Path(scratch) / "up.log")
             yield cluster

@@ -54,6 +54,8 @@ def _key_files(manifest: Manifest, path: Path) -> Finding:
         held.append(path.parent / place.file)
     if (tls := manifest.security.tls) is not None:
         held.append(path.parent / tls.key)
+    if (mtls := manifest.security.mtls) is not None:
+        held += sorted((path.parent / mtls.directory).glob("*/*.key"))  # of roles, and of the authority
     shown = [str(file) for file in held if _is_open_to_others(file)]
     if shown:
         advice = f"They hold keys, or what lets them in. Run: chmod 600 {' '.join(shown)}"
@@ -105,10 +107,10 @@ def _remote_code(manifest: Manifest) -> Finding:
 
 
 def _between_hosts(manifest: Manifest) -> Finding:
-    if manifest.deployment.mode == "local":
-        return ok("own wires", "on this machine, with the cluster's secret")
     if manifest.security.mtls is not None:
         return ok("own wires", "mutual TLS")
+    if manifest.deployment.mode == "local":
+        return ok("own wires", "on this machine, with the cluster's secret")
     advice = (
         "Whoever reaches the pods can call them, and reads what they send. Set security.mtls, and restrict "
         "who reaches them by a NetworkPolicy."

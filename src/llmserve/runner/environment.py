@@ -77,11 +77,20 @@ def make_paths(
     try:
         make_secret(paths.secret)
         if certificates is not None:
-            (temp_dir / CERTIFICATES_NAME).symlink_to(beside(manifest, certificates))
+            (temp_dir / CERTIFICATES_NAME).symlink_to(_certificate_folder(beside(manifest, certificates)))
     except StartFailed:
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     return paths
+
+
+def _certificate_folder(folder: Path) -> Path:
+    """Errors: StartFailed."""
+    if not folder.is_dir():
+        raise StartFailed(
+            f"security.mtls.directory: there is no directory {folder}; `llmserve certs init` makes it"
+        )
+    return folder
 
 
 def certificate_files(manifest: Manifest, paths: RunPaths) -> dict[str, Path]:

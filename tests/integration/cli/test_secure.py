@@ -1,6 +1,8 @@
-"""examples/secure.yaml, with two apiservers: keys of the command line, their limits and their end."""
+"""examples/secure.yaml, with two apiservers: certificates, and keys of the command line with their limits and
+their end."""
 
 import asyncio
+import ssl
 import subprocess
 import sys
 import time
@@ -8,13 +10,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import yaml
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from bench.cluster import Cluster, running
 from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.stored_key import make_key
+from llmserve.config.load import load_manifest
+from llmserve.doctor import Status
+from llmserve.doctor.security import weak_settings
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.credentials import CallerRole
+from tests.support.certificates import credentials_in, make_certificates, make_host_certificate
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "secure.yaml"
 MODEL = "SmolLM2-135M-Instruct"
@@ -22,9 +33,35 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running(yaml.safe_load(EXAMPLE.read_text())) as started:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the comment of the example makes. One authority signs all of them, here."""
+    folder = tmp_path_factory.mktemp("secure")
+    authority = make_certificates(folder / "certs", "secure")
+    _, key = make_host_certificate(authority, folder)
+    key.chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    manifest = yaml.safe_load(EXAMPLE.read_text())
+    security = manifest["spec"]["security"]
+    assert security["mtls"] == {"directory": "certs"}
+    security["mtls"]["directory"] = str(folder / "certs")
+    assert security["tls"] == {"certificate": "https.crt", "key": "https.key"}
+    security["tls"] = {"certificate": str(folder / "host.crt"), "key": str(folder / "host.key")}
+    with running(manifest) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    """It accepts the cluster's certificate only, and makes a new connection for each request, so that any of
+    the apiservers gets it."""
+    trusted = ssl.create_default_context(cafile=folder / "certs" / "ca" / "ca.crt")
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(verify=trusted, limits=limits, timeout=60) as client:
+        yield client
 
 
 def keys(cluster: Cluster, *arguments: str) -> str:
@@ -41,47 +78,72 @@ def made(cluster: Cluster, **rights: object) -> str:
     return key.text
 
 
-def asked(url: str, key: str) -> httpx.Response:
-    """A connection of its own, so that any of the apiservers gets it."""
+def asked(client: httpx.Client, url: str, key: str) -> httpx.Response:
     body = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
-    return httpx.post(f"{url}/v1/completions", json=body, headers={"x-api-key": key}, timeout=60)
+    return client.post(f"{url}/v1/completions", json=body, headers={"x-api-key": key})
 
 
-def becomes(cluster: Cluster, key: str, status: int) -> None:
-    """Of both apiservers: each has a port of its own, too."""
+def each_url(cluster: Cluster) -> list[str]:
+    """Of both apiservers: each has an address of its own beside the one that they share."""
+    return [f"https://{cluster.role(name)['direct']}" for name in ("apiserver-0", "apiserver-1")]
+
+
+def becomes(cluster: Cluster, client: httpx.Client, key: str, status: int) -> None:
     until = time.monotonic() + 30
-    for name in ("apiserver-0", "apiserver-1"):
-        url = f"http://{cluster.role(name)['http']}"
-        while httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code != status:
-            assert time.monotonic() < until, f"{name} does not answer with {status}"
+    for url in each_url(cluster):
+        while client.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code != status:
+            assert time.monotonic() < until, f"{url} does not answer with {status}"
 
 
-def test_nobody_is_let_in_without_a_key(cluster: Cluster) -> None:
+def test_nobody_is_let_in_without_a_key(cluster: Cluster, client: httpx.Client) -> None:
     for path in ("/v1/models", "/metrics", "/docs", "/admin/v1/adapters"):
-        assert httpx.get(f"{cluster.url}{path}").status_code == 401, path
-    assert httpx.get(f"{cluster.url}/health").status_code == 200
+        assert client.get(f"{cluster.url}{path}").status_code == 401, path
+    assert client.get(f"{cluster.url}/health").status_code == 200
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(cluster.url.replace("https", "http"))
 
 
-def test_a_key_comes_and_goes_while_the_cluster_runs(cluster: Cluster) -> None:
+def test_processes_are_called_with_certificates_only(cluster: Cluster, folder: Path) -> None:
+    address = cluster.role("router-0")["listen"]
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
+        HealthStub(channel).Check(HealthCheckRequest(), timeout=5)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    async def check() -> None:
+        operator = credentials_in(folder / "certs", CallerRole.OPERATOR)
+        async with open_channel(address, operator, CallerRole.ROUTER) as channel:
+            await HealthStub(channel).Check(HealthCheckRequest(), timeout=5)
+
+    asyncio.run(check())
+
+
+def test_doctor_finds_nothing_weak(cluster: Cluster) -> None:
+    path = cluster.run_dir.parent / "llmserve.yaml"
+    made(cluster)
+    found = list(weak_settings(load_manifest(path), path))
+    assert [one for one in found if one.status is not Status.OK] == []
+    assert {one.name: one.value for one in found}["own wires"] == "mutual TLS"
+
+
+def test_a_key_comes_and_goes_while_the_cluster_runs(cluster: Cluster, client: httpx.Client) -> None:
     key = keys(cluster, "create", "--tenant", "red", "--scope", "inference")
-    becomes(cluster, key, 200)
-    assert asked(cluster.url, key).status_code == 200
-    assert httpx.get(f"{cluster.url}/metrics", headers={"x-api-key": key}).status_code == 403
+    becomes(cluster, client, key, 200)
+    assert asked(client, cluster.url, key).status_code == 200
+    assert client.get(f"{cluster.url}/metrics", headers={"x-api-key": key}).status_code == 403
     keys(cluster, "revoke", key.split("-")[1])
-    becomes(cluster, key, 401)
+    becomes(cluster, client, key, 401)
 
 
-def test_the_limits_of_a_key_are_those_of_the_cluster(cluster: Cluster) -> None:
+def test_the_limits_of_a_key_are_those_of_the_cluster(cluster: Cluster, client: httpx.Client) -> None:
     """One in 20 seconds, and the one that may begin ahead, however many apiservers are asked."""
     key = made(cluster, requests_per_second=0.05)
-    becomes(cluster, key, 200)
-    urls = [f"http://{cluster.role(name)['http']}" for name in ("apiserver-0", "apiserver-1")]
+    becomes(cluster, client, key, 200)
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda url: asked(url, key), urls * 4))
+        answers = list(threads.map(lambda url: asked(client, url, key), each_url(cluster) * 4))
     assert sorted(answer.status_code for answer in answers) == [200, *[429] * 7]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["retry-after"]) <= 20
     assert refused.json()["error"]["message"] == "the key has used up its 0.05 requests per second"
     other = made(cluster)
-    becomes(cluster, other, 200)
-    assert asked(cluster.url, other).status_code == 200
+    becomes(cluster, client, other, 200)
+    assert asked(client, cluster.url, other).status_code == 200

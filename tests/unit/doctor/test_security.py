@@ -79,6 +79,16 @@ def test_a_file_of_keys_is_its_owner_s(tmp_path: Path, mode: int, status: str) -
     assert found(manifest, tmp_path / "m.yaml")["key files"].status == status
 
 
+@pytest.mark.parametrize("key", ["https.key", "certs/worker/tls.key", "certs/ca/ca.key"])
+def test_a_key_of_a_certificate_is_its_owner_s(tmp_path: Path, key: str) -> None:
+    (file := tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+    file.touch(0o644)
+    manifest = "security: {tls: {certificate: https.crt, key: https.key}, mtls: {directory: certs}}"
+    assert str(file) in found(manifest, tmp_path / "m.yaml")["key files"].advice
+    file.chmod(0o600)
+    assert found(manifest, tmp_path / "m.yaml")["key files"].status is Status.OK
+
+
 def test_the_advice_names_what_to_do() -> None:
     assert "security.keys" in found(_OPEN)["API keys"].advice
     assert "0.0.0.0" in found(_OPEN)["API keys"].value

@@ -1,6 +1,8 @@
 """The places of a run, and the command and environment of each process."""
 
+import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,11 @@ def test_the_preparation_of_the_model_may_use_the_network() -> None:
 )
 def test_the_run_directory_is_beside_the_manifest(configured: str | None, place: str) -> None:
     assert default_run_dir(Path("/m/m.yaml"), "mine", configured) == Path(place)
+
+
+def test_a_directory_of_certificates_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "certs").mkdir()
+    make = partial(make_paths, tmp_path / "m.yaml", tmp_path / "run", None, CLUSTER)
+    shutil.rmtree(make("certs").temp_dir)
+    with pytest.raises(StartFailed, match=f"there is no directory {tmp_path}/cert; `llmserve certs init`"):
+        make("cert")
