@@ -89,13 +89,14 @@ _ADMINISTRATIVE = frozenset(
     {
         *(f"{_PACKAGE}.Router/{name}" for name in ("Drain", "Reload")),
         *(f"{_PACKAGE}.Router/{name}" for name in ("LoadAdapter", "UnloadAdapter", "KeepAdapter")),
+        *(f"{_PACKAGE}.Router/{name}" for name in ("LoadModel", "UnloadModel")),
         f"{_PACKAGE}.Worker/Profile",
         *(f"{_PACKAGE}.KVManager/{name}" for name in ("PinBlocks", "EvictBlocks")),
         *(f"{_PACKAGE}.KVManager/{name}" for name in ("VerifyBlocks", "ExportBlocks", "ImportBlocks")),
     }
 )
 # The fields of requests that say what a call is for.
-_ABOUT = ("worker_id", "name", "model")
+_ABOUT = ("worker_id", "name", "model", "swap")
 
 
 def call_ended(method: str, request: Any, context: Any, result: str = "ok") -> None:

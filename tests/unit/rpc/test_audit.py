@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import StartFailed
-from llmserve.rpc import audit
+from llmserve.rpc import audit, permissions
 from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
+from llmserve.rpc.credentials import CallerRole
 
 ENTRY = AuditEntry("POST /admin/reload", "200", {"tenant": "red", "address": ""}, {"request_id": "1"})
 
@@ -84,3 +85,15 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartFailed, match=r"file/audit-a\.jsonl"):
         open_audit(tmp_path / "file", "a", 500, on=True)
+
+
+def test_all_that_operators_may_call_is_recorded_or_only_reads() -> None:
+    reading = {
+        *(f"Router/{name}" for name in ("GetClusterStatus", "Explain", "ListAdapters", "ListModels")),
+        "Router/FollowModels",  # of the supervisor, which carries out what the router decided
+        "Worker/GetWorkerStatus",
+        *(f"KVManager/{name}" for name in ("Lookup", "GetKvStatus", "ListBlocks")),
+    }
+    allowed = {name for name, roles in permissions._CALLERS.items() if CallerRole.OPERATOR in roles}
+    assert allowed - audit._ADMINISTRATIVE == {f"/llmserve.v1.{name}" for name in reading}
+    assert allowed > audit._ADMINISTRATIVE
