@@ -81,6 +81,19 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--run-dir", metavar="DIR", help="its run directory (deployment.local.run_dir)")
 
 
+def add_cluster_or_router(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `find_routers` reads."""
+    add_cluster(parser)
+    parser.add_argument("--router", metavar="HOST:PORT", help="of a cluster that was not started here")
+
+
+def find_routers(options: argparse.Namespace) -> RouterAddresses:
+    """Errors: as those of `find_cluster`."""
+    if options.router:
+        return RouterAddresses((options.router,), operator())
+    return find_cluster(options).routers
+
+
 def find_cluster(options: argparse.Namespace) -> FoundCluster:
     """Finds the cluster by --run-dir or --file; without them the one that runs below the current
     directory. Errors: Unavailable when it does not run, InvalidRequest when several do."""

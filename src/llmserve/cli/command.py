@@ -40,6 +40,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """seconds: the default."""
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=seconds,
+        metavar="SECONDS",
+        help="wait for so long (default: %(default)g); the cluster goes on all the same",
+    )
+
+
 def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):

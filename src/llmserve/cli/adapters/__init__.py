@@ -7,15 +7,14 @@ from collections.abc import Callable, Coroutine
 
 from llmserve.cli.adapters.page import adapter_lines, adapters_page
 from llmserve.cli.adapters.progress import showing_progress
-from llmserve.cli.cluster import add_cluster, find_cluster, operator
-from llmserve.cli.command import EXIT_OK, Command, add_json, positive
+from llmserve.cli.cluster import add_cluster_or_router, find_routers
+from llmserve.cli.command import EXIT_OK, Command, add_json, add_timeout
 from llmserve.cli.screen import screen
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import AdapterTier, short_version
 from llmserve.core.errors import NotFound
 from llmserve.rpc.adapter_calls import AdapterClient, adapter_row
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import RouterAddresses
 
 _ABOUT = """\
 Looks after the LoRA adapters of the cluster that runs here (or of -f, --run-dir, --router). A name is what
@@ -40,8 +39,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     def action(name: str, run: Run, about: str) -> argparse.ArgumentParser:
         one = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         one.set_defaults(action=run)
-        add_cluster(one)
-        one.add_argument("--router", metavar="HOST:PORT", help="of a cluster that was not started here")
+        add_cluster_or_router(one)
         add_json(one)
         return one
 
@@ -56,15 +54,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     load.add_argument("source", metavar="SOURCE", help="dir:/PATH, hub:ORG/NAME or s3://BUCKET/PREFIX")
     load.add_argument("--pin", action="store_true", help="keep it in shared memory")
     _add_tier(load, "bring it so near to every worker at once (default: its host's disk)", default=None)
-    _add_timeout(load)
+    add_timeout(load, _WAIT_SECONDS)
     unload = named("unload", _unload, "take a name away, and wait until no worker has the adapter")
     unload.add_argument("--no-wait", action="store_true", help="return at once")
-    _add_timeout(unload)
+    add_timeout(unload, _WAIT_SECONDS)
     prefetch = named(
         "prefetch", _prefetch, "bring an adapter nearer to every worker, and wait until it is there"
     )
     _add_tier(prefetch, "how near (default: %(default)s)", default=AdapterTier.DRAM)
-    _add_timeout(prefetch)
+    add_timeout(prefetch, _WAIT_SECONDS)
     named("pin", _pin, "keep an adapter in shared memory, however long it is not used").set_defaults(pin=True)
     named("unpin", _pin, "undo `pin`").set_defaults(pin=False)
 
@@ -73,22 +71,9 @@ def _add_tier(parser: argparse.ArgumentParser, help_: str, default: str | None) 
     parser.add_argument("--tier", choices=_TIERS, default=default, help=help_)
 
 
-def _add_timeout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=_WAIT_SECONDS,
-        metavar="SECONDS",
-        help="wait for so long (default: %(default)g); the cluster goes on all the same",
-    )
-
-
 def _run(options: argparse.Namespace) -> int:
-    routers = (
-        RouterAddresses((options.router,), operator()) if options.router else find_cluster(options).routers
-    )
     run: Run = options.action
-    return asyncio.run(run(options, AdapterClient(routers)))
+    return asyncio.run(run(options, AdapterClient(find_routers(options))))
 
 
 # -- actions

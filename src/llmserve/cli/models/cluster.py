@@ -10,14 +10,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from llmserve.cli.cluster import add_cluster, find_cluster, operator
-from llmserve.cli.command import EXIT_OK, add_json, positive
+from llmserve.cli.cluster import add_cluster_or_router, find_cluster, find_routers
+from llmserve.cli.command import EXIT_OK, add_json, add_timeout
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
 from llmserve.config.wanted_models import entry_of
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.model_calls import ModelClient, OnStatus, model_row
 
 _WAIT_SECONDS = 4 * 3600.0
@@ -53,28 +52,15 @@ def _action(actions: Actions, name: str, ask: Ask, about: str) -> argparse.Argum
     one: argparse.ArgumentParser = actions.add_parser(
         name, help=about, description=f"{about[0].upper()}{about[1:]}."
     )
-    one.set_defaults(action=lambda options: asyncio.run(ask(options, ModelClient(_routers(options)))))
-    add_cluster(one)
-    one.add_argument("--router", metavar="HOST:PORT", help="of a cluster that was not started here")
+    one.set_defaults(action=lambda options: asyncio.run(ask(options, ModelClient(find_routers(options)))))
+    add_cluster_or_router(one)
     add_json(one)
     return one
 
 
 def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return at once")
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=_WAIT_SECONDS,
-        metavar="SECONDS",
-        help="wait for so long (default: %(default)g); the cluster goes on all the same",
-    )
-
-
-def _routers(options: argparse.Namespace) -> RouterAddresses:
-    if options.router:
-        return RouterAddresses((options.router,), operator())
-    return find_cluster(options).routers
+    add_timeout(parser, _WAIT_SECONDS)
 
 
 # -- actions
