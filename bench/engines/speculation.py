@@ -25,6 +25,7 @@ from bench.table import Figure, markdown
 _MODEL = "smollm2"
 _WORDS = "river stone market clock sailor window garden letter copper winter basket candle engine silver"
 _SECONDS = 600.0
+_COUNTED_SECONDS = 3.0  # workers count with their heartbeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,11 @@ async def _compared(name: str, plain: Cluster, cluster: Cluster, size: _Size) ->
         for task in _TASKS:
             for one in (plain, cluster):
                 await _ask(client, one, task, 0, 8)
+            await asyncio.sleep(_COUNTED_SECONDS)
             before = _Counted.of(cluster)
             pairs = [await _pair(client, plain, cluster, task, size, at) for at in range(size.rounds)]
             print(f"{name}, {task.name}: {pairs}", file=sys.stderr, flush=True)
+            await asyncio.sleep(_COUNTED_SECONDS)
             rows.append((name, task.name, *_cells(pairs), *_Counted.of(cluster).since(before)))
     return rows
 

@@ -38,7 +38,9 @@ def make_config() -> Callable[[Schedule], VllmConfig]:
     def make(schedule: Schedule) -> VllmConfig:
         ngram = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 4}
         table = {"num_speculative_tokens": K, "num_speculative_tokens_per_batch_size": schedule}
-        args = EngineArgs(model=model, max_model_len=512, max_num_seqs=MOST, speculative_config=ngram | table)
+        args = EngineArgs(
+            model=model, max_model_len=2048, max_num_seqs=MOST, speculative_config=ngram | table
+        )
         config = args.create_engine_config()
         config.cache_config.num_gpu_blocks = BLOCKS
         return config
@@ -63,7 +65,7 @@ class Played:
         request = Request(
             request_id=name,
             prompt_token_ids=[*range(3, 11)],
-            sampling_params=SamplingParams(max_tokens=400, ignore_eos=True),
+            sampling_params=SamplingParams(max_tokens=1000, ignore_eos=True),
             pooling_params=None,
             block_hasher=get_request_block_hasher(BLOCK, sha256_cbor),
         )
@@ -109,25 +111,25 @@ def play(
 
 
 def test_steps_propose_while_it_pays(play: Callable[..., Played]) -> None:
-    played = play([[1, MOST, K]], accepted=2, seconds=1.0).run(60)
+    played = play([[1, MOST, K]], accepted=2, seconds=1.0).run(130)
     ((batch, drafts, gain, steps),) = played.reports[-1]
-    assert (batch, drafts, steps) == (1, True, 60)
+    assert (batch, drafts, steps) == (1, True, 130)
     assert gain == pytest.approx(1.5)
     assert played.verified[-1] == K
 
 
 def test_steps_stop_proposing_where_it_does_not(play: Callable[..., Played]) -> None:
-    played = play([[1, MOST, K]], accepted=1, seconds=2.0).run(60)
+    played = play([[1, MOST, K]], accepted=1, seconds=2.0).run(130)
     assert played.verified[10] == K
-    assert set(played.verified[30:]) == {0}
+    assert set(played.verified[126:]) == {0}
     ((_, drafts, gain, _),) = played.reports[-1]
     assert (drafts, gain) == (False, pytest.approx(2 / 3))
 
 
 def test_each_batch_size_is_judged_by_itself(play: Callable[..., Played]) -> None:
-    played = play([[1, MOST, K]], accepted=2, seconds=1.5).run(60)
+    played = play([[1, MOST, K]], accepted=2, seconds=1.5).run(130)
     played.add("b")
-    played.run(60)
+    played.run(130)
     assert [(batch, drafts) for batch, drafts, *_ in played.reports[-1]] == [(1, True), (2, False)]
     assert played.verified[-1] == 0
 
@@ -140,7 +142,7 @@ def test_on_a_gpu_only_a_schedule_with_zero_is_switched(
 ) -> None:
     """For other numbers of tokens it has no CUDA graphs."""
     monkeypatch.setattr(under_test, "current_platform", SimpleNamespace(is_cpu=lambda: False))
-    played = play(schedule, accepted=0, seconds=1.0).run(60)
+    played = play(schedule, accepted=0, seconds=1.0).run(130)
     assert (played.verified[-1] == 0) is switched
     assert bool(played.reports) is switched
 

@@ -92,7 +92,7 @@ async def test_proposals_take_time(answer: Answer, pace: VirtualStepTimer) -> No
 
 @pytest.mark.parametrize(
     ("acceptance", "gain", "on", "drafts"),
-    [(1.0, 2.5, True, range(35, 50)), (0.0, 0.5, False, range(15, 40))],
+    [(1.0, 2.5, True, range(35, 50)), (0.0, 0.5, False, range(60, 80))],
 )
 async def test_an_engine_proposes_only_while_it_pays(
     start_engine: Start,
