@@ -132,6 +132,8 @@ def make_context(protocol: int, chain: bytes, key: bytes, authorities: bytes) ->
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=authorities.decode("ascii"))
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # a session that is resumed checks no certificate
     # The ssl module reads files only. This one is in memory, and holds what was read before.
     with open(os.memfd_create("certificate"), "wb", buffering=0) as both:
         both.write(chain + b"\n" + key)

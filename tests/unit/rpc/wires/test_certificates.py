@@ -249,3 +249,14 @@ def test_an_expired_certificate_does_not_get_through(tmp_path: Path, authority: 
     old = CertificateFolder(tmp_path / "old" / "worker")
     with pytest.raises(ssl.SSLError, match="expired"):
         meet(ours.server_context(), old.current().client)
+
+
+def test_no_session_lets_anybody_in_whose_certificate_counts_no_more(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """A ticket would stand for the certificate that its holder had when it was given out."""
+    ours = CertificateFolder(folder_of(tmp_path, authority))
+    server, client = meet(ours.server_context(), ours.current().client)
+    server.write(b"x")
+    assert client.read(1) == b"x"  # tickets come before it
+    assert client.session is None or not client.session.has_ticket
