@@ -137,8 +137,13 @@ def make_context(protocol: int, chain: bytes, key: bytes, authorities: bytes) ->
     # The ssl module reads files only. This one is in memory, and holds what was read before.
     with open(os.memfd_create("certificate"), "wb", buffering=0) as both:
         both.write(chain + b"\n" + key)
-        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}")
+        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}", password=no_password)
     return context
+
+
+def no_password() -> str:
+    """Is called for a key with a password, instead of asking for it at the terminal."""
+    raise ValueError("the key needs a password")
 
 
 class CertificateFolder:
