@@ -88,6 +88,9 @@ _ONLY_IN_MANIFEST = {
     "share": "only models of the manifest have one",
 }
 
+# Options of engines that name code which processes run.
+_CODE_OPTIONS = ("trust_remote_code", "logits_processors", "io_processor_plugin", "reasoning_parser_plugin")
+
 
 def entry_of(model: ServedModel) -> str:
     """Returns an entry of `models` as processes tell it each other: JSON with the keys that were set."""
@@ -104,6 +107,28 @@ def parse_entry(text: str) -> ServedModel:
         if getattr(model, key) != ServedModel.model_fields[key].default:
             raise InvalidRequest(f"{key}: cannot be set here: {hint}", field=key)
     return model
+
+
+def check_code(model: ServedModel, manifest: Manifest) -> None:
+    """Checks that who may load models does not run code of their own with them: only who writes the manifest
+    may. Its own entries may come again, under another name too. Errors: InvalidRequest."""
+    code = _code_of(model)
+    if any(
+        (one.source, one.revision, _code_of(one)) == (model.source, model.revision, code)
+        for one in manifest.served
+    ):
+        return
+    for key in code:
+        raise InvalidRequest(f"{key}: only the manifest may let code run", field=key)
+
+
+def _code_of(model: ServedModel) -> dict[str, object]:
+    """Returns the keys of an entry that let code run, with their values."""
+    options = model.engine.options
+    code: dict[str, object] = {
+        f"engine.options.{one}": options[one] for one in _CODE_OPTIONS if options.get(one)
+    }
+    return code | ({"engine.env": model.engine.env} if model.engine.env else {})
 
 
 def _wrong(details: object) -> str:

@@ -99,10 +99,14 @@ _ADMINISTRATIVE = frozenset(
 _ABOUT = ("worker_id", "name", "model", "swap")
 
 
+def is_administrative(method: str) -> bool:
+    """Returns whether the method changes the cluster for an operator. method: `/PACKAGE.SERVICE/METHOD`."""
+    return method in _ADMINISTRATIVE
+
+
 def call_ended(method: str, request: Any, context: Any, result: str = "ok") -> None:
-    """Records a call if it is one of an operator. method: `/PACKAGE.SERVICE/METHOD`. request: that of a
-    stream says nothing."""
-    if method in _ADMINISTRATIVE:
+    """Records a call if it is administrative. request: that of a stream says nothing."""
+    if is_administrative(method):
         given = ((name, getattr(request, name, "")) for name in _ABOUT)
         about = {name: value for name, value in given if isinstance(value, str)}
         record_call(AuditEntry(method, result, _who(context), about))

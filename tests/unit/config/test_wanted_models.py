@@ -3,7 +3,7 @@
 import pytest
 
 from llmserve.config.schema import Manifest, ServedModel
-from llmserve.config.wanted_models import entry_of, manifest_with, parse_entry
+from llmserve.config.wanted_models import check_code, entry_of, manifest_with, parse_entry
 from llmserve.core.errors import InvalidRequest, ManifestError
 
 MANIFEST = Manifest.model_validate({"kind": "LLMServe", "models": {"primary": {"source": "hub:a/b"}}})
@@ -49,3 +49,29 @@ def test_models_that_cannot_be_side_by_side_are_refused() -> None:
         manifest_with(
             MANIFEST, [ServedModel(source="hub:c/d", name="x"), ServedModel(source="hub:e/f", name="x")]
         )
+
+
+CODE = [
+    {"options": {"trust_remote_code": True}},
+    {"options": {"logits_processors": ["os:system"]}},
+    {"options": {"io_processor_plugin": "plugin"}},
+    {"options": {"reasoning_parser_plugin": "/tmp/plugin.py"}},
+    {"env": [{"name": "LD_PRELOAD", "value": "/tmp/evil.so"}]},
+]
+
+
+@pytest.mark.parametrize("engine", CODE)
+def test_only_the_manifest_lets_code_run(engine: dict[str, object]) -> None:
+    fields = {"source": "hub:c/d", "name": "x", "engine": engine}
+    model = ServedModel.model_validate(fields)
+    with pytest.raises(InvalidRequest, match=r"engine\..*: only the manifest may let code run"):
+        check_code(model, MANIFEST)
+    declared = MANIFEST.model_copy(update={"models": (model,)})
+    check_code(model.model_copy(update={"name": "y", "share": 1.0}), declared)
+    with pytest.raises(InvalidRequest, match="only the manifest"):
+        check_code(ServedModel.model_validate({**fields, "source": "hub:e/f"}), declared)
+
+
+@pytest.mark.parametrize("engine", [{}, {"options": {"trust_remote_code": False, "seed": 1}}])
+def test_an_entry_without_code_is_fine(engine: dict[str, object]) -> None:
+    check_code(ServedModel.model_validate({"source": "hub:c/d", "engine": engine}), MANIFEST)

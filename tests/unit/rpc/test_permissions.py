@@ -3,6 +3,7 @@
 import pytest
 
 from llmserve.core.errors import Forbidden
+from llmserve.rpc.audit import is_administrative
 from llmserve.rpc.credentials import CallerIdentity, CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
 from llmserve.rpc.permissions import check_permission, is_open
@@ -49,6 +50,20 @@ def test_each_method_is_for_somebody_and_for_nobody_else(method: str) -> None:
 )
 def test_who_may_call(method: str, roles: set[str]) -> None:
     assert callers(f"/llmserve.v1.{method}") == roles
+
+
+# What operators may call that changes nothing, or that the supervisor of `llmserve up` calls by itself.
+READING = {
+    *("Router/GetClusterStatus", "Router/Explain", "Router/ListAdapters", "Router/ListModels"),
+    *("Router/FollowModels", "Worker/GetWorkerStatus"),
+    *("KVManager/Lookup", "KVManager/GetKvStatus", "KVManager/ListBlocks"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_an_operator_changes_is_in_the_audit_log(method: str) -> None:
+    reads = method.removeprefix("/llmserve.v1.") in READING
+    assert is_administrative(method) == ("operator" in callers(method) and not reads)
 
 
 def test_what_is_not_in_the_table_is_for_nobody() -> None:

@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from llmserve.core.errors import StartFailed
+from llmserve.rpc.wires.certificates import no_password
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class HttpCertificate:
         """Errors: OSError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(self._certificate, self._key, password=_no_password)
+        context.load_cert_chain(self._certificate, self._key, password=no_password)
         return context
 
     def _signature(self) -> tuple[tuple[int, int, int], ...]:
@@ -50,8 +51,3 @@ class HttpCertificate:
         except OSError:
             return ()
         return tuple((one.st_ino, one.st_mtime_ns, one.st_size) for one in stats)
-
-
-def _no_password() -> str:
-    """Instead of asking for one at the terminal."""
-    raise ValueError("the key needs a password")

@@ -30,14 +30,24 @@ _START_SECONDS = 30.0
 class _Server(uvicorn.Server):
     """Signals belong to the process (DESIGN: the stop order is written once), not to its web server."""
 
-    def __init__(self, config: uvicorn.Config, certificate: HttpCertificate | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, certificate: HttpCertificate | None, handshake_seconds: float
+    ) -> None:
         super().__init__(config)
         self._certificate = certificate
+        # uvicorn leaves clients a minute for it, whatever the limits are.
+        self._tls: dict[str, Any] = {"ssl": config.ssl}
+        if config.ssl is not None:
+            self._tls["ssl_handshake_timeout"] = handshake_seconds
         self.up = asyncio.Event()
         self.shared: SharedAccept | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for one in sockets or ():
+            server = await loop.create_server(self._protocol, sock=one, backlog=_BACKLOG, **self._tls)
+            self.servers.append(server)
         self.up.set()
 
     async def on_tick(self, counter: int) -> bool:
@@ -53,7 +63,7 @@ class _Server(uvicorn.Server):
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+            await loop.connect_accepted_socket(self._protocol, connection, **self._tls)
         except OSError as error:  # it has gone already
             _log.debug("a connection ended before it began: %s", error)
             connection.close()
@@ -106,7 +116,7 @@ class HttpServer:
         )
         config.load()
         config.ssl = self._certificate.context if self._certificate else None
-        self._server = _Server(config, self._certificate)
+        self._server = _Server(config, self._certificate, self._limits.header_seconds)
         self._serving = self._owner.spawn("serve", self._server.serve(sockets=[bound]), fatal=True)
         up = self._owner.spawn("startup", self._server.up.wait())
         await asyncio.wait([up, self._serving], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -45,7 +45,8 @@ def check_media(fields: Mapping[str, Any], hosts: Collection[str]) -> None:
 
 def _urls(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields each URL with the key that has it."""
-    waiting: list[Any] = [{name: value for name, value in fields.items() if name not in _OPAQUE}]
+    yield from _urls_at(fields)
+    waiting = [value for name, value in fields.items() if name not in _OPAQUE]
     while waiting:
         held = waiting.pop()
         if isinstance(held, dict):

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from llmserve.config.schema.section import KeyUnit, Live, ManifestSection, Requests, Seconds, Tokens
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_FIRST_PARTS = ("admin", "docs", "models", "v1", "v2")
 
 
 class ResponseStoreConfig(ManifestSection):
@@ -27,7 +29,8 @@ class Api(ManifestSection):
 
     root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
     """A proxy serves the API under this path, such as `/llm`, whether or not the proxy removes it from
-    requests. `/docs` and `/openapi.json` use the path in their links."""
+    requests. `/docs` and `/openapi.json` use the path in their links. It does not begin as paths of the API
+    do, such as `/v1`."""
     public_docs: bool = False
     """`/docs`, `/redoc`, `/openapi.json` and `/version` need no key, even when `security.api_keys` has
     keys."""
@@ -61,6 +64,15 @@ class Api(ManifestSection):
     (docs/compatibility.md lists them). Without it, they do on one machine (`deployment.mode: local`) and not
     on Kubernetes."""
     response_store: ResponseStoreConfig = ResponseStoreConfig()
+
+    @field_validator("root_path")
+    @classmethod
+    def _no_path_of_the_api(cls, path: str | None) -> str | None:
+        """Below such a root, a path that was checked would be another one without the root."""
+        if path is not None and path.split("/")[1] in _FIRST_PARTS:
+            text = f"{path} is where paths of the API begin: use another one, such as /llm"
+            raise PydanticCustomError("root_path", "{text}", {"text": text})
+        return path
 
 
 class RedisServer(ManifestSection):

@@ -5,7 +5,7 @@ import asyncio
 from contextlib import suppress
 
 from llmserve.config.schema import Manifest, ServedModel
-from llmserve.config.wanted_models import entry_of, manifest_with, parse_entry
+from llmserve.config.wanted_models import check_code, entry_of, manifest_with, parse_entry
 from llmserve.core.errors import InvalidRequest
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.leader.election import LeaderCheck
@@ -66,6 +66,7 @@ class ModelCalls:
     def _check(self, model: ServedModel, swap: str) -> None:
         if self._manifest is None:
             raise InvalidRequest("this router runs without a manifest: it cannot load models")
+        check_code(model, self._manifest)
         others = [
             ServedModel.model_validate_json(one.entry)
             for one in self._book

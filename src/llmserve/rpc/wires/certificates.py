@@ -132,11 +132,18 @@ def make_context(protocol: int, chain: bytes, key: bytes, authorities: bytes) ->
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=authorities.decode("ascii"))
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # a session that is resumed checks no certificate
     # The ssl module reads files only. This one is in memory, and holds what was read before.
     with open(os.memfd_create("certificate"), "wb", buffering=0) as both:
         both.write(chain + b"\n" + key)
-        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}")
+        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}", password=no_password)
     return context
+
+
+def no_password() -> str:
+    """Is called for a key with a password, instead of asking for it at the terminal."""
+    raise ValueError("the key needs a password")
 
 
 class CertificateFolder:

@@ -1,7 +1,9 @@
 import pytest
+from pydantic import ValidationError
 
 from llmserve.apiserver.auth.caller import ALL_SCOPES, CLIENT_SCOPES, AccessScope, Caller
 from llmserve.apiserver.auth.permissions import NEEDS, check_scope
+from llmserve.config.schema import Api
 from llmserve.core.errors import Forbidden, NotFound
 
 INFERENCE, READ = AccessScope.INFERENCE, AccessScope.READ
@@ -73,3 +75,14 @@ def test_only_admins_change_the_cluster() -> None:
         changes = path.startswith(("/admin", "/models/")) and path not in ONLY_SHOW
         changes = changes or "lora_adapter" in path
         assert (scopes == {AccessScope.ADMIN}) == changes, path
+
+
+@pytest.mark.parametrize("path", [path for path in NEEDS if path.count("/") > 1])
+def test_no_root_path_makes_one_path_of_another(path: str) -> None:
+    """The application takes the root off a path that was checked: `/v1/models/load`, which clients may ask
+    for, would be `/models/load` below a root `/v1`."""
+    first = path.split("/")[1]
+    for root in (f"/{first}", f"/{first}/deeper"):
+        with pytest.raises(ValidationError, match="is where paths of the API begin"):
+            Api(root_path=root)
+    assert Api(root_path=f"/llm/{first}").root_path == f"/llm/{first}"

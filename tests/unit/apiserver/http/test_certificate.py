@@ -1,5 +1,6 @@
 """HTTPS at the edge: its certificate, and the next one."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.server import HttpServer
+from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.errors import StartFailed
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import make_host_certificate
@@ -102,3 +104,15 @@ def test_files_that_are_missing_or_wrong_are_named(
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(StartFailed, match=r"security.tls: .*host\.crt"):
         HttpCertificate(*paths)
+
+
+async def test_who_never_shakes_hands_is_let_go_as_who_never_sends_headers(
+    certificate: HttpCertificate,
+) -> None:
+    limits = SecurityLimits(header_seconds=0.05)
+    server = HttpServer(app, "127.0.0.1:0", limits=limits, certificate=certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start())
+    async with asyncio.timeout(10.0):
+        assert await reader.read() == b""
+    writer.close()
+    await server.aclose()

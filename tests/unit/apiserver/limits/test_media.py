@@ -31,6 +31,8 @@ def image(url: Any) -> dict[str, Any]:
         chat({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1/a"}}),
         chat({"type": "tool_result", "content": [{"source": {"type": "url", "url": "http://10.0.0.1/a"}}]}),
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://a/b"}]}]},
+        # Only a part of a message can be a call of a tool, and not the whole body.
+        {"type": "tool_use", "input": [{"content": [{"type": "input_image", "image_url": "http://a/b"}]}]},
         {"documents": [{"content": [{"type": "image_url", "image_url": {"url": "http://a/b"}}]}]},
         {"messages": [[{"role": "user", "content": [{"image_url": {"url": "http://a/b"}}]}]]},
         # What parsers read differently.

@@ -5,6 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
 from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
@@ -249,3 +255,25 @@ def test_an_expired_certificate_does_not_get_through(tmp_path: Path, authority: 
     old = CertificateFolder(tmp_path / "old" / "worker")
     with pytest.raises(ssl.SSLError, match="expired"):
         meet(ours.server_context(), old.current().client)
+
+
+def test_no_session_lets_anybody_in_whose_certificate_counts_no_more(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """A ticket would stand for the certificate that its holder had when it was given out."""
+    ours = CertificateFolder(folder_of(tmp_path, authority))
+    server, client = meet(ours.server_context(), ours.current().client)
+    server.write(b"x")
+    assert client.read(1) == b"x"  # tickets come before it
+    assert client.session is None or not client.session.has_ticket
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(
+    tmp_path: Path, authority: Authority
+) -> None:
+    folder = folder_of(tmp_path, authority)
+    key = load_pem_private_key((folder / "tls.key").read_bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (folder / "tls.key").write_bytes(locked)
+    with pytest.raises(StartFailed, match="the key needs a password"):
+        CertificateFolder(folder)
