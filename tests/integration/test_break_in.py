@@ -1,8 +1,8 @@
 """A whole cluster with simulated engines, and a stranger who reaches all its ports.
 
 The stranger sends random bytes to every port that listens: of the gRPC servers, the channel between engines,
-and the tcp transport. The ports of UCX and gloo are those of their libraries, and not part of this.
-LLMSERVE_KNOCKS says how often it knocks at each (default 100).
+the transports (NIXL's and UCX's ports are those of their libraries), metrics and HTTP.
+LLMSERVE_KNOCKS says how often it knocks at each.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.http.server import HttpServer
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.kv_transfer import query_status
@@ -32,6 +34,7 @@ from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.kvstore.role import KVManagerRole
+from llmserve.metrics.registry import serve_metrics
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
@@ -42,7 +45,8 @@ from llmserve.workers.worker import Worker, WorkerOptions
 from tests.integration.test_callers import refused
 from tests.support.certificates import credentials_in, make_certificates
 
-KNOCKS = int(os.environ.get("LLMSERVE_KNOCKS", "100"))
+KNOCKS = int(os.environ.get("LLMSERVE_KNOCKS", "200"))
+WAITS = 2  # knocks at each port that stay until they are hung up on; NIXL does that once a second
 MOST_BYTES = 10_000
 WORKER_METHODS = [
     (f"/llmserve.v1.Worker/{method.name}", method.client_streaming, method.server_streaming)
@@ -67,7 +71,7 @@ class Place:
     router: RouterRole
     worker: Worker
     engine: SimEngine
-    ports: set[int] = field(default_factory=set)
+    ports: set[tuple[str, int]] = field(default_factory=set)
 
     @property
     def channel(self) -> str:
@@ -76,10 +80,10 @@ class Place:
         return self.engine._link.endpoint
 
 
-def listening() -> set[int]:
-    """The TCP ports at which this process listens."""
+def listening() -> set[tuple[str, int]]:
+    """The addresses and TCP ports at which this process listens."""
     found = psutil.Process().net_connections("tcp")
-    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+    return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture(params=["secret", "certificates"])
@@ -100,7 +104,16 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield found
 
 
+async def no_app(scope: Any, receive: Any, send: Any) -> None:
+    """What is behind the HTTP port: it answers nothing."""
+
+
 async def started(stack: AsyncExitStack) -> Place:
+    metrics = await serve_metrics(CollectorRegistry(), "127.0.0.1", 0)
+    stack.push_async_callback(metrics.aclose)
+    http = HttpServer(no_app, "127.0.0.1:0", limits=SecurityLimits())
+    stack.push_async_callback(http.aclose)
+    await http.start()
     manager = KVManagerRole(
         listen="127.0.0.1:0", credentials=Credentials.read(CallerRole.KVMANAGER, "kvmanager-0")
     )
@@ -124,7 +137,7 @@ async def started(stack: AsyncExitStack) -> Place:
         model_identity="sim@1",
         engine=EngineConfig(kind="sim", sim=SimSpec(), dtype="float32"),
         kv_cache=KvCacheConfig(page_size_kb=1),
-        transfer=TransferConfig(engine_order=()),
+        transfer=TransferConfig(),
     )
     engine = SimEngine(spec, open_handover_link, RealStepTimer())
     options = WorkerOptions(
@@ -150,15 +163,15 @@ async def registered(place: Place) -> int:
     return len(status.workers)
 
 
-def knock(port: int, seed: int) -> None:
-    """Sends random bytes on many connections, and hangs up, or waits for an answer first."""
-    rng = random.Random(seed)
-    for _ in range(KNOCKS):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0) as sock:
+def knock(port: tuple[str, int], knocks: int) -> None:
+    """Sends random bytes on many connections, and hangs up, or waits for the other end to do so.
+    Errors: TimeoutError when it does not."""
+    rng = random.Random(knocks)
+    for number in range(knocks):
+        with suppress(ConnectionError), socket.create_connection(port, timeout=10.0) as sock:
             sock.sendall(rng.choice(BEGINNINGS) + rng.randbytes(rng.randrange(MOST_BYTES)))
-            if rng.random() < 0.1:
+            if number < WAITS:
                 sock.shutdown(socket.SHUT_WR)
-                sock.settimeout(5.0)
                 while sock.recv(65536):
                     pass
 
@@ -173,18 +186,20 @@ async def settles(count: Any, most: int) -> bool:
     return False
 
 
+@pytest.mark.timeout(60 + KNOCKS)
 async def test_random_bytes_at_every_port_change_nothing(place: Place) -> None:
     async with asyncio.timeout(10.0):
         while await registered(place) != 1:  # noqa: ASYNC110 - in other tasks, and over gRPC
             await asyncio.sleep(0.02)
-    assert len(place.ports) >= 5, "router, KV manager, worker, channel of engines, tcp"
+    assert len(place.ports) >= 7, "router, KV manager, worker, channel of engines, tcp, metrics, HTTP"
+    elsewhere = {host for host, _ in place.ports} - {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert not elsewhere, "libraries listen on loopback, too"
     process = psutil.Process()
-    knock_once = [asyncio.to_thread(knock, port, 0) for port in place.ports]
-    await asyncio.gather(*knock_once)  # what is made once, such as threads of gRPC, is made now
-    assert await settles(process.num_fds, process.num_fds())
+    knock_first = [asyncio.to_thread(knock, port, 1) for port in place.ports]
+    await asyncio.gather(*knock_first)  # what is made once, such as threads of gRPC, is made now
     await asyncio.sleep(0.3)
     fds, threads, memory = process.num_fds(), threading.active_count(), process.memory_info().rss
-    await asyncio.gather(*(asyncio.to_thread(knock, port, 1) for port in place.ports))
+    await asyncio.gather(*(asyncio.to_thread(knock, port, KNOCKS) for port in place.ports))
     assert await settles(process.num_fds, fds + 5), "connections of strangers stay open"
     assert await settles(threading.active_count, threads + 2), "threads of strangers stay"
     assert process.memory_info().rss - memory < 64 << 20

@@ -9,12 +9,15 @@ import contextlib
 import json
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+_SCARCE_SECONDS = 1.0
 # Control characters except tab and newline, what turns the direction of text, other line ends, and halves of
 # surrogate pairs, which no log can be written with.
 _UNPRINTABLE = re.compile(
@@ -25,6 +28,27 @@ _UNPRINTABLE = re.compile(
 def printable(text: str) -> str:
     """Returns the text with everything invisible replaced by an escape of JSON and Python: `\\u001b`."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class ScarceWarnings:
+    """Warnings of which anybody can cause as many as they like. One a second is written, with the number of
+    those that were not. Any thread. log: where to. now: seconds."""
+
+    def __init__(self, log: logging.Logger, now: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._now = log, now
+        self._lock = threading.Lock()
+        self._next = now()
+        self._unwritten = 0
+
+    def warning(self, message: str, *values: object) -> None:
+        with self._lock:
+            if (now := self._now()) < self._next:
+                self._unwritten += 1
+                return
+            self._next = now + _SCARCE_SECONDS
+            unwritten, self._unwritten = self._unwritten, 0
+        note = f" (and {unwritten} such lines before)" if unwritten else ""
+        self._log.warning(f"{message}%s", *values, note)
 
 
 class KnownFailures(logging.Filter):

@@ -54,6 +54,7 @@ def make_transports(
     used. Called once by each process that holds KV. staging, credentials: as
     for `makers`.
     Errors: TransportUnavailable when not even tcp works; InvalidRequest for wrong LLMSERVE_FAULTS."""
+    _keep_ucx_at(host)
     known = makers(host, staging, credentials) if known is None else known
     memory = staging.copies.memory if staging else HOST
     usable: list[Transport] = []
@@ -70,6 +71,13 @@ def make_transports(
         raise TransportUnavailable(f"not even tcp can be used: {unusable[LAST_RESORT]}")
     faults = os.environ.get(FAULTS_VARIABLE, "")
     return [with_faults(transport, faults, staging) for transport in usable], unusable
+
+
+def _keep_ucx_at(host: str) -> None:
+    """UCX, and NIXL with it, listens on all networks of this machine and asks nobody who they are. Where all
+    peers are on this machine, it listens on loopback only. An operator's own setting takes precedence."""
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")
 
 
 def _made(name: str, known: Mapping[str, Callable[[], Transport]], memory: Memory) -> Transport:

@@ -13,6 +13,7 @@ from llmserve.core.logs import (
     JsonFormatter,
     KnownFailures,
     RequestNames,
+    ScarceWarnings,
     levels_kept,
     name_request,
     named,
@@ -169,3 +170,17 @@ def test_a_known_failure_is_a_warning_in_one_line() -> None:
     of_another = KnownFailures("vllm", lambda error: True)
     assert of_another.filter(defect)
     assert "KeyError" in HumanFormatter("p").format(defect)
+
+
+def test_warnings_that_anybody_can_cause_are_one_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    scarce = ScarceWarnings(logging.getLogger("llmserve.x"), lambda: now)
+    for second in (100.0, 100.5, 100.9, 101.0, 101.9, 102.5, 104.0):
+        now = second
+        scarce.warning("a stranger at %s", second)
+    assert caplog.messages == [
+        "a stranger at 100.0",
+        "a stranger at 101.0 (and 2 such lines before)",
+        "a stranger at 102.5 (and 1 such lines before)",
+        "a stranger at 104.0",
+    ]

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as distributed
@@ -107,6 +108,12 @@ def blocks(count: int) -> Batch:
     return Batch(spans, spans)
 
 
+def listening() -> set[int]:
+    """The TCP ports at which this process listens."""
+    found = psutil.Process().net_connections("tcp")
+    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+
+
 def edited(description: bytes, **fields: Any) -> bytes:
     return json.dumps({**json.loads(description), **fields}).encode()
 
@@ -179,6 +186,17 @@ def test_a_reader_that_registers_anew_reads_into_its_new_memory(ends: tuple[End,
     assert near.finish(near.transport.read(near.connect(far), one(SIZE))).state is TransferState.DONE
     assert (fresh == THERE).all()
     assert (near.memory == HERE).all()
+
+
+def test_gloo_listens_only_while_it_has_a_pair(ends: tuple[End, End]) -> None:
+    """It keeps each connection of a stranger for as long as it listens."""
+    near, far = ends
+    before = listening()
+    assert near.read(far.transport.describe(), one(100)).state is TransferState.DONE
+    assert len(listening() - before) >= 2, "one at each end"
+    near.transport.close()
+    far.transport.close()
+    assert not listening() - before
 
 
 def test_ends_that_would_not_understand_each_other_do_not_meet() -> None:

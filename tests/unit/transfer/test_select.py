@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from typing import cast
 
@@ -31,6 +32,26 @@ def working(name: str, made: list[Fake], *memories: Memory) -> Callable[[], Tran
         return cast("Transport", made[-1])
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("host", "before", "after"),
+    [
+        ("127.0.0.1", None, "lo"),
+        ("localhost", None, "lo"),
+        ("127.0.0.1", "mlx5_0:1", "mlx5_0:1"),
+        ("10.0.0.7", None, None),
+    ],
+)
+def test_ucx_listens_on_loopback_where_all_peers_are_there(
+    host: str, before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCX_NET_DEVICES", before or "")  # so that it is as before after the test
+    if before is None:
+        monkeypatch.delenv("UCX_NET_DEVICES")
+    made: list[Fake] = []
+    make_transports([], host, {name: working(name, made) for name in ("shm", "tcp")})
+    assert os.environ.get("UCX_NET_DEVICES") == after
 
 
 def broken(reason: str) -> Callable[[], Transport]:

@@ -14,6 +14,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.core.logs import ScarceWarnings
 from llmserve.core.request import LeaseChange, PairStatus
 from llmserve.engines.kv_transfer.channel import Channel, open_server
 from llmserve.engines.kv_transfer.client import HandoverClient
@@ -41,6 +42,7 @@ from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
+_STRANGERS = ScarceWarnings(_log)
 _CONNECT_SECONDS = 2.0  # for the transports of a peer, after its Hello
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
@@ -224,7 +226,7 @@ class HandoverServer:
             await self._prove(channel)
             await self._answer_all(connection, channel)
         except TransferError as error:
-            _log.warning("side channel: dropped a connection: %s", error.message)
+            _STRANGERS.warning("side channel: dropped a connection: %s", error.message)
         except OSError:
             pass  # the reader has left
         finally:

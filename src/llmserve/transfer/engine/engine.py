@@ -2,7 +2,7 @@
 
 A transport belongs to one thread, serves peers (`progress`) and moves bytes (`poll`). The thread runs an
 event loop, which sleeps in the kernel while nothing is moved and no peer has announced that it reads or
-writes.
+writes, but for a look once a second where a transport needs it.
 
 Contract: `call`, `post` and `close` may be used from any thread, everything else on the loop only. When
 `read` or `write` returns, or its cancellation ends, local memory is no longer touched by it. Each wait ends:
@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 CALL_SECONDS = 30.0
 _TICK_SECONDS = 0.001
+_REST_SECONDS = 1.0
+_REST_STEPS = 256  # NIXL closes 16 connections in each
 
 
 class SharedTransfers:
@@ -203,6 +205,14 @@ class TransferEngine:
             if transport.needs_progress:
                 _guarded(transport.progress)
 
+    async def _progress_at_rest(self) -> None:
+        """Connections of strangers are closed in `progress` only, so it also runs while no peer is expected:
+        they would use up the file descriptors of this process."""
+        while any(transport.needs_progress for transport in self._transports.values()):
+            for _ in range(_REST_STEPS):
+                self._progress()
+            await asyncio.sleep(_REST_SECONDS)
+
     # -- the thread
 
     def _run(self) -> None:
@@ -215,6 +225,7 @@ class TransferEngine:
         self._flights.loop = self._loop
         if self._staging is not None:
             _guarded(self._staging.copies.enter)  # transports set up paths to the device in this thread
+        self._tasks.spawn("rest", self._progress_at_rest())
         self._ready.set()
         await self._stop.wait()
         await self._tasks.aclose()

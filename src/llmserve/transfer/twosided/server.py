@@ -8,13 +8,14 @@ import threading
 from collections.abc import Sequence
 
 from llmserve.core.errors import NotAuthenticated, TransferError, TransportUnavailable
+from llmserve.core.logs import ScarceWarnings
 from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
-_log = logging.getLogger(__name__)
+_log = ScarceWarnings(logging.getLogger(__name__))
 _HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1

@@ -78,6 +78,15 @@ def test_the_thread_of_an_engine_has_its_device() -> None:
     assert "kv-transfer" in device.threads
 
 
+def test_a_transport_that_needs_it_has_progress_while_no_peer_is_expected() -> None:
+    """Otherwise NIXL never closes the connections of strangers."""
+    transport, steps = ShmTransport(), threading.Semaphore(0)
+    transport.needs_progress, transport.progress = True, steps.release  # type: ignore[method-assign]
+    engine = TransferEngine([transport], [])
+    assert all(steps.acquire(timeout=5.0) for _ in range(257)), "again and again"
+    engine.close()
+
+
 class SlowTransport(ShmTransport):
     """A read ends when a test says so. tells: whether it calls who watches."""
 
