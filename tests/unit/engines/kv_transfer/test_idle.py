@@ -5,6 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from llmserve.transfer.engine import engine
+
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -28,11 +32,16 @@ def test_an_idle_node_sleeps_also_with_leases_out(make_side: Make) -> None:
     assert _cpu_seconds() - before < 0.003
 
 
-def test_peers_are_served_from_hello_to_release_only(make_side: Make, gated: Make, wait_until: Wait) -> None:
+def test_peers_are_served_from_hello_to_release_only(
+    make_side: Make, gated: Make, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the look of each second, of which there is only the first here."""
+    monkeypatch.setattr(engine, "_REST_SECONDS", 3600.0)
     owner = make_side(1, far := gated())
     reader = make_side(2, near := gated())
+    wait_until(lambda: far.progressed == near.progressed == engine._REST_STEPS)
     owner.grant("p0", [7])
-    assert far.progressed == 0, "a lease alone needs no progress"
+    assert far.progressed == engine._REST_STEPS, "a lease alone needs no progress"
     reader.pull(owner.grant("p1", [1]), [2])
     assert near.started.wait(5)
     served = far.progressed
@@ -41,7 +50,7 @@ def test_peers_are_served_from_hello_to_release_only(make_side: Make, gated: Mak
     assert reader.result().ok
     owner.node._engine.call(_forget_hello(owner.node._engine))
     wait_until(lambda: owner.node._engine._pump.done())
-    assert near.progressed == 0, "the reader polls, nobody reads from it"
+    assert near.progressed == engine._REST_STEPS, "the reader polls, nobody reads from it"
 
 
 async def _forget_hello(io: Any) -> None:
