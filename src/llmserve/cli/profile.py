@@ -17,7 +17,7 @@ from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, positive
 from llmserve.core.errors import LLMServeError, NotFound
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import Credentials
+from llmserve.rpc.credentials import CallerRole, Credentials
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -78,7 +78,7 @@ async def _ask(
     address: str, credentials: Credentials, seconds: float
 ) -> AsyncIterator[worker_pb2.ProfilePiece]:
     """Errors: those of Worker.Profile."""
-    async with open_channel(address, credentials) as channel:
+    async with open_channel(address, credentials, CallerRole.WORKER) as channel:
         stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]  # generated
         request = worker_pb2.ProfileRequest(seconds=seconds)
         try:

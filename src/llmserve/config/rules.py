@@ -11,7 +11,7 @@ from llmserve.config.engine_options import option_rules
 from llmserve.config.lora import adapter_memory, adapter_rules
 from llmserve.config.messages import number
 from llmserve.config.refusals import wire_refusals
-from llmserve.config.schema import ApiKey, Manifest
+from llmserve.config.schema import ApiKey, Manifest, Security
 from llmserve.config.schema.section import path_text
 from llmserve.config.several_models import conflict_in_file, distinct_names, keys_for_all
 from llmserve.config.speculation import speculation_rules
@@ -280,15 +280,24 @@ def _secrets(api_key: ApiKey) -> list[tuple[str, str]]:
 
 
 def _tenants(manifest: Manifest) -> Iterator[Conflict]:
-    for index, api_key in enumerate(manifest.security.api_keys):
-        if api_key.tenant.endswith(BACKGROUND_SUFFIX):
+    for holder, tenant in _named_tenants(manifest.security):
+        if tenant.endswith(BACKGROUND_SUFFIX):
             message = f"a name that ends with '{BACKGROUND_SUFFIX}' is that of a tenant's batches"
-            yield Conflict((("security", "api_keys", index, "tenant"),), message)
+            yield Conflict(((*holder, "tenant"),), message)
     for path, items in (
         (("budgets", "tenants"), manifest.budgets.tenants),
         (("scheduling", "weights"), manifest.scheduling.weights),
     ):
         yield from _twice(path, [one.tenant for one in items], "tenant '{}'")
+
+
+def _named_tenants(security: Security) -> Iterator[tuple[Path, str]]:
+    """Yields what names a tenant, and its name."""
+    for index, api_key in enumerate(security.api_keys):
+        yield ("security", "api_keys", index), api_key.tenant
+    for index, issuer in enumerate(security.oidc):
+        for at, rule in enumerate(issuer.rules):
+            yield ("security", "oidc", index, "rules", at), rule.tenant or ""
 
 
 _RULES = (

@@ -57,6 +57,10 @@ def test_when_clients_have_to_show_who_they_are(text: str, asks: bool) -> None:
             "security.oidc[0].rules[0]: has both; keep one of tenant or tenant_claim",
         ),
         (
+            OIDC.format("https://h", "tenant: red (batches)"),
+            "m.yaml:3: security.oidc[0].rules[0].tenant: a name that ends with ' (batches)' is that of",
+        ),
+        (
             "security: {oidc: [{issuer: 'https://h', audience: [a], rules: []}]}\n",
             "security.oidc[0].rules",
         ),

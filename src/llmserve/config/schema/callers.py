@@ -122,6 +122,7 @@ class PublicPaths(ManifestSection):
     need one."""
 
     metrics: bool = True
-    """`/metrics` of the HTTP API needs no key. Otherwise it needs the scope `read`."""
+    """`/metrics` of the HTTP API needs no key. Otherwise it needs the scope `read`. On Kubernetes, Prometheus
+    then needs a key for the pods of apiservers."""
     docs: bool = False
     """`/docs`, `/redoc`, `/openapi.json` and `/version` need no key. `api.public_docs` says the same."""

@@ -24,6 +24,7 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 
 CHAT = "/v1/chat/completions"
 RED = TenantId("red")
+PATIENCE_SECONDS = 20.0  # on a machine that is busy with real engines
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
@@ -60,7 +61,7 @@ class FakeCaller:
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     """Waits for a change that reaches nobody by itself, as one on a disk."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not await holds():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
