@@ -4,6 +4,7 @@ Last in the folder, and after the cluster of the other files has gone. LLMSERVE_
 soak takes (10; by hand, ten minutes: 600).
 """
 
+import copy
 import json
 import os
 import random
@@ -133,7 +134,8 @@ def world(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
     before_the_store.close()
-    spec = manifest["spec"]
+    own = copy.deepcopy(manifest)
+    spec = own["spec"]
     spec["models"]["primary"] = {"source": f"dir:{copied_model}", "name": MODEL}
     spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
     spec["transfer"] = {"mode": "auto", "push_min_tokens": 3 * BLOCK_TOKENS}
@@ -151,7 +153,7 @@ def world(
             "location": str(tmp_path_factory.mktemp("nvme")),
         },
     ]
-    world = World(manifest)
+    world = World(own)
     try:
         world.start()
         yield world
