@@ -6,6 +6,7 @@ LLMSERVE_KNOCKS says how often it knocks at each.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -170,10 +171,20 @@ def knock(port: tuple[str, int], knocks: int) -> None:
     for number in range(knocks):
         with suppress(ConnectionError), socket.create_connection(port, timeout=10.0) as sock:
             sock.sendall(rng.choice(BEGINNINGS) + rng.randbytes(rng.randrange(MOST_BYTES)))
-            if number < WAITS:
-                sock.shutdown(socket.SHUT_WR)
+            if number < WAITS and said_all(sock):
                 while sock.recv(65536):
                     pass
+
+
+def said_all(sock: socket.socket) -> bool:
+    """Ends this direction. Returns False when the other end has hung up already."""
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
 
 
 async def settles(count: Any, most: int) -> bool:
