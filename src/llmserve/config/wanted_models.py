@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from llmserve.config.conflict import refuse
 from llmserve.config.messages import describe, unknown_key
@@ -131,11 +132,11 @@ def _code_of(model: ServedModel) -> dict[str, object]:
     return code | ({"engine.env": model.engine.env} if model.engine.env else {})
 
 
-def _wrong(details: object) -> str:
-    path = tuple(details["loc"])  # type: ignore[index]
-    if details["type"] == "extra_forbidden":  # type: ignore[index]
+def _wrong(details: ErrorDetails) -> str:
+    path = details["loc"]
+    if details["type"] == "extra_forbidden":
         return f"{path_text(path)}: {unknown_key(ServedModel, path)}"
-    return f"{path_text(path)}: {describe(details, secret=False)}"  # type: ignore[arg-type]
+    return f"{path_text(path)}: {describe(details, secret=False)}"
 
 
 def manifest_with(manifest: Manifest, models: Sequence[ServedModel]) -> Manifest:

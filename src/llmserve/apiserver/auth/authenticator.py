@@ -17,9 +17,8 @@ from llmserve.core.tasks import TaskOwner
 
 class Authenticator:
     """Life: start (once) -> caller_of ... -> aclose (idempotent). manifest: the manifest's keys; may be
-    replaced while it runs. stored: those of `llmserve keys`. oidc: tokens.
-    Without any credentials configured, everybody is
-    the default tenant, and who asks from this machine is an admin."""
+    replaced while it runs. stored: those of `llmserve keys`. oidc: tokens. Without any credentials
+    configured, everybody is the default tenant, and who asks from this machine is an admin."""
 
     def __init__(
         self,
