@@ -11,6 +11,7 @@ Of the code itself, only when they are named:
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -42,6 +43,8 @@ FOLDERS = {name: folder for group in (BENCHES, TOOLS) for folder, names in group
 
 
 def main(arguments: Sequence[str]) -> None:
+    # Python ends at once by SIGTERM otherwise, and a bench's cluster would run on.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     names, options = list(arguments), list[str]()
     if names and not set(names) <= FOLDERS.keys():
         names, options = names[:1], names[1:]
