@@ -217,3 +217,37 @@ def test_a_crash_at_each_step_of_a_swap(step: int) -> None:
     play.rounds(20)
     assert sorted(one.state for one in world.book) == [AdapterState.DRAINING, AdapterState.READY]
     play.end()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["unload", "reload"])
+@pytest.mark.parametrize("step", range(12))
+def test_a_crash_at_each_step_of_an_unload(step: int, again: bool) -> None:
+    """Another router takes over after so many heartbeats: the request keeps its version until it ends, and no
+    worker holds that any more then, except where the name was loaded again."""
+    play = Play()
+    world = play.world
+    world.start("prefill-0", "decode-0")
+    version = world.loaded("sql", "one").digest
+    world.admit("r", version)
+    world.book.unload(MODEL, "sql")
+    for beat in range(step):
+        if beat == 6:
+            world.done("r")
+        world.heartbeat(("prefill-0", "decode-0")[beat % 2])
+    world.begin_term(world.book.snapshot())
+    play.check()
+    assert world.names() == {}, "the unload was forgotten"
+    if again:
+        world.load("sql")
+    play.rounds(20)
+    if RequestId("r") in world.requests:
+        assert all(version in _held(world, name) for name in world.workers), "it lost its version"
+    assert world.names() == ({"sql": version} if again else {})
+    world.done("r")
+    play.rounds(20)
+    assert [_held(world, name) for name in world.workers] == [{version} if again else set()] * 2
+    play.end()
+
+
+def _held(world: World, worker: str) -> set[str]:
+    return {report.digest for report in world.workers[worker].reports.values()}
