@@ -47,7 +47,7 @@ from llmserve.apiserver.models.routes import add_model_manager, add_original_mod
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
-from llmserve.apiserver.responses.store import build_store
+from llmserve.apiserver.responses.build import build_store
 from llmserve.config.load import read_again
 from llmserve.config.schema import Manifest, Scheduling
 from llmserve.core.clock import SystemClock

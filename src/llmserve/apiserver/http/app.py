@@ -36,11 +36,11 @@ from llmserve.apiserver.http.errors import (
     headers_of,
     report,
 )
+from llmserve.apiserver.http.handlers import ChatHandler, CompletionHandler
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
 from llmserve.apiserver.http.openapi import document_errors
 from llmserve.apiserver.http.scope import current_scope
-from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import ResponseStore

@@ -6,20 +6,17 @@ variable reaches around it (it is copied into every task that the layer makes fo
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from llmserve.apiserver.adapters.version import RequestVersion
 from llmserve.apiserver.auth.caller import NOBODY, Caller
 from llmserve.apiserver.explain.record import RecordHandle, detached
 from llmserve.apiserver.http.errors import ErrorForm
+from llmserve.apiserver.http.text_events import TextEvents
 from llmserve.apiserver.responses.scope import ResponseScope
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.ids import TenantId
 from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
-
-if TYPE_CHECKING:
-    from llmserve.apiserver.http.text_events import TextEvents
 
 
 @dataclass(slots=True)
@@ -42,7 +39,7 @@ class RequestScope:
     form: ErrorForm = ErrorForm.OPENAI
     responses: ResponseScope = field(default_factory=ResponseScope)
     reached_engine: bool = False
-    text_events: "TextEvents | None" = None
+    text_events: TextEvents | None = None
     adapter: NamedAdapter | None = None
     version: RequestVersion | None = None
     waited_seconds: float = 0.0

@@ -8,18 +8,8 @@ the first events, and every one that has something else in it (a finish, usage, 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from fastapi import Request
 from pydantic_core import to_json
 from starlette.types import Send
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.serve.utils.api_utils import should_include_usage
-from vllm.outputs import RequestOutput
-
-from llmserve.apiserver.http.scope import current_scope
-from llmserve.apiserver.http.service_tier import grant_tier, with_tier
 
 
 class TextEvents:
@@ -40,7 +30,7 @@ class TextEvents:
         sent_tokens: list[int] = []
         made_text: str | None = None  # of the event that vLLM has made last, if that was only text
         async for output in outputs:
-            completion = (output if isinstance(output, RequestOutput) else output[1]).outputs[0]
+            completion = (output[1] if isinstance(output, tuple) else output).outputs[0]
             is_text = bool(
                 completion.finish_reason is None and completion.logprobs is None and completion.token_ids
             )
@@ -65,63 +55,3 @@ def _frame(event: str, mark: str, text: str) -> tuple[bytes, bytes] | None:
     if not found or mark in before or mark in after:
         return None
     return (before + mark).encode(), after.encode()
-
-
-class ChatHandler(OpenAIServingChat):
-    async def create_chat_completion(
-        self, request: ChatCompletionRequest, raw_request: Request | None = None
-    ) -> Any:
-        tier = grant_tier(request)
-        return with_tier(await super().create_chat_completion(request, raw_request), tier)
-
-    def chat_completion_stream_generator(
-        self,
-        request: ChatCompletionRequest,
-        result_generator: AsyncIterator[RequestOutput],
-        *more: Any,
-        **named: Any,
-    ) -> AsyncGenerator[str, None]:
-        events = current_scope().text_events
-        if (
-            events is not None
-            and self.parser_cls is None
-            and _repeats(request, self.enable_force_include_usage)
-        ):
-            result_generator = events.others(result_generator, '"delta":{"content":')
-        made: AsyncGenerator[str, None] = super().chat_completion_stream_generator(
-            request, result_generator, *more, **named
-        )
-        return made
-
-
-class CompletionHandler(OpenAIServingCompletion):
-    async def create_completion(self, request: CompletionRequest, raw_request: Request | None = None) -> Any:
-        tier = grant_tier(request)
-        return with_tier(await super().create_completion(request, raw_request), tier)
-
-    def completion_stream_generator(
-        self,
-        request: CompletionRequest,
-        engine_inputs: list[Any],
-        result_generator: AsyncIterator[tuple[int, RequestOutput]],
-        *more: Any,
-        **named: Any,
-    ) -> AsyncGenerator[str, None]:
-        events = current_scope().text_events
-        if (
-            events is not None
-            and len(engine_inputs) == 1
-            and _repeats(request, self.enable_force_include_usage)
-        ):
-            result_generator = events.others(result_generator, '"text":')
-        made: AsyncGenerator[str, None] = super().completion_stream_generator(
-            request, engine_inputs, result_generator, *more, **named
-        )
-        return made
-
-
-def _repeats(request: ChatCompletionRequest | CompletionRequest, forces_usage: bool) -> bool:
-    """Returns whether the events of outputs that are only text differ in nothing else."""
-    _, continuous_usage = should_include_usage(request.stream_options, forces_usage)
-    plain = not (request.echo or request.return_token_ids or continuous_usage)
-    return plain and request.n in (None, 1)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from llmserve.apiserver.responses.build import build_store
 from llmserve.apiserver.responses.redis import RedisResponses
-from llmserve.apiserver.responses.store import MemoryResponses, build_store
+from llmserve.apiserver.responses.store import MemoryResponses
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import ManifestError
