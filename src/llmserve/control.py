@@ -11,14 +11,12 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from prometheus_client import REGISTRY
-
+from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags as apiserver_flags
 from llmserve.apiserver.options import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
-from llmserve.core.process import exit_process, importing
-from llmserve.engines.vllm.environment import set_apiserver_environment
+from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
@@ -28,7 +26,6 @@ from llmserve.rpc.role import (
     configure_audit,
     configure_logging,
     own_environment,
-    report_progress,
     run_role,
 )
 
@@ -73,12 +70,7 @@ def main() -> int:
         configure_audit(manifest, given)
         own_environment(manifest)
         options = apiserver_options(given, manifest)
-        set_apiserver_environment(manifest.security.limits)
-        report_progress("loading vLLM's API layer")
-        # Here, because it takes seconds and reads the environment: a wrong manifest is refused at once.
-        with importing():
-            from llmserve.apiserver.role import ApiserverRole
-
+        apiserver = build_role(options, manifest, given.metrics_port)
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
         return Roles(
             (
@@ -91,7 +83,7 @@ def main() -> int:
                     engine_order=manifest.transfer.engine_order,
                     credentials=Credentials.read(CallerRole.KVMANAGER, "kvmanager-0"),
                 ),
-                ApiserverRole(options, manifest, REGISTRY, metrics_port=given.metrics_port),
+                apiserver,
             )
         )
 

@@ -11,8 +11,8 @@ _CALLS = {
     *("cloudpickle.loads", "torch.load", "yaml.load", "eval", "exec", "compile", "os.system"),
 }
 _MODULES = {"zmq", "dill", "cloudpickle", "shelve", "marshal"}
-# A pipe of an apiserver to a process that it started itself.
-_OWN_CHILD = "apiserver/grammars/__main__.py"
+# A socket between an apiserver and a process that it started itself.
+_OWN_CHILD = "apiserver/grammars/server.py"
 
 
 def _loads(path: Path) -> Iterator[str]:

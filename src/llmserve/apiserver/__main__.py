@@ -1,17 +1,14 @@
 """python -m llmserve.apiserver --manifest FILE --name NAME --http HOST:PORT --router HOST:PORT"""
 
-from prometheus_client import REGISTRY
-
+from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags, options
 from llmserve.config.load import load_manifest
-from llmserve.core.process import exit_process, importing
-from llmserve.engines.vllm.environment import set_apiserver_environment
+from llmserve.core.process import exit_process
 from llmserve.rpc.role import (
     Role,
     configure_audit,
     configure_logging,
     own_environment,
-    report_progress,
     run_role,
 )
 
@@ -24,15 +21,7 @@ def main() -> int:
         configure_logging(manifest.observability, given.name)
         configure_audit(manifest, given)
         own_environment(manifest)
-        apiserver_options = options(given, manifest)
-        set_apiserver_environment(manifest.security.limits)
-        report_progress("loading vLLM's API layer")
-        # Imported here, because it takes seconds and reads the environment: a wrong manifest fails at once.
-        with importing():
-            from llmserve.apiserver.role import ApiserverRole
-
-        # The default registry: vLLM's layer registers its own metrics there.
-        return ApiserverRole(apiserver_options, manifest, REGISTRY, metrics_port=given.metrics_port)
+        return build_role(options(given, manifest), manifest, given.metrics_port)
 
     return run_role(given.name, build)
 

@@ -29,7 +29,7 @@ class ModelDirectory:
 class ApiserverOptions:
     """http: host:port. models: those of the manifest, in its order. drain_seconds: for running requests at
     the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
-    compiles_ahead: the process that compiles grammars is started now, not by the first grammar. run_dir: the
+    compiles_ahead: the process that compiles grammars prepares now, not at the first grammar. run_dir: the
     directory for files of the cluster; None: there is none, as in a pod."""
 
     name: str

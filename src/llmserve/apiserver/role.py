@@ -26,6 +26,7 @@ from llmserve.apiserver.engine.client import GENERATE
 from llmserve.apiserver.engine.stream_interval import adapt_interval
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.grammars.process import SharedCompiler
+from llmserve.apiserver.grammars.server import ServerProcess
 from llmserve.apiserver.http.body import BodyLimits
 from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.errors import is_expected
@@ -73,7 +74,14 @@ class Apiserver:
     """Life: start (once) -> aclose (idempotent, also after a failed start). What is of one model is in its
     ModelDoor; what all models share is here."""
 
-    def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        options: ApiserverOptions,
+        manifest: Manifest,
+        registry: CollectorRegistry,
+        forked: ServerProcess | None = None,
+    ) -> None:
+        """forked: as for SharedCompiler."""
         self._options, self._manifest, self._registry = options, manifest, registry
         limits = manifest.security.limits
         self._live = LiveSettings.of(manifest)
@@ -106,7 +114,7 @@ class Apiserver:
             manifest.batches, options.run_dir, self._metrics, self._front_door, limits.body_kib << 10
         )
         self._store = build_store(manifest, os.environ, SystemClock())
-        self.models, self._compiler = ModelDoors(), SharedCompiler(limits)
+        self.models, self._compiler = ModelDoors(), SharedCompiler(limits, forked)
         self._baseline = BaselineTurn(self._limit)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
         directories = {files.name: files.directory for files in options.models}
@@ -321,7 +329,7 @@ _LOOPBACK = "127.0.0.1"
 
 class ApiserverRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: /metrics on the HTTP port only.
-    Made inside a running loop."""
+    forked: what compiles grammars; None: it is started when it is needed. Made inside a running loop."""
 
     def __init__(
         self,
@@ -330,8 +338,9 @@ class ApiserverRole:
         registry: CollectorRegistry,
         *,
         metrics_port: int = 0,
+        forked: ServerProcess | None = None,
     ) -> None:
-        self._apiserver = Apiserver(options, manifest, registry)
+        self._apiserver = Apiserver(options, manifest, registry, forked)
         self._metrics = MetricsServer(registry, _LOOPBACK, metrics_port) if metrics_port else None
 
     async def start(self) -> None:

@@ -1,5 +1,6 @@
 """A real cluster of two simulated models behind one address."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from llmserve.core.process import descendants, read_effort
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-models.yaml"
 PREFIXES = {"large": "large-", "small": "small-aggregated-"}
@@ -59,3 +61,15 @@ def test_a_tenant_sees_the_models_that_it_may_use(cluster: Cluster) -> None:
     with client(cluster) as http:
         assert complete(http, "").status_code == 400
         assert complete(http, "lagre").json()["error"]["message"].endswith("There are: large, small.")
+
+
+def test_what_compiles_grammars_is_a_copy_of_the_apiserver(cluster: Cluster) -> None:
+    """It does not import vLLM again, which takes six seconds of CPU, and holds none of the sockets."""
+    with client(cluster) as http:
+        for model in PREFIXES:
+            assert complete(http, model, structured_outputs={"regex": "[a-z]+"}).status_code == 200
+            assert complete(http, model, structured_outputs={"regex": "[a-z"}).status_code == 400
+    (copy,) = descendants(cluster.pid("apiserver-0"))
+    assert read_effort([copy]).cpu_seconds < 3
+    files = [os.readlink(file) for file in Path(f"/proc/{copy}/fd").iterdir()]
+    assert [file.split(":")[0] for file in files].count("socket") == 1, files

@@ -3,64 +3,56 @@
 import asyncio
 import base64
 import json
-import os
 import pickle
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from llmserve.apiserver.grammars.forks import CompileResult, ForkLimits, Task
+from llmserve.apiserver.grammars.server import ServerProcess, spawn_server
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import Unavailable
 from llmserve.core.tasks import TaskOwner
 
-_START_SECONDS = 180.0  # on a machine that is busy; else it takes six
+_START_SECONDS = 180.0  # on a machine that is busy; else a new interpreter takes six
 _STOP_SECONDS = 5.0
 _LINE_BYTES = 2**16
 _AT_ONCE = 2
-# VLLM_REGEX_COMPILATION_TIMEOUT_S: the limits are those of the child, which count its own time only.
-_ENVIRONMENT = {"VLLM_REGEX_COMPILATION_TIMEOUT_S": "0", "MALLOC_ARENA_MAX": "2"}
 
 
 class GrammarProcess:
-    """Compiles for all models, each of which has a configuration of vLLM. Life: start (once) -> learn, ask …
-    -> aclose (idempotent, also after a failed start)."""
+    """Compiles for all models, each of which has a configuration of vLLM. Life: start (does nothing when it
+    has started) -> learn, ask … -> aclose (idempotent, also without a start or after a failed one). ended: it
+    cannot be used any more."""
 
-    def __init__(self, owner: TaskOwner, cpu_seconds: int) -> None:
-        """cpu_seconds: what one compilation may take of the processor."""
-        self._owner, self._cpu_seconds = owner, cpu_seconds
+    def __init__(self, owner: TaskOwner, cpu_seconds: int, server: ServerProcess | None = None) -> None:
+        """cpu_seconds: what one compilation may take of the processor. server: one that was begun with them;
+        None: one is spawned at the start."""
+        self._owner, self._cpu_seconds, self._server = owner, cpu_seconds, server
         self._models: dict[int, Any] = {}  # configurations that it has learnt, by their id
         self._learning = asyncio.Lock()
-        self._process: Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
         self._reader: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Future[CompileResult]] = {}
         self._count = 0
-        self.alive = False
+        self.ended = False
 
     async def start(self) -> None:
-        """Imports vLLM, which takes seconds. Errors: Unavailable."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __package__,
-            str(self._cpu_seconds),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=None,
-            limit=_LINE_BYTES,
-            env={**os.environ, **_ENVIRONMENT},
-        )
-        try:
+        """Waits until the server has what it needs of vLLM. Errors: Unavailable."""
+        if self._reader is not None:
+            return
+        self._server = self._server or spawn_server(self._cpu_seconds)
+        channel = self._server.channel
+        lines, self._writer = await asyncio.open_connection(sock=channel, limit=_LINE_BYTES)
+        ready = b""
+        with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_START_SECONDS):
-                ready = await self._lines.readline()
-        except TimeoutError:
-            ready = b""
+                ready = await lines.readline()
         if not ready:
             await self.aclose()
             raise _unavailable("did not start; see the apiserver's log")
-        self.alive = True
-        self._reader = self._owner.spawn("grammars", self._read())
+        self._reader = self._owner.spawn("grammars", self._read(lines))
 
     async def learn(self, config: Any) -> None:
         """Lets the process prepare for a model, which takes seconds. Errors: Unavailable."""
@@ -71,7 +63,7 @@ class GrammarProcess:
                 self._models[id(config)] = config
 
     def forget(self, config: Any) -> None:
-        if self._models.pop(id(config), None) is not None and self.alive:
+        if self._models.pop(id(config), None) is not None and not self.ended:
             self._say(model=id(config), config="")
 
     async def ask(self, config: Any, task: Task) -> CompileResult:
@@ -95,45 +87,44 @@ class GrammarProcess:
         finally:
             del self._asked[number]
 
-    @property
-    def _lines(self) -> asyncio.StreamReader:
-        assert self._process is not None, "not started"
-        assert self._process.stdout is not None, "started with a pipe"
-        return self._process.stdout
-
     def _say(self, **line: Any) -> None:
-        assert self._process is not None, "not started"
-        assert self._process.stdin is not None, "started with a pipe"
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        assert self._writer is not None, "not started"
+        self._writer.write(json.dumps(line).encode() + b"\n")
 
-    async def _read(self) -> None:
+    async def _read(self, lines: asyncio.StreamReader) -> None:
         try:
-            while line := await self._lines.readline():
-                said = json.loads(line)
-                answered = self._asked.get(said["number"])
-                if answered is not None and not answered.done():
-                    answered.set_result(CompileResult(said["problem"], said["limited"]))
+            with suppress(ConnectionError):  # it was killed
+                while line := await lines.readline():
+                    said = json.loads(line)
+                    answered = self._asked.get(said["number"])
+                    if answered is not None and not answered.done():
+                        answered.set_result(CompileResult(said["problem"], said["limited"]))
         finally:
-            self.alive = False
+            self.ended = True
             for answered in self._asked.values():
                 if not answered.done():
                     answered.set_exception(_unavailable("ended"))
 
     async def aclose(self) -> None:
-        self.alive = False
-        if self._process is None:
+        self.ended = True
+        if self._server is None:
             return
-        process, self._process = self._process, None
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        server, self._server = self._server, None
+        if self._writer is None:
+            server.channel.close()
+        else:
+            self._writer.close()
+        await asyncio.to_thread(_end, server.process)
         if self._reader is not None:
             await asyncio.wait([self._reader], timeout=_STOP_SECONDS)
+
+
+def _end(process: BaseProcess) -> None:
+    """Waits for the end of a server whose channel is closed."""
+    process.join(_STOP_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _unavailable(what: str) -> Unavailable:
@@ -141,37 +132,36 @@ def _unavailable(what: str) -> Unavailable:
 
 
 class SharedCompiler:
-    """The process that compiles grammars for all models of an apiserver. It imports vLLM, so that it is
-    started when it is needed first, and again when it has ended. Life: running … -> aclose (idempotent)."""
+    """The process that compiles grammars for all models of an apiserver: the one that was forked, and others
+    after its end. They are started when they are needed. Life: running … -> aclose (idempotent)."""
 
     def __init__(
         self,
         limits: SecurityLimits = DEFAULT_LIMITS,
-        make: Callable[[TaskOwner, int], GrammarProcess] = GrammarProcess,
+        forked: ServerProcess | None = None,
+        make: Callable[[TaskOwner, int, ServerProcess | None], GrammarProcess] = GrammarProcess,
     ) -> None:
+        """forked: of `fork_server`, with `limits.grammar_seconds`; it is ended here. None: there is none."""
         self.limits, self._make, self._owner = limits, make, TaskOwner("grammars")
-        self._process: GrammarProcess | None = None
+        self._process = self._made(forked)
         self._starting = asyncio.Lock()
         self.slots = asyncio.Semaphore(_AT_ONCE)
+
+    def _made(self, server: ServerProcess | None) -> GrammarProcess:
+        return self._make(self._owner, self.limits.grammar_seconds, server)
 
     async def running(self) -> GrammarProcess:
         """Errors: Unavailable."""
         async with self._starting:
-            if self._process is not None and not self._process.alive:
+            if self._process.ended:
                 await self._process.aclose()
-                self._process = None
-            if self._process is None:
-                # Kept from here on: a start that fails or is cancelled leaves a process that `aclose` ends.
-                self._process = self._make(self._owner, self.limits.grammar_seconds)
-                await self._process.start()
+                self._process = self._made(None)
+            await self._process.start()
             return self._process
 
     def forget(self, config: Any) -> None:
-        if self._process is not None:
-            self._process.forget(config)
+        self._process.forget(config)
 
     async def aclose(self) -> None:
-        if self._process is not None:
-            await self._process.aclose()
-            self._process = None
+        await self._process.aclose()
         await self._owner.aclose()

@@ -25,17 +25,20 @@ class FakeProcess:
         self.answers: dict[str, CompileResult] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.starts = 0
-        self.alive = False
+        self.running = self.ended = False
         self.refuses_to_start = self.hangs_at_start = False
         self.closes = 0
 
     async def start(self) -> None:
+        if self.running:
+            return
         if self.refuses_to_start:
+            self.ended = True
             raise Unavailable("no compiler")
         self.starts += 1
         if self.hangs_at_start:
             await asyncio.Event().wait()
-        self.alive = True
+        self.running = True
 
     async def learn(self, config: Any) -> None:
         self.models.append(config)
@@ -52,7 +55,7 @@ class FakeProcess:
         return self.answers.get(regex, CompileResult())
 
     async def aclose(self) -> None:
-        self.alive = False
+        self.running, self.ended = False, True
         self.closes += 1
 
 
@@ -63,8 +66,11 @@ def process() -> FakeProcess:
 
 @pytest_asyncio.fixture
 async def compiler(process: FakeProcess) -> AsyncIterator[SharedCompiler]:
-    made: Any = lambda owner, cpu_seconds: process  # noqa: E731
-    compiler = SharedCompiler(SecurityLimits(grammar_kib=64), made)
+    def made(owner: Any, cpu_seconds: int, server: Any) -> Any:
+        process.running = process.ended = False
+        return process
+
+    compiler = SharedCompiler(SecurityLimits(grammar_kib=64), make=made)
     yield compiler
     await compiler.aclose()
 
@@ -88,7 +94,7 @@ async def test_without_a_grammar_nothing_is_started(check: GrammarCheck, process
 
 async def test_the_process_can_be_started_ahead(check: GrammarCheck, process: FakeProcess) -> None:
     await check.start()
-    assert process.alive
+    assert process.running
     await check.check(wanted("good"), "a")
     assert process.starts == 1
 
@@ -189,7 +195,7 @@ async def test_a_client_that_leaves_takes_nothing_from_others(
 
 async def test_a_process_that_ended_is_replaced(check: GrammarCheck, process: FakeProcess) -> None:
     await check.check(wanted("1"), "a")
-    process.alive = False
+    process.ended = True
     await check.check(wanted("2"), "a")
     assert process.starts == 2
 
