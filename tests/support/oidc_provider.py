@@ -52,6 +52,11 @@ class OidcProvider:
         """Shows the newest key alone from now on."""
         httpx.post(f"{self.issuer}/test/retire").raise_for_status()
 
+    def give_tokens(self, seconds: int = 600, *, refresh: bool = True) -> None:
+        """Its tokens are valid for so long from now on. refresh: and can be renewed."""
+        query = {"seconds": seconds, "refresh": int(refresh)}
+        httpx.post(f"{self.issuer}/test/tokens", params=query).raise_for_status()
+
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:

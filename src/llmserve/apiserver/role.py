@@ -232,7 +232,7 @@ class Apiserver:
         add_admin(app, self._reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
-        add_assets(app, self._manifest.api.root_path or "")
+        add_assets(app, self._manifest.api.root_path or "", self._manifest.security.oidc)
         add_console(app, self._console)
         add_batches(app, self._batches, self.models.serves)
         client = ModelClient(self._options.routers)

@@ -1,9 +1,8 @@
 /** Calls to the apiserver that serves this page. */
 
+import { root } from "./root";
 import { session } from "./session.svelte";
-
-/** The path under which a proxy serves the apiserver; empty without one. */
-export const root = location.pathname.replace(/\/ui(\/.*)?$/, "");
+import { renewIfDue } from "./sign-in";
 
 /** An answer that is an error. status 0: none came. */
 export class ApiError extends Error {
@@ -20,6 +19,7 @@ export class ApiError extends Error {
 /** Returns an answer that is no error. Errors: ApiError; AbortError when `init.signal` is aborted. */
 export async function call(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
+  await renewIfDue();
   if (session.key) headers.set("authorization", `Bearer ${session.key}`);
   if (init.body !== undefined) headers.set("content-type", "application/json");
   let answer: Response;

@@ -100,6 +100,21 @@ class OidcRule(ManifestSection):
     """As that of a key."""
 
 
+class ConsoleClient(ManifestSection):
+    """How people sign in to the console at this issuer. The console is a public client: it has no secret, and
+    shows that a sign-in is its own by PKCE."""
+
+    client_id: str = Field(min_length=1)
+    """The id of the console at the issuer. The address of the page (`https://HOST/ui`) has to be registered
+    there, for the return from sign-in and from sign-out."""
+    scopes: Annotated[tuple[Annotated[str, Field(pattern=r"^[!#-\[\]-~]+$")], ...], Field(strict=False)] = ()
+    """The console asks for these scopes beside `openid`. With `offline_access`, most issuers give a token by
+    which the console renews the sign-in before it expires."""
+    parameters: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """What is sent along when somebody signs in and when tokens are asked for. Some issuers choose by
+    `resource` or `audience` whom a token is for."""
+
+
 class OidcIssuer(ManifestSection):
     """An issuer of tokens (OpenID Connect), which clients send as they send keys."""
 
@@ -115,6 +130,8 @@ class OidcIssuer(ManifestSection):
     """The clocks of the issuer and of this cluster may differ by this much."""
     rules: Annotated[tuple[OidcRule, ...], Field(strict=False, min_length=1)]
     """The first rule that a token meets says who asks. A token that meets none is refused with 403."""
+    console: ConsoleClient | None = None
+    """People may sign in to the console at `/ui` with this issuer. Without it, they need a key."""
 
 
 class PublicPaths(ManifestSection):

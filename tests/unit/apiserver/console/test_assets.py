@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from llmserve.apiserver.console.assets import CONSOLE_PATHS, FOLDER, add_assets
+from llmserve.config.schema.callers import OidcIssuer
 
 _SOURCES = Path("ui")
 _MOST_BYTES = 150 * 1024
@@ -21,10 +22,17 @@ _INPUTS = (
 )
 
 
-def _client(root: str = "") -> TestClient:
+def _client(root: str = "", *issuers: OidcIssuer) -> TestClient:
     app = FastAPI()
-    add_assets(app, root)
+    add_assets(app, root, issuers)
     return TestClient(app)
+
+
+def _issuer(issuer: str, **console: object) -> OidcIssuer:
+    more = {"console": {"client_id": "web", **console}} if console else {}
+    return OidcIssuer.model_validate(
+        {"issuer": issuer, "audience": ["llm"], "rules": [{"tenant": "red"}], **more}
+    )
 
 
 def _source_names() -> list[str]:
@@ -56,7 +64,9 @@ def test_a_page_is_small_and_comes_packed() -> None:
 def test_a_page_runs_nothing_but_its_own_files() -> None:
     page = _client().get("/ui", headers={"accept-encoding": "identity"})
     assert "content-encoding" not in page.headers
-    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    assert page.headers["content-security-policy"] == (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    )
     assert page.headers["x-content-type-options"] == "nosniff"
     assert re.search(r"<style|style=|<script(?![^>]*src=)|\son\w+=|https?://", page.text) is None
 
@@ -72,3 +82,24 @@ def test_a_page_behind_a_proxy_asks_for_its_files_there() -> None:
     page = _client("/llm/tiny").get("/ui").text
     assert '"/llm/tiny/ui/console.js"' in page
     assert '"/ui/' not in page
+
+
+def test_a_page_asks_only_those_issuers_at_which_people_sign_in() -> None:
+    client = _client(
+        "",
+        _issuer("https://login.example.com:8443/realms/llm", scopes=["llm.use", "openid"]),
+        _issuer("https://tokens.example.com"),
+        _issuer("http://localhost/dex", parameters={"audience": "llm"}),
+    )
+    policy = client.get("/ui").headers["content-security-policy"].split("; ")
+    assert policy[0] == "default-src 'self'"
+    assert policy[-1] == "connect-src 'self' https://login.example.com:8443 http://localhost"
+    first, second = client.get("/ui/sign-in.json").json()["providers"]
+    assert first == {
+        "issuer": "https://login.example.com:8443/realms/llm",
+        "client_id": "web",
+        "scope": "openid llm.use",
+        "parameters": {},
+    }
+    assert (second["scope"], second["parameters"]) == ("openid", {"audience": "llm"})
+    assert _client("").get("/ui/sign-in.json").json() == {"providers": []}
