@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llmserve.apiserver.http.original_routes import GENERATING_PATHS
+from llmserve.apiserver.auth.permissions import GENERATING_PATHS
 
 Path = tuple[str | int, ...]
 

@@ -30,25 +30,51 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+class _OneASecond:
+    """Any thread. now: seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now, self._lock = now, threading.Lock()
+        self._next, self._unwritten = now(), 0
+
+    def note(self) -> str | None:
+        """Returns what ends a line that may be written now: how many were not; None: it may not."""
+        with self._lock:
+            if (now := self._now()) < self._next:
+                self._unwritten += 1
+                return None
+            self._next = now + _SCARCE_SECONDS
+            unwritten, self._unwritten = self._unwritten, 0
+        return f" (and {unwritten} such lines before)" if unwritten else ""
+
+
 class ScarceWarnings:
     """Warnings of which anybody can cause as many as they like. One a second is written, with the number of
     those that were not. Any thread. log: where to. now: seconds."""
 
     def __init__(self, log: logging.Logger, now: Callable[[], float] = time.monotonic) -> None:
-        self._log, self._now = log, now
-        self._lock = threading.Lock()
-        self._next = now()
-        self._unwritten = 0
+        self._log, self._limit = log, _OneASecond(now)
 
     def warning(self, message: str, *values: object) -> None:
-        with self._lock:
-            if (now := self._now()) < self._next:
-                self._unwritten += 1
-                return
-            self._next = now + _SCARCE_SECONDS
-            unwritten, self._unwritten = self._unwritten, 0
-        note = f" (and {unwritten} such lines before)" if unwritten else ""
-        self._log.warning(f"{message}%s", *values, note)
+        if (note := self._limit.note()) is not None:
+            self._log.warning(f"{message}%s", *values, note)
+
+
+class ScarceRecords(logging.Filter):
+    """As ScarceWarnings, for those that a library writes: a filter for its logger. What is worse than a
+    warning passes."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._limit = _OneASecond(now)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.WARNING:
+            return True
+        if (note := self._limit.note()) is None:
+            return False
+        record.msg, record.args = f"{record.getMessage()}{note}", None
+        return True
 
 
 class KnownFailures(logging.Filter):

@@ -19,6 +19,7 @@ from llmserve.scheduler.request import QueuedRequest
 KEY_REQUESTS = "the key's requests per second"
 KEY_TOKENS = "the key's tokens per second"
 _LONGEST_RETRY_SECONDS = 30.0
+_MANY_KEYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,37 @@ class _KeyHold:
     tokens: int
 
 
+class _Spends:
+    """What each key has spent of one rate. An issuer of tokens may have any number of subjects, so keys that
+    have saved up all that may be are forgotten when there are twice as many as after the last time."""
+
+    def __init__(self) -> None:
+        self._spends: dict[str, Spend] = {}
+        self._most = _MANY_KEYS
+
+    def __len__(self) -> int:
+        return len(self._spends)
+
+    def wait_seconds(self, key: str, now: float) -> float:
+        spend = self._spends.get(key)
+        return spend.wait_seconds(now) if spend else 0.0
+
+    def take(self, key: str, seconds: float, now: float) -> None:
+        if key not in self._spends and len(self._spends) >= self._most:
+            self.restore(self.ahead_seconds(now), now)
+        self._spends.setdefault(key, Spend()).take(seconds, now)
+
+    def ahead_seconds(self, now: float) -> dict[TenantId, float]:
+        """Keys that have saved up all are left out."""
+        ahead = {TenantId(key): spend.ahead_seconds(now) for key, spend in self._spends.items()}
+        return {key: seconds for key, seconds in ahead.items() if seconds is not None}
+
+    def restore(self, ahead_seconds: Mapping[TenantId, float], now: float) -> None:
+        """Inverse of ahead_seconds."""
+        self._spends = {key: Spend.restored(ahead, now) for key, ahead in ahead_seconds.items()}
+        self._most = max(_MANY_KEYS, 2 * len(self._spends))
+
+
 class KeyBudgets:
     """What requests use of the limits of their keys, from Admit to their end, whether they wait or run. Each
     choice counts as a request. Tokens are counted as they are used: the prompt's at once, those of the answer
@@ -59,8 +91,7 @@ class KeyBudgets:
         self._holds: dict[RequestId, _KeyHold] = {}
         self._count: Counter[str] = Counter()
         self._ends: dict[str, ServiceRate] = {}  # of keys that have something in flight
-        self._requests: dict[str, Spend] = {}
-        self._tokens: dict[str, Spend] = {}
+        self._requests, self._tokens = _Spends(), _Spends()
 
     def __repr__(self) -> str:
         return f"<KeyBudgets {dict(self._count)}>"
@@ -77,8 +108,7 @@ class KeyBudgets:
             ("requests", self._requests, limits.requests_per_second),
             ("tokens", self._tokens, limits.tokens_per_second),
         ):
-            spend = spends.get(limits.key)
-            if rate is not None and spend is not None and (wait := spend.wait_seconds(now)):
+            if rate is not None and (wait := spends.wait_seconds(limits.key, now)):
                 text = f"the key has used up its {rate:g} {name} per second"
                 return Overloaded(text, retry_after_seconds=wait)
         return None
@@ -98,9 +128,9 @@ class KeyBudgets:
         if charged:
             return
         if limits.requests_per_second is not None:
-            self._requests.setdefault(key, Spend()).take(request.choices / limits.requests_per_second, now)
+            self._requests.take(key, request.choices / limits.requests_per_second, now)
         if limits.tokens_per_second is not None:
-            self._tokens.setdefault(key, Spend()).take(tokens / limits.tokens_per_second, now)
+            self._tokens.take(key, tokens / limits.tokens_per_second, now)
 
     def used(self, request_id: RequestId, output_tokens: int) -> None:
         """A request has generated this many tokens so far. Ignores one that is not counted."""
@@ -110,7 +140,7 @@ class KeyBudgets:
         tokens = max(hold.tokens, hold.request.work_tokens(output_tokens))
         if hold.limits.tokens_per_second is not None:
             more = (tokens - hold.tokens) / hold.limits.tokens_per_second
-            self._tokens.setdefault(hold.limits.key, Spend()).take(more, self._clock.now())
+            self._tokens.take(hold.limits.key, more, self._clock.now())
         hold.tokens = tokens
 
     def release(self, request_id: RequestId, output_tokens: int = 0) -> None:
@@ -128,16 +158,17 @@ class KeyBudgets:
     def snapshot(self) -> dict[str, dict[TenantId, float]]:
         """Seconds of each rate that each key has spent ahead; keys that have saved up all are left out. Keys
         stand where the tenants' budgets have tenants."""
-        return {KEY_REQUESTS: self._ahead(self._requests), KEY_TOKENS: self._ahead(self._tokens)}
+        now = self._clock.now()
+        return {
+            KEY_REQUESTS: self._requests.ahead_seconds(now),
+            KEY_TOKENS: self._tokens.ahead_seconds(now),
+        }
 
     def restore(self, ahead_seconds: Mapping[str, Mapping[TenantId, float]]) -> None:
         """Inverse of snapshot."""
-        self._requests = self._restored(ahead_seconds.get(KEY_REQUESTS, {}))
-        self._tokens = self._restored(ahead_seconds.get(KEY_TOKENS, {}))
-
-    def _restored(self, ahead_seconds: Mapping[TenantId, float]) -> dict[str, Spend]:
         now = self._clock.now()
-        return {key: Spend.restored(ahead, now) for key, ahead in ahead_seconds.items()}
+        self._requests.restore(ahead_seconds.get(KEY_REQUESTS, {}), now)
+        self._tokens.restore(ahead_seconds.get(KEY_TOKENS, {}), now)
 
     def check_integrity(self, known: Set[RequestId]) -> None:
         """known: requests that wait or run. Raises AssertionError when one is counted that is none of them,
@@ -148,8 +179,3 @@ class KeyBudgets:
             counted[hold.limits.key] += hold.request.choices
         assert self._count == counted, self
         assert self._ends.keys() == counted.keys(), self
-
-    def _ahead(self, spends: Mapping[str, Spend]) -> dict[TenantId, float]:
-        now = self._clock.now()
-        ahead = {TenantId(key): spend.ahead_seconds(now) for key, spend in spends.items()}
-        return {key: seconds for key, seconds in ahead.items() if seconds is not None}

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from llmserve.apiserver.auth.caller import AccessScope
-from llmserve.apiserver.auth.permissions import NEEDS
+from llmserve.apiserver.auth.permissions import NEEDS, POOLING_PATHS
 from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.core.errors import Overloaded
@@ -69,7 +69,6 @@ async def test_health_is_open_and_metrics_can_be_closed(cluster: Any, http: http
 async def test_every_route_of_the_application_is_in_the_table_of_scopes(cluster: Any) -> None:
     from llmserve.apiserver.batches.routes import add_batches
     from llmserve.apiserver.console.assets import CONSOLE_PATHS
-    from llmserve.apiserver.http.app import POOLING_PATHS
 
     of_batches = FastAPI(openapi_url=None)
     add_batches(of_batches, MagicMock(), lambda path: True)

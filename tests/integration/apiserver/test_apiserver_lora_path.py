@@ -7,6 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
+from llmserve.apiserver.auth.permissions import (
+    CHOOSING_PATHS,
+    GENERATING_PATHS,
+    KEPT_PATHS,
+    POOLING_PATHS,
+)
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, ModelNotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
@@ -236,10 +242,6 @@ async def test_sagemaker_s_header_names_the_adapter(cluster: Any, http: httpx.As
 
 
 async def test_every_route_that_takes_a_model_looks_at_the_field(cluster: Any) -> None:
-    from llmserve.apiserver.http.app import KEPT_PATHS, POOLING_PATHS
-    from llmserve.apiserver.http.original_routes import GENERATING_PATHS
-    from llmserve.apiserver.models.choice import CHOOSING_PATHS
-
     app = cluster.apiserver.models.first.app
     posted = {route.path for route in app.routes if "POST" in getattr(route, "methods", ())}
     without_a_model = {"/v1/responses/{response_id}/cancel"}

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llmserve.apiserver.auth.permissions import GENERATING_PATHS
 from llmserve.core.errors import DeadlineExceeded, Overloaded, QueueFull, WorkerLost
 from llmserve.core.outcome import Outcome
 
@@ -166,26 +167,20 @@ async def test_the_model_and_the_system_are_described(cluster: Any, http: httpx.
 # -- what holds on every route
 
 
-def paths() -> list[str]:
-    from llmserve.apiserver.http.original_routes import GENERATING_PATHS
-
-    return sorted(GENERATING_PATHS)
-
-
 async def test_keys_and_tenants_hold(cluster: Any, http: httpx.AsyncClient) -> None:
-    for path in paths():
+    for path in sorted(GENERATING_PATHS):
         refused = await http.post(path, json=TORCHWEAVE, headers={"authorization": "Bearer no"})
         assert (refused.status_code, refused.json()["error"]["type"]) == (401, "AuthenticationError"), path
         assert (await http.post(path, json={**TORCHWEAVE, "max_new_tokens": 2})).status_code == 200, path
     for path in ("/model", "/status"):
         assert (await http.get(path, headers={"authorization": ""})).status_code == 401
     assert {admit.tenant for admit in cluster.router.admits} == {"red"}
-    assert len(cluster.router.admits) == len(paths())
+    assert len(cluster.router.admits) == len(sorted(GENERATING_PATHS))
 
 
 async def test_a_limit_has_its_own_status_in_streams_as_well(cluster: Any, http: httpx.AsyncClient) -> None:
     cluster.router.refuse_with = (Outcome.REJECTED, Overloaded("enough", retry_after_seconds=7))
-    for path in paths():
+    for path in sorted(GENERATING_PATHS):
         for stream in (False, True):
             answer = await http.post(path, json={**TORCHWEAVE, "stream": stream})
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "7"), path
@@ -215,7 +210,7 @@ async def test_errors_are_those_of_completions(
 
 
 async def test_what_gives_one_answer_takes_one_prompt(cluster: Any, http: httpx.AsyncClient) -> None:
-    for path in set(paths()) - {"/generate", "/generate_vllm", "/v1/chat"}:
+    for path in GENERATING_PATHS - {"/generate", "/generate_vllm", "/v1/chat"}:
         for fields in ({"prompts": ["a", "b"]}, {"prompt": "a", "n": 2}):
             answer = await http.post(path, json=fields)
             assert (answer.status_code, "one answer" in answer.text) == (400, True), path
@@ -250,7 +245,7 @@ async def test_a_stream_that_fails_says_so_at_its_end(
 
 async def test_the_openapi_document_lists_them(cluster: Any, http: httpx.AsyncClient) -> None:
     listed = (await http.get("/openapi.json")).json()
-    assert {*paths(), "/model", "/status"} <= set(listed["paths"])
+    assert {*sorted(GENERATING_PATHS), "/model", "/status"} <= set(listed["paths"])
     assert "max_new_tokens" in listed["components"]["schemas"]["GenerateBody"]["properties"]
 
 

@@ -13,6 +13,7 @@ from llmserve.core.logs import (
     JsonFormatter,
     KnownFailures,
     RequestNames,
+    ScarceRecords,
     ScarceWarnings,
     levels_kept,
     name_request,
@@ -184,3 +185,19 @@ def test_warnings_that_anybody_can_cause_are_one_a_second(caplog: pytest.LogCapt
         "a stranger at 102.5 (and 1 such lines before)",
         "a stranger at 104.0",
     ]
+
+
+def test_so_are_those_that_a_library_writes() -> None:
+    now = 100.0
+    scarce = ScarceRecords(lambda: now)
+    shown = []
+    for second in (100.0, 100.5, 100.9, 101.0):
+        now = second
+        made = record("no HTTP at %s", second)
+        if scarce.filter(made):
+            shown.append(made.getMessage())
+    assert shown == ["no HTTP at 100.0", "no HTTP at 101.0 (and 2 such lines before)"]
+    for _ in range(2):
+        defect = record("a defect")
+        defect.levelno = logging.ERROR
+        assert scarce.filter(defect)

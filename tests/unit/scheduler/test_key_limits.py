@@ -172,6 +172,18 @@ def test_the_next_leader_goes_on_with_what_was_used(keys: KeyBudgets, clock: Vir
     assert later.refusal(limits, 1) is None
 
 
+def test_keys_that_have_saved_up_all_are_forgotten(keys: KeyBudgets, clock: VirtualClock) -> None:
+    """An issuer of tokens may have any number of subjects."""
+    late = KeyLimits("late", requests_per_second=0.001)
+    keys.take(request("late"), late)
+    for number in range(3000):
+        keys.take(request(f"r{number}"), KeyLimits(f"k{number}", requests_per_second=1000.0))
+        keys.release(RequestId(f"r{number}"))
+        clock.advance(0.01)
+    assert len(keys._requests) < 1200
+    assert refused(keys, late).retry_after_seconds == pytest.approx(969.0, abs=1.5)
+
+
 def test_a_request_is_counted_once(keys: KeyBudgets) -> None:
     limits = KeyLimits("k", max_requests_in_flight=3)
     keys.take(request("a", choices=2), limits)

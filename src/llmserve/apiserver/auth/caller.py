@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from llmserve.config.schema.callers import CallerRights
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 
@@ -61,6 +62,27 @@ class Caller:
     def may_use_adapter(self, name: str) -> bool:
         """Returns whether it may use the adapter of this name, if it may use its model."""
         return self.adapters is None or name in self.adapters
+
+
+def caller_with(
+    rights: CallerRights, tenant: TenantId, key_id: str, *, counted_as: str = "", admin: bool = False
+) -> Caller:
+    """Returns who has these rights of the manifest. key_id: as that of a Caller. counted_as: the name under
+    which its limits are counted in the whole cluster; empty: key_id."""
+    return Caller(
+        tenant,
+        scopes_of(rights.scopes, admin=admin),
+        only(rights.models),
+        only(rights.adapters),
+        max_priority=rights.max_priority,
+        limits=KeyLimits(
+            counted_as or key_id,
+            rights.max_requests_per_second,
+            rights.max_tokens_per_second,
+            rights.max_requests_in_flight,
+        ),
+        key_id=key_id,
+    )
 
 
 NOBODY = Caller()

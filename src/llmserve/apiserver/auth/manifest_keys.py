@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llmserve.apiserver.auth.caller import Caller, only, scopes_of
+from llmserve.apiserver.auth.caller import Caller, caller_with
 from llmserve.apiserver.auth.credential import Credential
 from llmserve.config.conflict import refuse
 from llmserve.config.refusals import unset_api_keys
@@ -48,14 +48,8 @@ def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.enviro
 
 
 def _caller(key: ApiKey, at: int) -> Caller:
-    return Caller(
-        TenantId(key.tenant),
-        scopes_of(key.scopes, admin=key.admin),
-        only(key.models),
-        only(key.adapters),
-        max_priority=key.max_priority,
-        key_id=key.key_env or f"security.api_keys[{at}]",
-    )
+    name = key.key_env or f"security.api_keys[{at}]"
+    return caller_with(key, TenantId(key.tenant), name, admin=key.admin)
 
 
 def _secret(key: ApiKey, environment: Mapping[str, str]) -> str:

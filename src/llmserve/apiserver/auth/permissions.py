@@ -1,6 +1,7 @@
-"""Which scopes let a caller use which route of the HTTP API. A path that is missing here is unknown to all.
+"""All paths of the HTTP API, and the scopes that let a caller use each. A path that is missing is unknown to
+all, so what vLLM adds later stays shut until it is listed.
 
-Any one of a route's scopes is enough, and an admin has all of them. Methods of a path need the same.
+Any one of a path's scopes is enough, and an admin has all of them. Methods of a path need the same.
 """
 
 import re
@@ -17,45 +18,53 @@ METRICS = frozenset({"/metrics"})
 # Paths that describe the API.
 DOCS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
 
+# Routes of vLLM that a model has which pools.
+POOLING_PATHS = frozenset(
+    {"/v1/embeddings", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
+)
+# Routes of the original projects.
+GENERATING_PATHS = frozenset(
+    {
+        *("/generate", "/basic_generate", "/generate_vllm", "/generate_stream"),
+        *("/stream", "/v1/generate", "/v1/generate/stream", "/v1/generate_nobatch", "/v1/chat"),
+    }
+)
+INVOCATIONS = "/invocations"
+_OF_VLLM = frozenset(
+    {
+        *POOLING_PATHS,
+        INVOCATIONS,
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+        "/generative_scoring",
+    }
+)
+# The paths whose bodies have the field `model`.
+CHOOSING_PATHS = _OF_VLLM | GENERATING_PATHS
+_WITHOUT_A_MODEL = frozenset(
+    {"/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", "/tokenizer_info"}
+)
+# The routes of vLLM that are kept.
+KEPT_PATHS = _OF_VLLM | _WITHOUT_A_MODEL | DOCS
+
 _INFERENCE = (
-    "/v1/chat/completions",
-    "/v1/chat/completions/batch",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/responses/{response_id}",
-    "/v1/responses/{response_id}/cancel",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/embeddings",
-    "/v1/score",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/score",
-    "/rerank",
-    "/classify",
-    "/tokenize",
-    "/detokenize",
-    "/tokenizer_info",
-    "/invocations",
-    "/generative_scoring",
+    *CHOOSING_PATHS,
+    *_WITHOUT_A_MODEL,
     "/v1/files",
     "/v1/files/{file_id}",
     "/v1/files/{file_id}/content",
     "/v1/batches",
     "/v1/batches/{batch_id}",
     "/v1/batches/{batch_id}/cancel",
-    "/generate",
-    "/basic_generate",
-    "/generate_vllm",
-    "/generate_stream",
-    "/stream",
-    "/v1/generate",
-    "/v1/generate/stream",
-    "/v1/generate_nobatch",
-    "/v1/chat",
 )
 _SEEING = (
-    *sorted(DOCS),
+    *DOCS,
     "/",
     "/v1",
     "/v1/models",
@@ -67,7 +76,7 @@ _SEEING = (
     "/admin/v1/caller",
     "/admin/v1/requests",
 )
-_READING = (*sorted(PROBES), *sorted(METRICS), "/admin/v1/status", "/admin/v1/events")
+_READING = (*PROBES, *METRICS, "/admin/v1/status", "/admin/v1/events")
 _ADMINISTERING = (
     "/admin/reload",
     "/admin/v1/workers/{worker}/drain",

@@ -25,7 +25,7 @@ from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.adapters.names import ModelAdapters
-from llmserve.apiserver.auth.permissions import DOCS
+from llmserve.apiserver.auth.permissions import KEPT_PATHS
 from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
 from llmserve.apiserver.http.errors import (
     MISREAD,
@@ -50,31 +50,6 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
 from llmserve.engines.vllm.environment import asking_about_the_model
 from llmserve.engines.vllm.options import typed_options
-
-# Those of a model that pools.
-POOLING_PATHS = frozenset(
-    {"/v1/embeddings", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
-)
-# All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
-KEPT_PATHS = frozenset(
-    {
-        *DOCS,
-        *POOLING_PATHS,
-        "/tokenize",
-        "/detokenize",
-        "/tokenizer_info",
-        "/invocations",
-        "/generative_scoring",
-        "/v1/chat/completions",
-        "/v1/chat/completions/batch",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/responses/{response_id}",
-        "/v1/responses/{response_id}/cancel",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-    }
-)
 
 # vLLM's that do nothing here but take time: a CORS for every page (ours is in headers.py), metrics that were
 # registered by a stack of middleware before this one, and a wait for engines that change in number.

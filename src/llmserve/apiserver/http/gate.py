@@ -81,13 +81,10 @@ class Gate:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._http(_as_routed(scope, self._paths), receive, send)
-            case "websocket":
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                await self._app(scope, receive, send)
+        if scope["type"] == "http":
+            await self._http(_as_routed(scope, self._paths), receive, send)
+        else:
+            await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers"]

@@ -29,12 +29,6 @@ from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.config.schema import EngineConfig
 from llmserve.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 
-GENERATING_PATHS = frozenset(
-    {
-        *("/generate", "/basic_generate", "/generate_vllm", "/generate_stream"),
-        *("/stream", "/v1/generate", "/v1/generate/stream", "/v1/generate_nobatch", "/v1/chat"),
-    }
-)
 _MAX_TOKENS = 128  # where the client names no number, as TorchWeave has it
 _MOST_WAITING = 64
 _LINE_END = re.compile("\r\n|\r|\n")

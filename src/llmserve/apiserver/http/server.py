@@ -16,10 +16,12 @@ from llmserve.apiserver.limits.connections import ConnectionCounts
 from llmserve.apiserver.limits.protocol import HttpProtocol
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.core.logs import ScarceRecords
 from llmserve.core.shared_port import PortShare, bind
 from llmserve.core.tasks import TaskOwner
 
 _log = logging.getLogger(__name__)
+_UVICORN_LOG = "uvicorn.error"
 
 _KEEP_ALIVE_SECONDS = 75  # longer than what load balancers in front keep idle connections for
 _BACKLOG = 2048
@@ -99,6 +101,7 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
         self._owner = TaskOwner("http")
         self._adopting: set[asyncio.Task[None]] = set()
+        self._scarce = ScarceRecords()  # each request that is no HTTP is a warning of uvicorn's
 
     async def start(self) -> int:
         """Listens; returns the port. Errors: StartFailed when the address is taken."""
@@ -110,11 +113,13 @@ class HttpServer:
             log_level="warning",
             access_log=False,
             lifespan="on",
+            ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             # Requests get their time to end in ClusterEngineClient.drain.
             timeout_graceful_shutdown=1,
         )
         config.load()
+        logging.getLogger(_UVICORN_LOG).addFilter(self._scarce)
         config.ssl = self._certificate.context if self._certificate else None
         self._server = _Server(config, self._certificate, self._limits.header_seconds)
         self._serving = self._owner.spawn("serve", self._server.serve(sockets=[bound]), fatal=True)
@@ -174,6 +179,7 @@ class HttpServer:
             self._server.should_exit = True
             await asyncio.wait([self._serving], timeout=5.0)
         await self._owner.aclose()
+        logging.getLogger(_UVICORN_LOG).removeFilter(self._scarce)
 
 
 def _listen_at(address: str) -> socket.socket:

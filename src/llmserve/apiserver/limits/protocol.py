@@ -106,10 +106,6 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._closing = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
-    def handle_websocket_upgrade(self) -> None:
-        self._leave()  # the connection is another protocol's from now on
-        super().handle_websocket_upgrade()
-
     def _leave(self) -> None:
         self._head.stop()
         self._stop_closing()

@@ -11,9 +11,8 @@ from urllib.parse import parse_qs
 from starlette.types import Message, Receive, Scope, Send
 
 from llmserve.apiserver.adapters.choice import FIELD as LORA_PATH
-from llmserve.apiserver.http.app import POOLING_PATHS
+from llmserve.apiserver.auth.permissions import CHOOSING_PATHS, GENERATING_PATHS, INVOCATIONS, POOLING_PATHS
 from llmserve.apiserver.http.body import FIELDS, replay, with_fields
-from llmserve.apiserver.http.original_routes import GENERATING_PATHS
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.limits.fields import check_fields
 from llmserve.apiserver.limits.media import check_media, may_have_urls
@@ -22,24 +21,6 @@ from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.config.schema import Security
 from llmserve.core.errors import LLMServeError
 
-_INVOCATIONS = "/invocations"
-# The paths whose bodies have the field `model`.
-CHOOSING_PATHS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/chat/completions/batch",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/tokenize",
-        "/detokenize",
-        "/generative_scoring",
-        _INVOCATIONS,
-        *GENERATING_PATHS,
-        *POOLING_PATHS,
-    }
-)
 # Those that describe a model, which `?model=` names.
 _DESCRIBING_PATHS = frozenset({"/tokenizer_info", "/model"})
 _RESPONSES = "/v1/responses/"
@@ -80,7 +61,7 @@ class ModelChoice:
 
     async def _by_body(self, scope: Scope, first: Message) -> tuple[ModelDoor, Scope, Message]:
         """Returns the scope and the body's message as vLLM's layer is to see them."""
-        fields, is_invocation = first[FIELDS], scope["path"] == _INVOCATIONS
+        fields, is_invocation = first[FIELDS], scope["path"] == INVOCATIONS
         if fields is None:
             return self._first_of_kind(scope), scope, first
         check_fields(fields, self._limits)

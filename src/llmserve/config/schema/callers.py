@@ -6,25 +6,16 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import AtStart, GiB, ManifestSection, Seconds
+from llmserve.config.schema.section import AtStart, GiB, KeyUnit, ManifestSection, Requests, Seconds
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 AccessScopes = Annotated[tuple[Literal["inference", "read", "admin"], ...], Field(strict=False, min_length=1)]
 
 
-class ApiKey(ManifestSection):
-    """A key and the tenant that it identifies. A tenant may have several keys."""
+class CallerRights(ManifestSection):
+    """What a client may do, and how much, that shows a certain key or token."""
 
-    tenant: str = Field(min_length=1)
-    """The tenant that uses the key."""
-    key: str | None = Field(default=None, min_length=1, repr=False)
-    """The key itself. `key_env` is better, because it keeps secrets out of the file."""
-    key_env: str | None = Field(default=None, pattern=_VARIABLE)
-    """This environment variable of the apiserver holds the key."""
-    admin: bool = False
-    """The key may also use `/admin` paths and read the records of all requests
-    (`/v1/requests/ID/explain`)."""
     scopes: AccessScopes = ("inference", "read")
     """What the key is good for. `inference`: requests that models answer. `read`: status, metrics, and
     records of the tenant's requests. `admin`: everything, as `admin: true`."""
@@ -37,6 +28,33 @@ class ApiKey(ManifestSection):
     max_priority: int | None = Field(default=None, ge=0)
     """Requests of the key may be moved ahead by at most this many steps of `priority`, by `service_tier` too.
     0 leaves them where they are. Without it, there is no limit."""
+    max_requests_in_flight: Requests | None = Field(default=None, gt=0)
+    """At most this many requests of the key wait or run at the same time in the whole cluster; each choice
+    (`n`) counts as one. One more is refused with 429. Without it, there is no limit."""
+    max_requests_per_second: Annotated[float | None, KeyUnit("requests/second")] = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
+    """At most this many requests of the key come in a second, on average, in the whole cluster. One more is
+    refused with 429. Without it, there is no limit."""
+    max_tokens_per_second: Annotated[float | None, KeyUnit("tokens/second")] = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
+    """At most this many tokens are computed (prompt) or generated for the key in a second, on average, in the
+    whole cluster. A request that comes earlier is refused with 429. Without it, there is no limit."""
+
+
+class ApiKey(CallerRights):
+    """A key and the tenant that it identifies. A tenant may have several keys."""
+
+    tenant: str = Field(min_length=1)
+    """The tenant that uses the key."""
+    key: str | None = Field(default=None, min_length=1, repr=False)
+    """The key itself. `key_env` is better, because it keeps secrets out of the file."""
+    key_env: str | None = Field(default=None, pattern=_VARIABLE)
+    """This environment variable of the apiserver holds the key."""
+    admin: bool = False
+    """The key may also use `/admin` paths and read the records of all requests
+    (`/v1/requests/ID/explain`)."""
     kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
     """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
     there is. Set it at one of the tenant's keys."""
@@ -80,8 +98,9 @@ def _safe_url(url: str) -> str:
 _SafeUrl = Annotated[str, AfterValidator(_safe_url)]
 
 
-class OidcRule(ManifestSection):
-    """Who asks with a token that has these claims."""
+class OidcRule(CallerRights):
+    """Who asks with a token that has these claims. Limits are those of each subject (`sub`) of the issuer,
+    whichever of its tokens it shows. Tokens without a subject share them."""
 
     when: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     """The rule is for tokens whose claims have these values, all of them. A claim that is a list, or `scope`,
@@ -90,14 +109,6 @@ class OidcRule(ManifestSection):
     """The tenant that asks."""
     tenant_claim: str | None = Field(default=None, min_length=1)
     """This claim of the token names the tenant that asks."""
-    scopes: AccessScopes = ("inference", "read")
-    """As those of a key."""
-    models: tuple[str, ...] | None = Field(default=None, strict=False)
-    """As those of a key."""
-    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
-    """As those of a key."""
-    max_priority: int | None = Field(default=None, ge=0)
-    """As that of a key."""
 
 
 class ConsoleClient(ManifestSection):

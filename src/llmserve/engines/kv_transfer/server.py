@@ -42,7 +42,6 @@ from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
-_STRANGERS = ScarceWarnings(_log)
 _CONNECT_SECONDS = 2.0  # for the transports of a peer, after its Hello
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
@@ -85,6 +84,7 @@ class HandoverServer:
         self._channels: dict[int, Channel] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._accepted = self._unproven = 0
+        self._warnings = ScarceWarnings(_log)
         self._server, self.endpoint = engine.call(open_server(host, self._accept, engine.credentials))
 
     def add(self, handlers: Handlers) -> None:
@@ -226,7 +226,7 @@ class HandoverServer:
             await self._prove(channel)
             await self._answer_all(connection, channel)
         except TransferError as error:
-            _STRANGERS.warning("side channel: dropped a connection: %s", error.message)
+            self._warnings.warning("side channel: dropped a connection: %s", error.message)
         except OSError:
             pass  # the reader has left
         finally:

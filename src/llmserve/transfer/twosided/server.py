@@ -15,7 +15,7 @@ from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
-_log = ScarceWarnings(logging.getLogger(__name__))
+_log = logging.getLogger(__name__)
 _HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1
@@ -31,6 +31,7 @@ class TwoSidedServer:
         """Errors: TransportUnavailable."""
         self._token, self._credentials = token, credentials
         self._carriers = carriers
+        self._warnings = ScarceWarnings(_log)
         self._generation = 0
         self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
@@ -109,7 +110,7 @@ class TwoSidedServer:
             while True:
                 self._answer(line, lengths)
         except (TransferError, NotAuthenticated) as error:
-            _log.warning("%s: a connection ended: %s", self._carriers.name, error)
+            self._warnings.warning("%s: a connection ended: %s", self._carriers.name, error)
         except OSError:
             pass  # the peer has left, and knows what it has not received
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmserve.apiserver.http.original_routes import GENERATING_PATHS
+from llmserve.apiserver.auth.permissions import GENERATING_PATHS
 
 USER = [{"role": "user", "content": "hello"}]
 SMALL = {"choices": 2, "prompts": 3, "stop": 1, "max_tokens": 8, "cache_salt_characters": 4, "grammar_kib": 1}

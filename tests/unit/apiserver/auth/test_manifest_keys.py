@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from llmserve.apiserver.auth.caller import ALL_SCOPES, CLIENT_SCOPES, AccessScope, Caller
 from llmserve.apiserver.auth.credential import Credential
@@ -6,6 +7,7 @@ from llmserve.apiserver.auth.manifest_keys import ManifestKeys, load_keys
 from llmserve.config.schema import ApiKey
 from llmserve.core.errors import ManifestError, NotAuthenticated
 from llmserve.core.ids import TenantId
+from llmserve.scheduler.key_limits import KeyLimits
 
 RED = Caller(TenantId("red"))
 
@@ -34,6 +36,26 @@ def test_a_key_may_be_limited_to_some_models_and_adapters() -> None:
     free = found(ApiKey(tenant="red", key="k"))
     assert free.may_use_model("large")
     assert free.may_use_adapter("sql")
+
+
+def test_a_key_may_have_limits_in_the_cluster() -> None:
+    """Each key has its own, also of one tenant."""
+    limits = {"max_requests_per_second": 5.0, "max_tokens_per_second": 100.0, "max_requests_in_flight": 2}
+    declared = [ApiKey(tenant="red", key=key, **limits) for key in ("k", "l")]  # type: ignore[arg-type]
+    keys = load_keys([*declared, ApiKey(tenant="red", key_env="RED_KEY")], {"RED_KEY": "m"})
+    callers = [keys.find(Credential(key).digest) for key in "klm"]
+    found = [caller.limits for caller in callers if caller]
+    assert found == [
+        KeyLimits("security.api_keys[0]", 5.0, 100.0, 2),
+        KeyLimits("security.api_keys[1]", 5.0, 100.0, 2),
+        KeyLimits("RED_KEY"),
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_limit_is_a_number_over_0(rate: float) -> None:
+    with pytest.raises(ValidationError, match="max_requests_per_second"):
+        ApiKey(tenant="red", key="k", max_requests_per_second=rate)
 
 
 def test_what_names_a_key_is_no_secret() -> None:

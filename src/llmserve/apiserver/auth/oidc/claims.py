@@ -1,9 +1,11 @@
 """The rules of the manifest by which the claims of a token become a caller. Pure."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmserve.apiserver.auth.caller import Caller, only, scopes_of
+from llmserve.apiserver.auth.caller import Caller, caller_with
 from llmserve.config.schema.callers import OidcRule
 from llmserve.core.errors import Forbidden
 from llmserve.core.ids import BACKGROUND_SUFFIX, TenantId
@@ -16,14 +18,7 @@ def caller_of(claims: Mapping[str, Any], rules: Sequence[OidcRule]) -> Caller:
     when they meet none, or name no tenant."""
     for rule in rules:
         if all(value in _values(claims, name) for name, value in rule.when.items()):
-            return Caller(
-                _tenant(claims, rule),
-                scopes_of(rule.scopes),
-                only(rule.models),
-                only(rule.adapters),
-                max_priority=rule.max_priority,
-                key_id=_key_id(claims),
-            )
+            return caller_with(rule, _tenant(claims, rule), _key_id(claims), counted_as=_subject(claims))
     raise Forbidden("the token is valid, and no rule of security.oidc lets it in")
 
 
@@ -51,6 +46,13 @@ def _values(claims: Mapping[str, Any], name: str) -> list[str]:
     if isinstance(found, str):
         return found.split() if name in ("scope", "scp") else [found]
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _subject(claims: Mapping[str, Any]) -> str:
+    """Returns what stands for the subject of a token in the whole cluster. Subjects of several issuers may
+    have one name."""
+    named = json.dumps([claims.get("iss"), claims.get("sub")])
+    return f"oidc:{hashlib.sha256(named.encode()).hexdigest()}"
 
 
 def _key_id(claims: Mapping[str, Any]) -> str:

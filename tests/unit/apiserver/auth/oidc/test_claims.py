@@ -50,6 +50,16 @@ def test_a_rule_gives_what_a_key_gives() -> None:
     assert not caller.limits
 
 
+def test_limits_are_those_of_each_subject_of_an_issuer() -> None:
+    rule = OidcRule(tenant="red", max_requests_per_second=2.0, max_tokens_per_second=50.0)
+    who = ({"iss": "a", "sub": "1"}, {"iss": "a", "sub": "2"}, {"iss": "b", "sub": "1"}, {"iss": "a"})
+    found = [caller_of({**claims, "jti": "x"}, [rule]).limits for claims in who]
+    assert {(one.requests_per_second, one.tokens_per_second) for one in found} == {(2.0, 50.0)}
+    assert len({one.key for one in found}) == len(who)
+    assert found[0] == caller_of({"sub": "1", "iss": "a", "jti": "y"}, [rule]).limits
+    assert all(one.key.startswith("oidc:") and len(one.key) < 80 for one in found)
+
+
 @pytest.mark.parametrize(
     "org", [None, "", 7, ["red", "blue"], [], {"a": 1}, "a" * 129, "red\n", "red (batches)", True]
 )
