@@ -50,6 +50,11 @@ class Cluster:
         samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {sample: float(value) for sample, _, value in samples}
 
+    def total(self, name: str, metric: str, label: str = "") -> float:
+        """Returns the sum of a role's series of a metric, or of those with a label (`outcome="failed"`)."""
+        series = ((sample.partition("{"), value) for sample, value in self.metrics(name).items())
+        return sum(value for (start, _, labels), value in series if start == metric and label in labels)
+
 
 @contextmanager
 def running(manifest: dict[str, Any]) -> Iterator[Cluster]:

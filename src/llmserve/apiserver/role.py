@@ -56,7 +56,7 @@ from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.logs import KnownFailures
 from llmserve.core.tasks import TaskOwner
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ApiserverMetrics, ModelMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.adapter_calls import AdapterClient
 from llmserve.rpc.leader import Reloaded, reload_cluster
@@ -183,6 +183,7 @@ class Apiserver:
             except BaseException:
                 await door.drain(0, Unavailable(STOPPING))
                 await door.aclose()
+                self._metrics.forget_model(files.name)
                 raise
             self.models.add(door)
 
@@ -190,6 +191,9 @@ class Apiserver:
         """Ends a model: new requests do not know it, and those that run have this long to end. Errors:
         NotFound; InvalidRequest for the only one."""
         await self.models.drop(name, drain_seconds)
+        async with self._adding:
+            if self.models.get(name) is None:  # another one may have got its name meanwhile
+                self._metrics.forget_model(name)
 
     def _set_stream_interval(self, tokens: int) -> None:
         for door in self.models:
@@ -200,7 +204,7 @@ class Apiserver:
             router=self._router,
             workers=self._workers,
             identity=KvIdentity(tenants_share=self._manifest.security.kv_sharing == "cluster"),
-            metrics=self._metrics,
+            metrics=ModelMetrics(self._metrics, model),
             model=model,
             limits=self._live.limits,
             retries=self._retries,

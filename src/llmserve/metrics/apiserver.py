@@ -12,7 +12,8 @@ _LATENCY_BUCKETS_SECONDS = (
 
 
 class ApiserverMetrics:
-    """A request here is one sequence: each of `n` choices, and each prompt of a batch, counts."""
+    """A request here is one sequence: each of `n` choices, and each prompt of a batch, counts. What has the
+    label `model` is counted by a ModelMetrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
@@ -22,57 +23,66 @@ class ApiserverMetrics:
             "apiserver_requests_total",
             "Requests that ended, by outcome: completed, cancelled (the client went away), rejected "
             "(before the queue), evicted (after the queue, before a placement), failed",
-            ("outcome",),
+            ("model", "outcome"),
         )
-        self.running_requests = gauge("apiserver_running_requests", "Requests from admission to their end")
+        self.running_requests = gauge(
+            "apiserver_running_requests", "Requests from admission to their end", ("model",)
+        )
         self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",
             "From the request's start to its first token, without lines of batches",
+            ("model",),
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
         self.inter_token_latency_seconds = histogram(
             "inter_token_latency_seconds",
             "Mean time between tokens, of each request with two or more",
+            ("model",),
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
         )
         self.request_seconds = histogram(
             "apiserver_request_seconds",
             "From the request's start to its end, without lines of batches",
+            ("model",),
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
         self.prompt_tokens_total = counter(
-            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token"
+            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token", ("model",)
         )
         self.cached_prompt_tokens_total = counter(
-            "apiserver_cached_prompt_tokens_total", "Prompt tokens that prefill found in a cache"
+            "apiserver_cached_prompt_tokens_total", "Prompt tokens that prefill found in a cache", ("model",)
         )
-        self.output_tokens_total = counter("apiserver_output_tokens_total", "Tokens given to clients")
+        self.output_tokens_total = counter(
+            "apiserver_output_tokens_total", "Tokens given to clients", ("model",)
+        )
         self.first_tokens_total = counter(
             "apiserver_first_tokens_total",
             "First tokens, by origin: prefill (sent before the hand-over), decode (drawn after it), "
             "aggregated (no hand-over)",
-            ("origin",),
+            ("model", "origin"),
         )
         self.handovers_total = counter(
             "apiserver_handovers_total",
             "Requests with prefill and decode apart, by how the KV was meant to go: push (prefill writes "
             "it while it computes), pull (decode reads it afterwards)",
-            ("mode",),
+            ("model", "mode"),
         )
         self.worker_failures_total = counter(
             "apiserver_worker_failures_total",
             "Legs that a worker failed, by the class of the error; the request is placed again if the "
             "user cannot tell",
-            ("error",),
+            ("model", "error"),
         )
         self.retries_total = counter(
             "apiserver_retries_total",
             "Requests placed again after a worker failed them, by how they go on: fresh (nothing was sent), "
             "continued (from prompt and tokens so far), replayed (run again, tokens so far not shown)",
-            ("way",),
+            ("model", "way"),
         )
         self.retries_refused_total = counter(
-            "apiserver_retries_refused_total", "Requests that failed because the retry budget was used up"
+            "apiserver_retries_refused_total",
+            "Requests that failed because the retry budget was used up",
+            ("model",),
         )
         self.retry_budget = gauge("apiserver_retry_budget", "Retries that may be made now")
         self.lease_releases_total = counter(
@@ -99,3 +109,42 @@ class ApiserverMetrics:
             "Writes of batches' results and states that failed and are tried again",
         )
         self.worker_links = gauge("apiserver_worker_links", "Open worker sessions")
+
+    def forget_model(self, model: str) -> None:
+        """Removes the series of a model that has left, and of which no ModelMetrics is used any more. One
+        that comes back begins at 0."""
+        for metric in vars(self).values():
+            if "model" in metric._labelnames:
+                metric.remove_by_labels({"model": model})
+
+
+class ModelMetrics:
+    """Counts what happens to one model's requests. model: its name, and never that of an adapter or one that
+    a client made up, so that there are series of served models alone. Those without another label begin at
+    0, before the first request."""
+
+    def __init__(self, all_models: ApiserverMetrics, model: str) -> None:
+        self._all_models, self._model = all_models, model
+        self.running_requests = all_models.running_requests.labels(model)
+        self.time_to_first_token_seconds = all_models.time_to_first_token_seconds.labels(model)
+        self.inter_token_latency_seconds = all_models.inter_token_latency_seconds.labels(model)
+        self.request_seconds = all_models.request_seconds.labels(model)
+        self.prompt_tokens_total = all_models.prompt_tokens_total.labels(model)
+        self.cached_prompt_tokens_total = all_models.cached_prompt_tokens_total.labels(model)
+        self.output_tokens_total = all_models.output_tokens_total.labels(model)
+        self.retries_refused_total = all_models.retries_refused_total.labels(model)
+
+    def ended(self, outcome: str) -> None:
+        self._all_models.requests_total.labels(self._model, outcome).inc()
+
+    def first_token(self, origin: str) -> None:
+        self._all_models.first_tokens_total.labels(self._model, origin).inc()
+
+    def handed_over(self, mode: str) -> None:
+        self._all_models.handovers_total.labels(self._model, mode).inc()
+
+    def worker_failed(self, error: str) -> None:
+        self._all_models.worker_failures_total.labels(self._model, error).inc()
+
+    def retried(self, way: str) -> None:
+        self._all_models.retries_total.labels(self._model, way).inc()

@@ -1,18 +1,45 @@
-"""State that a new leader cannot learn from anyone: whose turn it is, and what each tenant has used. JSON
-with a version.
+"""State that a new leader cannot learn from anyone: whose turn it is, and what each tenant has used.
 
 Apiservers report what waits and what runs, so that is not part of it. Times are seconds from the moment of
 the snapshot, because the clocks of two routers are unrelated.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmserve.core.ids import TenantId
 
-_VERSION = 1
+
+@dataclass(frozen=True, slots=True)
+class SavedFormat:
+    """How a router saves such state: as JSON with a version. kind: what is saved, for messages.
+    version: that of this release, which reads no other one."""
+
+    kind: str
+    version: int
+
+    def write(self, fields: Mapping[str, Any]) -> str:
+        content = {"version": self.version, **fields}
+        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+    @contextmanager
+    def read(self, text: str) -> Iterator[dict[str, Any]]:
+        """Yields the fields that were written. Errors: ValueError for another version, and for what is no
+        such state, also when only the caller finds that out: by TypeError, KeyError or AttributeError."""
+        try:
+            fields = dict(json.loads(text))
+            version = fields.pop("version", None)
+            if version != self.version:
+                raise ValueError(f"it has version {version!r}, and this release knows {self.version}")
+            yield fields
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"it is no snapshot of {self.kind}: {error!r}") from error
+
+
+_FORMAT = SavedFormat("a scheduler", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +98,16 @@ class SchedulerSnapshot:
         return replace(self, spent_seconds=spent, kv_io_seconds=kv_io)
 
     def to_json(self) -> str:
-        fields = {name: value for name, value in asdict(self).items() if name != "models" or value}
-        return json.dumps({"version": _VERSION, **fields}, separators=(",", ":"), sort_keys=True)
+        return _FORMAT.write(
+            {name: value for name, value in asdict(self).items() if name != "models" or value}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "SchedulerSnapshot":
         """Errors: ValueError when it has another version, or is no snapshot."""
-        try:
-            fields = dict(json.loads(text))
-            version = fields.pop("version", None)
-            if version != _VERSION:
-                raise ValueError(f"it has version {version!r}, and this release knows {_VERSION}")
+        with _FORMAT.read(text) as fields:
             models = {name: _read_model(one) for name, one in fields.pop("models", {}).items()}
             return cls(**{**fields, "fairness": FairnessSnapshot(**fields["fairness"])}, models=models)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"it is no snapshot of a scheduler: {error}") from error
 
 
 def _read_model(fields: Mapping[str, Any]) -> ModelSnapshot:

@@ -599,7 +599,9 @@ class FakeCluster:
                 await names.changed.wait()
 
     def count(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
+        """Returns the sum over all series with these labels."""
+        samples = (sample for family in self.registry.collect() for sample in family.samples)
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
     async def settled(self) -> None:
         """Waits until no request runs anywhere."""

@@ -299,7 +299,9 @@ async def test_models_tokenize_and_metrics(cluster: Any, http: httpx.AsyncClient
     tokens = (await http.post("/tokenize", json={"model": "tiny", "prompt": "ab"})).json()
     assert tokens["count"] == 2
     await completion(http, max_tokens=2)
-    assert 'apiserver_requests_total{outcome="completed"} 1.0' in (await http.get("/metrics")).text
+    assert (
+        'apiserver_requests_total{model="tiny",outcome="completed"} 1.0' in (await http.get("/metrics")).text
+    )
 
 
 async def test_responses_and_messages(cluster: Any, http: httpx.AsyncClient) -> None:

@@ -42,7 +42,7 @@ def _llmserve(cluster: Cluster, *arguments: str) -> "subprocess.CompletedProcess
 
 
 def _completed(cluster: Cluster, name: str) -> float:
-    return cluster.metrics(name).get('apiserver_requests_total{outcome="completed"}', 0.0)
+    return cluster.total(name, "apiserver_requests_total", 'outcome="completed"')
 
 
 def test_the_shell_s_settings_do_not_reach_the_processes(cluster: Cluster) -> None:
@@ -143,7 +143,7 @@ def test_down_under_load_ends_every_stream_with_a_word(cluster: Cluster) -> None
     for thread in streams:
         thread.start()
     deadline = time.monotonic() + 10
-    while sum(cluster.metrics(name)["apiserver_running_requests"] for name in _APISERVERS) < len(streams):
+    while sum(cluster.total(name, "apiserver_running_requests") for name in _APISERVERS) < len(streams):
         assert time.monotonic() < deadline
     done = _llmserve(cluster, "down")
     for thread in streams:

@@ -29,7 +29,7 @@ def test_each_dashboard_has_a_file() -> None:
 def test_every_kind_is_on_the_page_of_metrics() -> None:
     page = metrics_markdown()
     for row in (
-        "| `time_to_first_token_seconds` | histogram |  |",
+        "| `time_to_first_token_seconds` | histogram | `model` |",
         "| `router_requests_total` | counter | `outcome` |",
         "| `kv_orphan_blocks` | gauge |  |",
         "| `kv_leases_ended_total` | counter | `how` |",

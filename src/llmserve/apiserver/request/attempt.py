@@ -66,7 +66,7 @@ class Attempt:
         if not placement.HasField("prefill"):
             return self.run_on(placement.decode, None)
         mode = self._mode(placement)
-        self._context.metrics.handovers_total.labels(mode).inc()
+        self._context.metrics.handed_over(mode)
         run = self._run_pushed if mode is HandoverMode.PUSH else self._run_pulled
         return run(placement)
 

@@ -20,7 +20,7 @@ from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId, background_of
 from llmserve.core.request import EngineOutput, EngineRequest
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ModelMetrics
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 from llmserve.tracing.base import NO_SPAN, Span, Tracer
@@ -80,7 +80,7 @@ class RunContext:
     router: RouterLink
     workers: WorkerLinks
     identity: KvIdentity
-    metrics: ApiserverMetrics
+    metrics: ModelMetrics
     model: str
     limits: StageLimits
     retries: RetryBudget

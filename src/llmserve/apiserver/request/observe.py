@@ -12,7 +12,7 @@ from llmserve.apiserver.request.context import WorkerFailed
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineRequest, PrefillStats
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ModelMetrics
 from llmserve.rpc.codec import decode_role
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
@@ -78,7 +78,7 @@ class RunStats:
     """started() and ended() exactly once, first_token() at most. str() is for the log. background: nobody
     waits for the request, so it counts in no time that users feel."""
 
-    def __init__(self, metrics: ApiserverMetrics, record: SequenceRecord, *, background: bool) -> None:
+    def __init__(self, metrics: ModelMetrics, record: SequenceRecord, *, background: bool) -> None:
         self._metrics, self._record, self._background = metrics, record, background
         self._started = self._first_token = self._ended = 0.0
         self._origin = ""
@@ -105,7 +105,7 @@ class RunStats:
         self._record.first_token(self._first_token, origin, prompt_tokens, stats)
         if not self._background:
             metrics.time_to_first_token_seconds.observe(self._first_token - self._started)
-        metrics.first_tokens_total.labels(origin).inc()
+        metrics.first_token(origin)
         metrics.prompt_tokens_total.inc(prompt_tokens)
         metrics.cached_prompt_tokens_total.inc(self._cached_tokens)
 
@@ -114,7 +114,7 @@ class RunStats:
         self._ended, self._output_tokens = now, output_tokens
         self._record.ended(now, outcome, output_tokens)
         metrics.running_requests.dec()
-        metrics.requests_total.labels(outcome).inc()
+        metrics.ended(outcome)
         if not self._background:
             metrics.request_seconds.observe(now - self._started)
         metrics.output_tokens_total.inc(output_tokens)

@@ -9,7 +9,7 @@ from llmserve.apiserver.request.rules import RetryBudget
 from llmserve.core.errors import LLMServeError, StreamLost, WorkerDraining
 from llmserve.core.ids import TenantId
 from llmserve.core.request import EngineOutput, Logprobs
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ModelMetrics
 
 _MAX_FAILURES = 3
 
@@ -30,7 +30,7 @@ class RequestRetries:
         legs: Legs,
         sent: Sequence[int],
         budget: RetryBudget,
-        metrics: ApiserverMetrics,
+        metrics: ModelMetrics,
         tenant: TenantId,
     ) -> None:
         self._legs, self._sent, self._tenant = legs, sent, tenant
@@ -44,7 +44,7 @@ class RequestRetries:
         mode = RetryMode.FRESH
         if self._sent:
             mode = RetryMode.CONTINUED if self._legs.exact else RetryMode.REPLAYED
-        self._metrics.retries_total.labels(mode).inc()
+        self._metrics.retried(mode)
         return mode
 
     def give_up_reason(self, error: LLMServeError) -> str:

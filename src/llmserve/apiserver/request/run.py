@@ -139,7 +139,7 @@ class RequestRun:
     def _report(self, failure: WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
         self._info.record.worker_failed(failure.worker.worker_id, failure.error.message)
-        self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
+        self._context.metrics.worker_failed(type(failure.error).__name__)
         if isinstance(failure.error, Unavailable | WorkerStalled):  # the worker, not only this request
             stalled = isinstance(failure.error, WorkerStalled)
             self._context.router.worker_failed(failure.worker, failure.error.message, stalled=stalled)

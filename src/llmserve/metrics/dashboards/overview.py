@@ -7,6 +7,7 @@ from llmserve.metrics.dashboards.panels import (
     Unit,
     each,
     panel,
+    quantile,
     quantiles,
     rate,
     series,
@@ -83,6 +84,31 @@ _LOAD = DashboardSection(
         ),
     ),
 )
+_MODELS = DashboardSection(
+    "Models",
+    (
+        panel(
+            "Time to first token of each model",
+            "99th percentile. That of one model rises alone: its own engines or its own queue are full.",
+            Unit.SECONDS,
+            Query(quantile(0.99, "time_to_first_token_seconds", "model"), "{{model}}"),
+        ),
+        panel(
+            "Requests of each model",
+            "From admission to their end, those included that wait for a place.",
+            Unit.NONE,
+            each(series("apiserver_running_requests"), "model"),
+            stacked=True,
+        ),
+        panel(
+            "Tokens of each model",
+            "Of answers.",
+            Unit.PER_SECOND,
+            each(rate("apiserver_output_tokens_total"), "model"),
+            stacked=True,
+        ),
+    ),
+)
 _PARTS = DashboardSection(
     "Disaggregation and control",
     (
@@ -127,5 +153,5 @@ OVERVIEW = Dashboard(
     "llmserve-overview",
     "LLMServe: overview",
     "Is the cluster well, and what do its users feel?",
-    (_USERS, _LOAD, _PARTS),
+    (_USERS, _LOAD, _MODELS, _PARTS),
 )

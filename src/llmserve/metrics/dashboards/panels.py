@@ -87,9 +87,13 @@ def mean(metric: str, count: str, by: str) -> str:
     return f"{total(rate(metric), by)} / {total(rate(count), by)}"
 
 
+def quantile(q: float, histogram: str, *by: str) -> str:
+    """by: labels of which each value has a series of its own."""
+    return f"histogram_quantile({q}, {total(rate(f'{histogram}_bucket'), ', '.join(('le', *by)))})"
+
+
 def quantiles(histogram: str) -> tuple[Query, ...]:
-    buckets = total(rate(f"{histogram}_bucket"), "le")
-    return tuple(Query(f"histogram_quantile({q}, {buckets})", f"p{q * 100:g}") for q in (0.5, 0.9, 0.99))
+    return tuple(Query(quantile(q, histogram), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99))
 
 
 _SCHEMA_VERSION = 39

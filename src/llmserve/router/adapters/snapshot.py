@@ -1,8 +1,7 @@
-"""The book as the next router needs it: which names there are, and what was decided about them. It is
-JSON with a version. Workers report what they hold, and apiservers what runs, so that is not part of it.
+"""The book as the next router needs it: which names there are, and what was decided about them. Workers
+report what they hold, and apiservers what runs, so that is not part of it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from llmserve.core.adapters import AdapterState, AdapterTier
 from llmserve.core.ids import AdapterDigest
 from llmserve.router.adapters.registration import AdapterWish, Registration
+from llmserve.scheduler.snapshot import SavedFormat
 
-_VERSION = 1
+_FORMAT = SavedFormat("adapters", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +25,26 @@ class AdapterSnapshot:
     leftovers: Sequence[AdapterDigest] = ()
 
     def to_json(self) -> str:
-        content = {
-            "version": _VERSION,
-            "last_number": self.last_number,
-            "registrations": [one.saved() for one in self.registrations],
-            "declared": {model: [asdict(one) for one in wishes] for model, wishes in self.declared.items()},
-            "leftovers": list(self.leftovers),
-        }
-        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+        declared = {model: [asdict(one) for one in wishes] for model, wishes in self.declared.items()}
+        return _FORMAT.write(
+            {
+                "last_number": self.last_number,
+                "registrations": [one.saved() for one in self.registrations],
+                "declared": declared,
+                "leftovers": list(self.leftovers),
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterSnapshot":
         """Errors: ValueError when it has another version, or is no snapshot."""
-        try:
-            content = dict(json.loads(text))
-            if content.get("version") != _VERSION:
-                raise ValueError(
-                    f"it has version {content.get('version')!r}, and this release knows {_VERSION}"
-                )
+        with _FORMAT.read(text) as fields:
             return cls(
-                int(content["last_number"]),
-                tuple(map(_registration, content["registrations"])),
-                {model: tuple(map(_wish, wishes)) for model, wishes in content["declared"].items()},
-                tuple(map(AdapterDigest, content["leftovers"])),
+                int(fields["last_number"]),
+                tuple(map(_registration, fields["registrations"])),
+                {model: tuple(map(_wish, wishes)) for model, wishes in fields["declared"].items()},
+                tuple(map(AdapterDigest, fields["leftovers"])),
             )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"it is no snapshot of adapters: {error!r}") from error
 
 
 def _wish(saved: Mapping[str, Any]) -> AdapterWish:

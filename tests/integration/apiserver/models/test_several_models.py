@@ -89,6 +89,12 @@ async def http(cluster: TwoModels) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+def counted(cluster: TwoModels) -> set[str]:
+    """Returns the models that there are series of."""
+    samples = (sample for family in cluster.registry.collect() for sample in family.samples)
+    return {sample.labels["model"] for sample in samples if "model" in sample.labels}
+
+
 def text_of(text: bytes, prompt: str = PROMPT, tokens: int = 4) -> str:
     return "".join(chr(text[(len(prompt) + index) % len(text)]) for index in range(tokens))
 
@@ -106,6 +112,9 @@ async def test_each_request_runs_on_the_workers_of_its_model(
         assert len(admit.block_hashes) == admit.prompt_tokens // prefill.block_size_tokens
         record = (await http.get(f"/v1/requests/{answer.headers['x-request-id']}/explain")).json()
         assert record["model"] == model
+        await cluster.settled()
+        assert cluster.count("apiserver_requests_total", model=model, outcome="completed") == 1
+        assert cluster.count("apiserver_output_tokens_total", model=model) == 4
     assert (len(cluster.prefill.seen), len(cluster.large_prefill.seen)) == (1, 1)
 
 
@@ -159,6 +168,7 @@ async def test_a_model_that_is_unknown_or_not_for_this_tenant(cluster: TwoModels
         anthropic = await http.post("/v1/messages", json={**BODIES["/v1/messages"], "model": "large"})
         assert anthropic.json()["error"]["type"] == "not_found_error"
     assert {admit.model for admit in cluster.router.admits} == {TINY}
+    assert counted(cluster) == {TINY, LARGE}
 
 
 async def test_no_model_where_there_are_several(cluster: TwoModels, http: httpx.AsyncClient) -> None:
@@ -184,6 +194,7 @@ async def test_an_adapter_is_that_of_one_model(cluster: TwoModels, http: httpx.A
     header = {"x-amzn-sagemaker-adapter-identifier": "poems"}
     answer = await http.post("/invocations", json={**COMPLETION, "model": TINY}, headers=header)
     assert answer.json()["model"] == POEMS.name
+    assert counted(cluster) == {TINY, LARGE}, "requests of adapters are those of their model"
 
 
 async def test_a_load_says_of_which_model(cluster: TwoModels) -> None:
@@ -292,6 +303,7 @@ async def test_models_come_and_go(cluster: TwoModels, http: httpx.AsyncClient, t
     cluster.large_decode.go.set()
     assert (await running).json()["choices"][0]["text"] == text_of(OTHER_TEXT)
     await dropping
+    assert counted(cluster) == {TINY}
     assert (await http.get("/health")).status_code == 200
     with pytest.raises(InvalidRequest, match="tiny is the only one"):
         await apiserver.drop_model(TINY, 0)
@@ -301,6 +313,8 @@ async def test_models_come_and_go(cluster: TwoModels, http: httpx.AsyncClient, t
     alone = Manifest.model_validate(two_models()).for_model(LARGE)
     await apiserver.add_model(ModelDirectory(LARGE, tiny_model), alone)
     assert (await http.post("/v1/completions", json=body)).status_code == 200
+    await cluster.settled()
+    assert cluster.count("apiserver_requests_total", model=LARGE) == 1, "that of before is forgotten"
     with pytest.raises(InvalidRequest, match="large is loaded already"):
         await apiserver.add_model(ModelDirectory(LARGE, tiny_model), alone)
 
@@ -415,4 +429,5 @@ async def test_a_model_that_cannot_be_made_leaves_nothing(
         await cluster.apiserver.add_model(ModelDirectory("third", tiny_model), manifest)
     monkeypatch.undo()
     assert "third" not in (await http.get("/v1/models")).text
+    assert counted(cluster) == {TINY, LARGE}
     assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()

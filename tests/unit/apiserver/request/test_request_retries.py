@@ -11,7 +11,7 @@ from llmserve.apiserver.request.retry import RequestRetries, RetryMode
 from llmserve.apiserver.request.rules import RetryBudget, RetryLimits
 from llmserve.core.errors import LLMServeError, StreamLost, WorkerDraining, WorkerLost
 from llmserve.core.ids import TenantId
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ApiserverMetrics, ModelMetrics
 
 T = TenantId("t")
 LOST = WorkerLost("gone")
@@ -23,7 +23,8 @@ class Case:
         self.sent: list[int] = []
         self.budget = RetryBudget(RetryLimits(share=0.0, burst=burst, tenant_share=1.0))
         legs = cast("Legs", SimpleNamespace(exact=exact, stuck=stuck))
-        self.policy = RequestRetries(legs, self.sent, self.budget, ApiserverMetrics(self.registry), T)
+        metrics = ModelMetrics(ApiserverMetrics(self.registry), "m")
+        self.policy = RequestRetries(legs, self.sent, self.budget, metrics, T)
 
     def count(self, name: str, **labels: str) -> Any:
         return self.registry.get_sample_value(name, labels)
@@ -49,7 +50,7 @@ def test_an_empty_budget_ends_the_request() -> None:
     first, second = case.reasons(LOST, LOST)
     assert first == ""
     assert "not tried again" in second
-    assert case.count("apiserver_retries_refused_total") == 1
+    assert case.count("apiserver_retries_refused_total", model="m") == 1
 
 
 def test_a_stuck_request_ends_only_once_the_user_has_tokens() -> None:
@@ -90,4 +91,4 @@ def test_how_the_next_attempt_begins(sent: list[int], exact: bool, mode: RetryMo
         for sample in metric.samples
         if sample.name == "apiserver_retries_total" and sample.value
     ]
-    assert (list(sample.labels.values()), sample.value) == ([mode.value], 1)
+    assert (list(sample.labels.values()), sample.value) == (["m", mode.value], 1)
