@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from llmserve.apiserver.options import flags as apiserver_flags
 from llmserve.apiserver.options import options as apiserver_options
-from llmserve.config.load import load_manifest
+from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process, importing
 from llmserve.engines.vllm.environment import set_apiserver_environment
@@ -68,11 +68,12 @@ def main() -> int:
     given = parser.parse_args()
 
     async def build() -> Roles:
-        manifest = load_manifest(given.manifest)
+        text = read_manifest(given.manifest)
+        manifest = parse_manifest(text, given.manifest)
         configure_logging(manifest.observability, given.name)
         configure_audit(manifest, given)
         own_environment(manifest)
-        options = apiserver_options(given, manifest)
+        options = apiserver_options(given, manifest, text)
         set_apiserver_environment(manifest.security.limits)
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is refused at once.

@@ -3,7 +3,7 @@
 from prometheus_client import REGISTRY
 
 from llmserve.apiserver.options import flags, options
-from llmserve.config.load import load_manifest
+from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.process import exit_process, importing
 from llmserve.engines.vllm.environment import set_apiserver_environment
 from llmserve.rpc.role import (
@@ -20,11 +20,12 @@ def main() -> int:
     given = flags().parse_args()
 
     async def build() -> Role:
-        manifest = load_manifest(given.manifest)
+        text = read_manifest(given.manifest)
+        manifest = parse_manifest(text, given.manifest)
         configure_logging(manifest.observability, given.name)
         configure_audit(manifest, given)
         own_environment(manifest)
-        apiserver_options = options(given, manifest)
+        apiserver_options = options(given, manifest, text)
         set_apiserver_environment(manifest.security.limits)
         report_progress("loading vLLM's API layer")
         # Imported here, because it takes seconds and reads the environment: a wrong manifest fails at once.
