@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags as apiserver_flags
 from llmserve.apiserver.options import options as apiserver_options
-from llmserve.config.load import load_manifest
+from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
@@ -65,11 +65,12 @@ def main() -> int:
     given = parser.parse_args()
 
     async def build() -> Roles:
-        manifest = load_manifest(given.manifest)
+        text = read_manifest(given.manifest)
+        manifest = parse_manifest(text, given.manifest)
         configure_logging(manifest.observability, given.name)
         configure_audit(manifest, given)
         own_environment(manifest)
-        options = apiserver_options(given, manifest)
+        options = apiserver_options(given, manifest, text)
         apiserver = build_role(options, manifest, given.metrics_port)
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
         return Roles(

@@ -2,7 +2,7 @@
 
 from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags, options
-from llmserve.config.load import load_manifest
+from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.process import exit_process
 from llmserve.rpc.role import (
     Role,
@@ -17,11 +17,12 @@ def main() -> int:
     given = flags().parse_args()
 
     async def build() -> Role:
-        manifest = load_manifest(given.manifest)
+        text = read_manifest(given.manifest)
+        manifest = parse_manifest(text, given.manifest)
         configure_logging(manifest.observability, given.name)
         configure_audit(manifest, given)
         own_environment(manifest)
-        return build_role(options(given, manifest), manifest, given.metrics_port)
+        return build_role(options(given, manifest, text), manifest, given.metrics_port)
 
     return run_role(given.name, build)
 

@@ -41,14 +41,16 @@ _log = logging.getLogger(__name__)
 
 class CommandHandler:
     """Carries out what the router asks of an apiserver. apply: takes over settings that were checked. find:
-    returns the record of a request."""
+    returns the record of a request. manifest_text: the manifest in force."""
 
     def __init__(
         self,
         apply: Callable[[LiveSettings], None],
         find: Callable[[router_pb2.RecordQuestion], bytes],
+        manifest_text: str = "",
     ) -> None:
         self._apply, self._find = apply, find
+        self.manifest_text = manifest_text
 
     def answer(self, question: router_pb2.Question) -> router_pb2.Answer:
         try:
@@ -74,4 +76,5 @@ class CommandHandler:
         settings = LiveSettings.of(parse_manifest(question.text, question.file))
         if not question.only_check:
             self._apply(settings)
+            self.manifest_text = question.text
             _log.info("%s is in force from now on", question.file)

@@ -28,9 +28,9 @@ class ModelDirectory:
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
     """http: host:port. models: those of the manifest, in its order. drain_seconds: for running requests at
-    the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
-    compiles_ahead: the process that compiles grammars prepares now, not at the first grammar. run_dir: the
-    directory for files of the cluster; None: there is none, as in a pod."""
+    the stop. manifest: the file, for `/admin/reload`; manifest_text: what it said at the start. share: of a
+    port that other processes serve too. compiles_ahead: the process that compiles grammars prepares now, not
+    at the first grammar. run_dir: the directory for files of the cluster; None: a pod has none."""
 
     name: str
     http: str
@@ -38,6 +38,7 @@ class ApiserverOptions:
     models: tuple[ModelDirectory, ...]
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
+    manifest_text: str = ""
     share: PortShare | None = None
     compiles_ahead: bool = False
     run_dir: str | None = None
@@ -65,9 +66,9 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
-    """Prepares the models whose directories were not given. Errors: ModelNotFound; InvalidRequest for a
-    directory of no model."""
+def options(given: argparse.Namespace, manifest: Manifest, text: str = "") -> ApiserverOptions:
+    """Prepares the models whose directories were not given. text: of the manifest's file. Errors:
+    ModelNotFound; InvalidRequest for a directory of no model."""
     directories = model_directories(given.model_dir or (), [one.served_name for one in manifest.served])
     return ApiserverOptions(
         name=given.name,
@@ -76,6 +77,7 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         models=tuple(_prepared(model, directories) for model in manifest.served),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),
+        manifest_text=text,
         share=given.port_share,
         compiles_ahead=manifest.engine.kind == "vllm",
         run_dir=given.run_dir,

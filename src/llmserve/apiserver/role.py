@@ -20,6 +20,7 @@ from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.console.assets import CONSOLE_PATHS, add_assets
 from llmserve.apiserver.console.look import ClusterLook
+from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.processes import ClusterFile
 from llmserve.apiserver.console.routes import ConsoleData, add_console
 from llmserve.apiserver.engine.client import GENERATE
@@ -49,17 +50,15 @@ from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
 from llmserve.apiserver.responses.build import build_store
-from llmserve.config.load import read_again
 from llmserve.config.schema import Manifest, Scheduling
 from llmserve.core.clock import SystemClock
-from llmserve.core.errors import InvalidRequest, Unavailable
+from llmserve.core.errors import Unavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.logs import KnownFailures
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics, ModelMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.adapter_calls import AdapterClient
-from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.rpc.model_calls import ModelClient
 from llmserve.rpc.role import beside, set_log_level
 from llmserve.tracing.open import open_tracer
@@ -98,13 +97,15 @@ class Apiserver:
         self._metrics = ApiserverMetrics(registry)
         credentials = options.routers.credentials
         self._workers, self._adapters = WorkerLinks(self._metrics, credentials), AdapterNames()
+        commands = CommandHandler(self._apply, self._finder.find_here, options.manifest_text)
+        self._manifest_file = ManifestFile(options.manifest, options.routers, lambda: commands.manifest_text)
         self._router = RouterLink(
             options.routers,
             ApiserverId(options.name),
             self._metrics,
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
-            answer=CommandHandler(self._apply, self._finder.find_here).answer,
+            answer=commands.answer,
             on_adapters=self._adapters.update,
         )
         self._adapter_manager = self._manager_of("")
@@ -122,7 +123,7 @@ class Apiserver:
         look = ClusterLook(
             manifest.metadata.name, options.name, options.routers, ClusterFile(options.run_dir)
         )
-        self._console = ConsoleData(look, options.routers, self._finder)
+        self._console = ConsoleData(look, options.routers, self._finder, self._manifest_file)
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
@@ -233,7 +234,7 @@ class Apiserver:
         """manifest: that of the application's model alone."""
         add_operations(app, self.models, self._missing, self._registry)
         add_models(app, self.models)
-        add_admin(app, self._reload)
+        add_admin(app, self._manifest_file.reload)
         add_explain(app, self._finder)
         add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
         add_assets(app, self._manifest.api.root_path or "", self._manifest.security.oidc)
@@ -248,14 +249,6 @@ class Apiserver:
     def _limit(self) -> float:
         """Returns the longest time that a request may take, in seconds."""
         return self._live.limits.request
-
-    async def _reload(self) -> Reloaded:
-        """Errors: as reload_cluster."""
-        path = self._options.manifest
-        if path is None:
-            raise InvalidRequest("this apiserver runs without a manifest file: there is nothing to reload")
-        text = await asyncio.to_thread(read_again, path)
-        return await reload_cluster(self._options.routers, text, str(path))
 
     def _apply(self, live: LiveSettings) -> None:
         """Applies settings of a reload. This may happen before the start is over."""

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from llmserve.cli.cluster import add_cluster, find_cluster
@@ -16,6 +15,7 @@ Reads the manifest of the cluster that runs here (or of -f, --run-dir) again, an
 What can change while they run does so at once: weights, budgets, limits, API keys, the log level and more
 (marked "live" in docs/configuration.md). What cannot is named with the processes that need a restart, and is
 left as it was. A manifest that is wrong, or that processes would refuse at their next start, changes nothing.
+With --check nothing is changed at all: it says what a reload would do.
 
 The exit code is 0 when everybody obeys, 2 when the manifest is wrong, and 1 when a process did not confirm.
 """
@@ -23,6 +23,7 @@ The exit code is 0 when everybody obeys, 2 when the manifest is wrong, and 1 whe
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
+    parser.add_argument("--check", action="store_true", help="say what would change, and change nothing")
     add_json(parser)
 
 
@@ -34,9 +35,9 @@ def _run(options: argparse.Namespace) -> int:
             f"{cluster.state.name} was started with {path}, which its processes read when they start again: "
             "change that file"
         )
-    reloaded = asyncio.run(reload_now(path, cluster.routers))
+    reloaded = asyncio.run(reload_now(path, cluster.routers, only_check=options.check))
     if options.json:
-        print(json.dumps(asdict(reloaded), indent=2))
+        print(json.dumps(reloaded.as_json(), indent=2))
     else:
         print("\n".join(reloaded.lines()))
     return EXIT_FAILED if reloaded.failed else EXIT_OK

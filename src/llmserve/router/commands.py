@@ -62,13 +62,16 @@ class ManifestReload:
         self._one_at_a_time = asyncio.Lock()
         self._text = self._file = ""  # of the last reload, if there was one
 
-    async def reload(self, text: str, file: str) -> Reloaded:
-        """Errors: ManifestError with path and line; InvalidRequest or Unavailable when an apiserver cannot
-        apply the manifest, or does not answer. Nothing changes then."""
+    async def reload(self, text: str, file: str, *, only_check: bool = False) -> Reloaded:
+        """only_check: returns what would change, and changes nothing. Errors: ManifestError with path and
+        line; InvalidRequest or Unavailable when an apiserver cannot apply the manifest, or does not answer.
+        Nothing changes then."""
         manifest = parse_manifest(text, file)
         async with self._one_at_a_time:
             _raise_objection(await self._ask(_question(text, file, only_check=True)))
             changes = compare(self._started, self._last, manifest)
+            if only_check:
+                return Reloaded(changes)
             self._last, self._text, self._file = manifest, text, file
             self._apply(manifest, changes)
             outcome = await self._ask(_question(text, file, only_check=False))
@@ -162,7 +165,8 @@ class OperatorCommands:
         self._leader_check.check()
         if self._reload is None:
             raise InvalidRequest("this router runs without a manifest: there is nothing to reload")
-        return encode_reloaded(await self._reload.reload(request.text, request.file))
+        reloaded = await self._reload.reload(request.text, request.file, only_check=request.only_check)
+        return encode_reloaded(reloaded)
 
     async def explain(self, request: router_pb2.ExplainRequest) -> router_pb2.ExplainResponse:
         """Errors: NotFound."""

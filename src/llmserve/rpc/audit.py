@@ -105,8 +105,9 @@ def is_administrative(method: str) -> bool:
 
 
 def call_ended(method: str, request: Any, context: Any, result: str = "ok") -> None:
-    """Records a call if it is administrative. request: that of a stream says nothing."""
-    if is_administrative(method):
+    """Records a call if it is administrative, and not only a question. request: that of a stream says
+    nothing."""
+    if is_administrative(method) and not getattr(request, "only_check", False):
         given = ((name, getattr(request, name, "")) for name in _ABOUT)
         about = {name: value for name, value in given if isinstance(value, str)}
         record_call(AuditEntry(method, result, _who(context), about))

@@ -2,8 +2,8 @@
 to the cluster."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -116,12 +116,19 @@ class Reloaded:
         lines += [f"FAILED: {one}" for one in self.failed]
         return lines or ["nothing has changed"]
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns the result as `/admin/reload` and `llmserve reload --json` show it."""
+        changes = asdict(self.changes)
+        return {"live": changes["live"], "needs_restart": changes["restart"], "failed": self.failed}
 
-async def reload_cluster(routers: RouterAddresses, text: str, file: str) -> Reloaded:
-    """text: the whole manifest; file: what messages call it. Errors:
-    InvalidRequest with path and line when it is wrong, Unavailable when no router leads; nothing is changed
-    then."""
-    request = router_pb2.ReloadRequest(text=text, file=file)
+
+async def reload_cluster(
+    routers: RouterAddresses, text: str, file: str, *, only_check: bool = False
+) -> Reloaded:
+    """text: the whole manifest; file: what messages call it. only_check: returns what a reload would change.
+    Errors: InvalidRequest with path and line when it is wrong, Unavailable when no router leads; nothing is
+    changed then."""
+    request = router_pb2.ReloadRequest(text=text, file=file, only_check=only_check)
     return decode_reloaded(
         await ask_leader(routers, lambda stub: stub.Reload(request, timeout=_RELOAD_SECONDS))
     )

@@ -17,12 +17,12 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 
 
-async def reload_now(path: Path, routers: RouterAddresses) -> Reloaded:
-    """Reads and checks the manifest, and brings it to the cluster. Errors: LLMServeError; nothing is changed
-    then."""
+async def reload_now(path: Path, routers: RouterAddresses, *, only_check: bool = False) -> Reloaded:
+    """Reads and checks the manifest, and brings it to the cluster. only_check: changes nothing, and returns
+    what it would. Errors: LLMServeError; nothing is changed then."""
     text = read_again(path)
     await asyncio.to_thread(check_reload, parse_manifest(text, str(path)), path)
-    return await reload_cluster(routers, text, str(path))
+    return await reload_cluster(routers, text, str(path), only_check=only_check)
 
 
 class ManifestWatch:

@@ -71,6 +71,9 @@ class Running:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return self._http.post(f"{self.urls[at]}{path}", headers=headers, json=body)
 
+    def get(self, path: str, key: str = "ops-key", at: int = 0) -> httpx.Response:
+        return self._http.get(f"{self.urls[at]}{path}", headers={"authorization": f"Bearer {key}"})
+
     def complete(self, key: str = "red-key", at: int = 0, **body: Any) -> httpx.Response:
         defaults = {"model": self.model, "prompt": [7] * 300, "max_tokens": 3, "ignore_eos": True}
         return self.post("/v1/completions", key, at, **(defaults | body))
@@ -155,6 +158,23 @@ def test_the_endpoint_is_for_admins(it: Running) -> None:
     (left,) = said["needs_restart"]
     assert left["path"] == "engine.max_model_len"
     assert left["processes"] == ["apiserver-0", "apiserver-1", "prefill-0", "decode-0"]
+
+
+def test_what_a_reload_would_change_is_shown_and_nothing_changes(it: Running) -> None:
+    it.write(scheduling={"srpt_bias": 2.0})
+    assert it.get("/admin/v1/manifest", key="red-key").status_code == 403
+    for at in (0, 1):
+        view = it.get("/admin/v1/manifest", at=at).json()
+        assert [one["path"] for one in view["live"]] == ["scheduling.srpt_bias"]
+        assert ("+", "srpt_bias: 2.0") in [(one["mark"], one["text"].strip()) for one in view["diff"][0]]
+        assert "red-key" not in json.dumps(view)
+        assert "srpt_bias" not in view["text"]
+    done = it.command("reload", "--check", "--json")
+    assert json.loads(done.stdout)["live"] == view["live"]
+    assert it.reload().returncode == 0
+    view = it.get("/admin/v1/manifest").json()
+    assert (view["diff"], view["live"]) == ([], [])
+    assert "srpt_bias: 2.0" in view["text"]
 
 
 @pytest.mark.parametrize(("heavy", "light"), [("red", "blue"), ("blue", "red")])

@@ -54,6 +54,14 @@ async def _complete(cluster: Cluster, **fields: Any) -> httpx.Response:
         return (await client.post("/v1/completions", json=body)).raise_for_status()
 
 
+def _read(path: str) -> str:
+    return Path(path).read_text()
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
 def _box(page: Page, name: str) -> Any:
     return page.locator(f"[role=button][data-name='{name}']")
 
@@ -161,9 +169,36 @@ async def test_the_other_pages(cluster: Cluster, page: Page, name: str, shows: s
     await in_both_themes(page, name)
 
 
+async def test_a_changed_manifest_is_compared_and_reloaded(cluster: Cluster, page: Page) -> None:
+    path = cluster.state()["manifest"]
+    original = _read(path)
+    await _open(page, cluster, "manifest")
+    file = page.get_by_role("region", name="The file")
+    await expect(file).to_contain_text("It says what is in force.", timeout=_PATIENCE_MS)
+    _write(path, "kind: 7\n")
+    await expect(file).to_contain_text("cannot be brought to the cluster", timeout=_PATIENCE_MS)
+    await expect(file.get_by_role("button", name="Reload")).to_be_disabled()
+    changed = yaml.safe_load(original)
+    changed["spec"]["scheduling"]["srpt_bias"] = 3.0
+    changed["spec"].setdefault("engine", {})["max_model_len"] = 777
+    _write(path, yaml.safe_dump(changed))
+    await expect(file).to_contain_text("scheduling.srpt_bias: 5.0 → 3.0", timeout=_PATIENCE_MS)
+    await expect(file.locator("tr.added")).to_contain_text(["max_model_len: 777", "srpt_bias: 3.0"])
+    await in_both_themes(page, "manifest")
+    await file.get_by_role("button", name="Reload").click()
+    await expect(file.get_by_role("status")).to_contain_text("Changed at once: scheduling.srpt_bias.")
+    await expect(file.get_by_role("status")).to_contain_text("Left until a restart: engine.max_model_len.")
+    await expect(file.locator("tr.added")).to_have_count(0, timeout=_PATIENCE_MS)
+    await expect(page.get_by_role("region", name="In force")).to_contain_text("srpt_bias: 3.0")
+    _write(path, original)
+    await expect(file).to_contain_text("scheduling.srpt_bias: 3.0 → 5.0", timeout=_PATIENCE_MS)
+    await file.get_by_role("button", name="Reload").click()
+    await expect(file).to_contain_text("It says what is in force.", timeout=_PATIENCE_MS)
+
+
 async def test_a_phone_shows_all_pages(cluster: Cluster, page: Page) -> None:
     await page.set_viewport_size({"width": 390, "height": 800})
-    for name in ("chat", "cluster", "requests", "tenants", "kv", "models"):
+    for name in ("chat", "cluster", "requests", "tenants", "kv", "models", "manifest"):
         await _open(page, cluster, name)
         await expect(page.get_by_role("heading", level=1)).to_be_attached(timeout=_PATIENCE_MS)
         wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")

@@ -12,7 +12,11 @@ _MANIFEST = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"
 class _Apiserver:
     def __init__(self) -> None:
         self.obeyed: list[LiveSettings] = []
-        self._questions = CommandHandler(self.obeyed.append, self._find)
+        self._questions = CommandHandler(self.obeyed.append, self._find, _MANIFEST)
+
+    @property
+    def text(self) -> str:
+        return self._questions.manifest_text
 
     def _find(self, question: router_pb2.RecordQuestion) -> bytes:
         if question.request_id != "known":
@@ -43,11 +47,13 @@ def test_a_manifest_is_obeyed(apiserver: _Apiserver) -> None:
     answer = apiserver.manifest(_MANIFEST + "scheduling: {request_timeout_seconds: 5}\n")
     assert (answer.number, answer.error) == (7, "")
     assert apiserver.obeyed[0].limits.request == 5
+    assert "request_timeout_seconds: 5" in apiserver.text
 
 
 def test_a_check_changes_nothing(apiserver: _Apiserver) -> None:
-    assert not apiserver.manifest(_MANIFEST, only_check=True).error
+    assert not apiserver.manifest(_MANIFEST + "# other\n", only_check=True).error
     assert not apiserver.obeyed
+    assert apiserver.text == _MANIFEST
 
 
 @pytest.mark.parametrize("only_check", [False, True])

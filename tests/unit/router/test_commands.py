@@ -63,6 +63,15 @@ async def test_all_are_asked_and_then_all_obey(cluster: _Cluster) -> None:
     assert not reloaded.failed
 
 
+async def test_a_question_changes_nothing(cluster: _Cluster) -> None:
+    asked = await cluster.reloads.reload(_FASTER, "m.yaml", only_check=True)
+    assert [str(one) for one in asked.changes.live] == ["scheduling.srpt_bias: 5.0 -> 1.0"]
+    assert cluster.asked == [("api-0", True), ("api-1", True)]
+    assert not cluster.obeyed
+    assert cluster.reloads.pending() is None
+    assert (await cluster.reloads.reload(_FASTER, "m.yaml")).changes == asked.changes
+
+
 async def test_a_wrong_manifest_is_nobodys_business(cluster: _Cluster) -> None:
     with pytest.raises(ManifestError, match=r"m.yaml:3: scheduling.srpt_bias"):
         await cluster.reloads.reload(_BASE + "scheduling: {srpt_bias: -1}\n", "m.yaml")

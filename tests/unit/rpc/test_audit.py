@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from llmserve.core.errors import StartFailed
 from llmserve.rpc import audit, permissions
 from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
 from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 ENTRY = AuditEntry("POST /admin/reload", "200", {"tenant": "red", "address": ""}, {"request_id": "1"})
 
@@ -85,6 +87,15 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartFailed, match=r"file/audit-a\.jsonl"):
         open_audit(tmp_path / "file", "a", 500, on=True)
+
+
+def test_a_question_is_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    open_audit(None, "a", 500, on=True)
+    context = SimpleNamespace(invocation_metadata=lambda: (), peer=lambda: "unix:")
+    audit.call_ended("/llmserve.v1.Router/Reload", router_pb2.ReloadRequest(only_check=True), context)
+    assert caplog.text == ""
+    audit.call_ended("/llmserve.v1.Router/Reload", router_pb2.ReloadRequest(), context)
+    assert "Router/Reload" in caplog.text
 
 
 def test_all_that_operators_may_call_is_recorded_or_only_reads() -> None:

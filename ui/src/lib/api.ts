@@ -48,8 +48,8 @@ async function failureOf(answer: Response): Promise<ApiError> {
   const text = await answer.text();
   let message = text || answer.statusText;
   try {
-    const body = JSON.parse(text) as { error?: { message?: string } | string; message?: string };
-    message = (typeof body.error === "string" ? body.error : body.error?.message) ?? body.message ?? message;
+    const body = JSON.parse(text) as { error?: { message?: string } | string; message?: string; failed?: string[] };
+    message = (typeof body.error === "string" ? body.error : body.error?.message) ?? body.message ?? body.failed?.join("; ") ?? message;
   } catch {
     // Not JSON, as what a proxy answers.
   }

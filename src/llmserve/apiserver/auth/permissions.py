@@ -79,6 +79,7 @@ _SEEING = (
 _READING = (*PROBES, *METRICS, "/admin/v1/status", "/admin/v1/events")
 _ADMINISTERING = (
     "/admin/reload",
+    "/admin/v1/manifest",
     "/admin/v1/workers/{worker}/drain",
     "/admin/v1/adapters",
     "/admin/v1/adapters/{name:path}/prefetch",

@@ -11,6 +11,7 @@ from llmserve.apiserver.auth.caller import AccessScope
 from llmserve.apiserver.console.drain import drain, take_back
 from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
 from llmserve.apiserver.console.look import ClusterLook
+from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder
 from llmserve.apiserver.http.scope import current_scope
@@ -32,8 +33,10 @@ class DrainBody(BaseModel):
 class ConsoleData:
     """What the routes of all models share. Made inside a running loop. Life: aclose (idempotent)."""
 
-    def __init__(self, look: ClusterLook, routers: RouterAddresses, finder: RecordFinder) -> None:
-        self.look, self.routers, self.finder = look, routers, finder
+    def __init__(
+        self, look: ClusterLook, routers: RouterAddresses, finder: RecordFinder, manifest: ManifestFile
+    ) -> None:
+        self.look, self.routers, self.finder, self.manifest = look, routers, finder, manifest
         self._sampler = Sampler(look.now)
         self.events = StatusEvents(self._sampler)
 
@@ -46,6 +49,7 @@ def add_console(app: FastAPI, data: ConsoleData) -> None:
     router = APIRouter(prefix=_ROOT)
     _add_status(router, data)
     _add_requests(router, data)
+    _add_manifest(router, data)
     _add_orders(router, data)
     app.include_router(router)
 
@@ -84,6 +88,14 @@ def _add_requests(router: APIRouter, data: ConsoleData) -> None:
         the answer whose `after` is given. Without the scope admin: those of the own tenant."""
         caller = current_scope().caller
         return data.finder.latest("" if caller.admin else caller.tenant, after, limit)
+
+
+def _add_manifest(router: APIRouter, data: ConsoleData) -> None:
+    @router.get("/manifest")
+    async def manifest() -> dict[str, Any]:
+        """The manifest in force and where the file differs from it now, without secrets; and what a reload
+        (`POST /admin/reload`) would change, or why it could not."""
+        return await data.manifest.view()
 
 
 def _add_orders(router: APIRouter, data: ConsoleData) -> None:

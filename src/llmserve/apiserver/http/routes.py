@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,12 +113,7 @@ def add_admin(app: FastAPI, reload: Callable[[], Awaitable[Reloaded]]) -> None:
     async def reload_manifest() -> Response:
         """Reads the manifest anew and brings it to the cluster. 400 names path and line of what is wrong."""
         reloaded = await reload()
-        return JSONResponse(as_json(reloaded), 500 if reloaded.failed else 200)
-
-
-def as_json(reloaded: Reloaded) -> dict[str, Any]:
-    changes = asdict(reloaded.changes)
-    return {"live": changes["live"], "needs_restart": changes["restart"], "failed": reloaded.failed}
+        return JSONResponse(reloaded.as_json(), 500 if reloaded.failed else 200)
 
 
 def add_explain(app: FastAPI, finder: RecordFinder) -> None:

@@ -637,12 +637,14 @@ class Answer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
-    __slots__ = ("text", "file")
+    __slots__ = ("text", "file", "only_check")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CHECK_FIELD_NUMBER: _ClassVar[int]
     text: str
     file: str
-    def __init__(self, text: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+    only_check: bool
+    def __init__(self, text: _Optional[str] = ..., file: _Optional[str] = ..., only_check: _Optional[bool] = ...) -> None: ...
 
 class ReloadResponse(_message.Message):
     __slots__ = ("live", "restart", "failed")

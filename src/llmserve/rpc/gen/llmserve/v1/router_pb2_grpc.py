@@ -170,8 +170,8 @@ class RouterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Brings a changed manifest to everybody. INVALID_ARGUMENT, and nothing is changed, when it is wrong or an
-        apiserver cannot obey it.
+        """Brings a changed manifest to everybody, or says what that would change. INVALID_ARGUMENT, and nothing is
+        changed, when it is wrong or an apiserver cannot obey it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
