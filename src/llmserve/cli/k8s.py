@@ -23,8 +23,8 @@ from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
-from llmserve.k8s.render.access import cluster_secret
-from llmserve.k8s.render.configuration import doubtful
+from llmserve.k8s.render.access import certificate_secrets, cluster_secret
+from llmserve.k8s.render.configuration import doubtful, engine_order
 from llmserve.k8s.render.objects import files
 from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.k8s.render.volumes import secret_name
@@ -95,12 +95,11 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         print(f"Warning: {warning}", file=sys.stderr)
     if options.out:
         _write(options.out, objects)
-        _say(
-            f"They need the Secret {secret_name(manifest.metadata.name)}, which no file has: docs/security.md"
-        )
+        _say(f"They need Secrets that no file has: {', '.join(_secrets(manifest))} (docs/security.md)")
         if not options.apply:
             return EXIT_OK
     api = connect_to(options, manifest)
+    _warn_of_missing(api, manifest)
     secret = cluster_secret(manifest.metadata.name, api.namespace)
     changes = _plan(api, (secret, *objects), options, manifest)
     _show(changes, options.verbose)
@@ -110,6 +109,21 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
     apply_changes(api, changes, _say, force=options.force_conflicts)
     _wait(api, manifest)
     return EXIT_OK
+
+
+def _secrets(manifest: Manifest) -> list[str]:
+    """Returns the names of the Secrets by which processes know each other."""
+    certificates = certificate_secrets(manifest, manifest.deployment.k8s.namespace)
+    return [secret_name(manifest.metadata.name), *(one["metadata"]["name"] for one in certificates)]
+
+
+def _warn_of_missing(api: KubeApi, manifest: Manifest) -> None:
+    """Names Secrets of certificates that are not there yet: pods wait for them."""
+    wanted = certificate_secrets(manifest, api.namespace)
+    if missing := [one["metadata"]["name"] for one in wanted if api.get(one) is None]:
+        print(
+            f"Warning: pods will wait for Secrets that are not there: {', '.join(missing)}", file=sys.stderr
+        )
 
 
 def _plan(
@@ -137,7 +151,8 @@ def _wait(api: KubeApi, manifest: Manifest) -> None:
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
     """Does the work of `llmserve apply`. No cluster is asked."""
     k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
-    objects, notes = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE")), _gpu_notes(manifest)
+    objects = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE"))
+    notes = [*_gpu_notes(manifest), *_wire_notes(manifest)]
     if as_json:
         found = {"name": manifest.metadata.name, "notes": notes, "warnings": warnings, "objects": objects}
         print(json.dumps(found, indent=2))
@@ -164,6 +179,15 @@ def _gpu_notes(manifest: Manifest) -> list[str]:
         if pinned.host_bytes:
             notes.append(f"Pinned memory of each pod{whose}: {pinned_text(pinned)}.")
     return notes
+
+
+def _wire_notes(manifest: Manifest) -> Iterator[str]:
+    """Says what protects KV between pods."""
+    if manifest.security.mtls is None:
+        return
+    plain = ", ".join(engine_order(manifest))
+    how = f"over {plain}, which encrypt nothing" if plain else "over tcp with TLS"
+    yield f"KV between pods goes {how} (security.mtls)."
 
 
 def _preflight(path: Path, manifest: Manifest) -> list[str]:

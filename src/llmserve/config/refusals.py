@@ -55,6 +55,7 @@ _STATE_KEYS = (
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _DEFAULT_DTYPE = "bfloat16"
 _MTLS, _TLS, _MODE = "security.mtls", "security.tls", "deployment.mode"
+_DIRECTORY, _REDIS_CA = f"{_MTLS}.directory", "state.redis.ca"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +68,37 @@ class Parsers:
 
 def wire_refusals(manifest: Manifest) -> Iterator[Conflict]:
     """Yields keys about TLS that a cluster cannot have where it runs."""
-    mtls, is_local = manifest.security.mtls, manifest.deployment.mode == "local"
-    if mtls is not None and not is_local:
-        yield Conflict.at("is not available on Kubernetes yet", _MTLS, _MODE)
-    if manifest.security.tls is not None and not is_local:
-        message = "is not available on Kubernetes; let an Ingress or a Gateway have the certificate"
-        yield Conflict.at(message, _TLS, _MODE)
     redis = manifest.state.redis
     if redis is not None and redis.ca is not None and not redis.url.startswith("rediss://"):
-        yield Conflict.at("has no effect without TLS: write rediss:// in state.redis.url", "state.redis.ca")
-    if redis is not None and redis.ca is not None and not is_local:
-        yield Conflict.at("is not available on Kubernetes: pods have no such file", "state.redis.ca", _MODE)
+        yield Conflict.at("has no effect without TLS: write rediss:// in state.redis.url", _REDIS_CA)
+    yield from local_wires(manifest) if manifest.deployment.mode == "local" else pod_wires(manifest)
+
+
+def local_wires(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields keys about TLS that a cluster on one machine lacks. A flag of the command line may decide where
+    it runs."""
+    mtls = manifest.security.mtls
+    if mtls is not None and mtls.directory is None:
+        yield Conflict.at("must be set on one machine; `llmserve certs init` makes it", _DIRECTORY)
+
+
+def pod_wires(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields keys about TLS that pods cannot have. A flag of the command line may decide where it runs."""
+    mtls, redis, transfer = manifest.security.mtls, manifest.state.redis, manifest.transfer
+    if manifest.security.tls is not None:
+        message = "is not available on Kubernetes; let an Ingress or a Gateway have the certificate"
+        yield Conflict.at(message, _TLS, _MODE)
+    if redis is not None and redis.ca is not None:
+        yield Conflict.at("is not available on Kubernetes: pods have no such file", _REDIS_CA, _MODE)
+    if mtls is None:
+        return
+    if not manifest.observability.metrics:
+        message = "must be on with security.mtls: probes ask for health on the port of the metrics"
+        yield Conflict.at(message, "observability.metrics", _MTLS)
+    if "engine_order" in transfer.model_fields_set and transfer.engine_order and not mtls.plain_transports:
+        names = ", ".join(transfer.engine_order)
+        message = f"has {names}, which encrypt nothing: remove it, or set {_MTLS}.plain_transports to true"
+        yield Conflict.at(message, "transfer.engine_order", _MTLS)
 
 
 def unset_api_keys(keys: Iterable[ApiKey], environment: Mapping[str, str]) -> Iterator[Conflict]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from llmserve.config.schema import Manifest
 from llmserve.doctor import Finding, ok, warning
+from llmserve.k8s.render.configuration import engine_order
 
 _PLAIN = ("http", "redis")
 _TRUST = "trust_remote_code"
@@ -54,7 +55,7 @@ def _key_files(manifest: Manifest, path: Path) -> Finding:
         held.append(path.parent / place.file)
     if (tls := manifest.security.tls) is not None:
         held.append(path.parent / tls.key)
-    if (mtls := manifest.security.mtls) is not None:
+    if (mtls := manifest.security.mtls) is not None and mtls.directory is not None:
         held += sorted((path.parent / mtls.directory).glob("*/*.key"))  # of roles, and of the authority
     shown = [str(file) for file in held if _is_open_to_others(file)]
     if shown:
@@ -107,8 +108,8 @@ def _remote_code(manifest: Manifest) -> Finding:
 
 
 def _between_hosts(manifest: Manifest) -> Finding:
-    if manifest.security.mtls is not None:
-        return ok("own wires", "mutual TLS")
+    if (mtls := manifest.security.mtls) is not None:
+        return _plain_transports(manifest) if mtls.plain_transports else ok("own wires", "mutual TLS")
     if manifest.deployment.mode == "local":
         return ok("own wires", "on this machine, with the cluster's secret")
     advice = (
@@ -116,6 +117,14 @@ def _between_hosts(manifest: Manifest) -> Finding:
         "who reaches them by a NetworkPolicy."
     )
     return warning("own wires", "neither encrypted nor authenticated between hosts", advice)
+
+
+def _plain_transports(manifest: Manifest) -> Finding:
+    names = ", ".join(engine_order(manifest))
+    if manifest.deployment.mode == "local" or not names:
+        return ok("own wires", "mutual TLS")
+    advice = "Whoever reads that network reads KV. Remove security.mtls.plain_transports."
+    return warning("own wires", f"mutual TLS, but KV also goes over {names}, which encrypt nothing", advice)
 
 
 def _is_open(manifest: Manifest) -> bool:

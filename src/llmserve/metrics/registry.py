@@ -20,6 +20,7 @@ from llmserve.core.errors import StartFailed
 
 StateT = TypeVar("StateT")
 
+HEALTH_PATH = "/healthz"
 # A scraper that connects and says nothing must not hold a socket for ever.
 _REQUEST_TIMEOUT_SECONDS = 5.0
 # From a queue that is passed through at once to one that lasts as long as a request may.
@@ -91,13 +92,18 @@ MakePage = Callable[[str], Awaitable[tuple[str, bytes]]]
 
 
 class PageServer:
-    """Serves GET /metrics on the process's own loop: no thread, nothing wakes while nobody asks.
+    """Serves GET /metrics on the process's own loop, and for probes that cannot ask gRPC whether it is
+    healthy. There is no thread, and nothing wakes while nobody asks.
 
     Life: start (once) -> aclose (idempotent, also after a failed start).
     """
 
-    def __init__(self, make_page: MakePage, host: str, port: int) -> None:
+    def __init__(
+        self, make_page: MakePage, host: str, port: int, is_healthy: Callable[[], bool] | None = None
+    ) -> None:
+        """is_healthy: None: nobody may ask for health."""
         self._make_page, self._host, self._port = make_page, host, port
+        self._is_healthy = is_healthy
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -139,6 +145,8 @@ class PageServer:
     async def _response(self, head: str) -> bytes:
         request_line, *header_lines = head.split("\r\n")
         path = request_line.split(" ")[1].partition("?")[0] if request_line.startswith("GET ") else ""
+        if path == HEALTH_PATH and self._is_healthy is not None:
+            return _health(self._is_healthy())
         if path != "/metrics":
             return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
         accept = next((h.partition(":")[2] for h in header_lines if h.lower().startswith("accept:")), "")
@@ -148,12 +156,23 @@ class PageServer:
 class MetricsServer(PageServer):
     """Serves the page of a registry."""
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        host: str,
+        port: int,
+        is_healthy: Callable[[], bool] | None = None,
+    ) -> None:
         async def page(accept: str) -> tuple[str, bytes]:
             encode, content_type = choose_encoder(accept)
             return content_type, encode(registry)
 
-        super().__init__(page, host, port)
+        super().__init__(page, host, port, is_healthy)
+
+
+def _health(healthy: bool) -> bytes:
+    status, body = ("200 OK", b"ok\n") if healthy else ("503 Service Unavailable", b"not serving\n")
+    return _http(status, "text/plain", body)
 
 
 def _http(status: str, content_type: str, body: bytes) -> bytes:
@@ -161,8 +180,10 @@ def _http(status: str, content_type: str, body: bytes) -> bytes:
     return f"{head}Connection: close\r\n\r\n".encode() + body
 
 
-async def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
+async def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int, is_healthy: Callable[[], bool] | None = None
+) -> MetricsServer:
     """Starts the endpoint; the caller closes it. Errors: StartFailed."""
-    server = MetricsServer(registry, host, port)
+    server = MetricsServer(registry, host, port, is_healthy)
     await server.start()
     return server

@@ -116,7 +116,8 @@ class RouterRole:
             _SERVICE_NAME,
         )
         host = listen.rpartition(":")[0]
-        self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
+        is_serving = self._server.is_serving
+        self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None
         self.port = 0  # of the service, from start on
 
     async def start(self) -> None:

@@ -44,6 +44,7 @@ class RpcServer:
         self._server = grpc.aio.server(interceptors=interceptors, options=_SERVER_OPTIONS)
         self._health = HealthServicer()
         self._names: list[str] = []
+        self._is_serving = False
 
     def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: Any, service_name: str) -> None:
         """register: the generated add_XServicer_to_server; service_name: 'llmserve.v1.Router'."""
@@ -75,11 +76,18 @@ class RpcServer:
         service."""
         status = health_pb2.HealthCheckResponse
         value = status.SERVING if serving else status.NOT_SERVING
+        if service_name is None:
+            self._is_serving = serving
         for name in ("", *self._names) if service_name is None else (service_name,):
             await self._health.set(name, value)
 
+    def is_serving(self) -> bool:
+        """Returns what the health service answers for the whole server."""
+        return self._is_serving
+
     async def aclose(self, grace_seconds: float = 0.0) -> None:
         """Refuses new calls at once, lets running ones go on for the grace, then cancels them."""
+        self._is_serving = False
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
 

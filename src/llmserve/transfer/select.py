@@ -65,6 +65,7 @@ def make_transports(
         except TransportUnavailable as error:
             unusable[name] = error.message
             _log.info("transport %s cannot be used: %s", name, error.message)
+    _warn_of_plain(usable, host, credentials)
     if LAST_RESORT in unusable:
         for transport in usable:
             transport.close()
@@ -76,8 +77,19 @@ def make_transports(
 def _keep_ucx_at(host: str) -> None:
     """UCX, and NIXL with it, listens on all networks of this machine and asks nobody who they are. Where all
     peers are on this machine, it listens on loopback only. An operator's own setting takes precedence."""
-    if host == "localhost" or host.startswith("127."):
+    if _is_loopback(host):
         os.environ.setdefault("UCX_NET_DEVICES", "lo")
+
+
+def _warn_of_plain(usable: Sequence[Transport], host: str, credentials: Credentials) -> None:
+    """With certificates, calls between hosts are encrypted, and KV is with some transports only."""
+    names = [one.name for one in usable if one.name not in ALWAYS]
+    if names and credentials.certificates is not None and not _is_loopback(host):
+        _log.warning("KV between hosts is not encrypted by %s", ", ".join(names))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 def _made(name: str, known: Mapping[str, Callable[[], Transport]], memory: Memory) -> Transport:

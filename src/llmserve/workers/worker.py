@@ -118,7 +118,8 @@ class Worker:
         self._tasks.spawn("engine-watch", watch.run(), fatal=True)
         await self._join(self._status, self._adapters.orders)
         if self._options.metrics_port:
-            metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
+            port, is_serving = self._options.metrics_port, self._server.is_serving
+            metrics = await serve_metrics(self._registry, host, port, is_serving)
             self._open.push_async_callback(metrics.aclose)
 
     async def _open_adapters(self, lora: LoraShape, status: WorkerStatus) -> WorkerAdapters:

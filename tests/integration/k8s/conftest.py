@@ -39,10 +39,15 @@ class Cli:
     capsys: pytest.CaptureFixture[str]
 
     def manifest(
-        self, decode: int = 2, length: int = 512, timeout: float = 5.0, most: str = "{apiserver: 4}"
+        self,
+        decode: int = 2,
+        length: int = 512,
+        timeout: float = 5.0,
+        most: str = "{apiserver: 4}",
+        more: str = "",
     ) -> None:
         text = MANIFEST.format(decode=decode, length=length, timeout=timeout, most=most)
-        self.path.write_text(text)
+        self.path.write_text(text + more)
 
     def __call__(self, command: str, *flags: str) -> Said:
         self.capsys.readouterr()

@@ -62,6 +62,17 @@ def test_the_cluster_has_a_secret_that_stays_and_is_not_shown(cli: Cli, server: 
     assert variables["LLMSERVE_CLUSTER_SECRET_FILE"] == f"{mounts['secret']}/secret"
 
 
+def test_secrets_with_certificates_that_are_missing_are_named(cli: Cli, server: KubeServer) -> None:
+    cli.manifest(more="security: {mtls: {}}\n")
+    said = cli("up", "--apply")
+    assert said.code == 0
+    assert "not there: demo-kvmanager-tls, demo-router-tls, demo-worker-tls, demo-apiserver-tls" in said.err
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-router-tls"}}
+    server.store.objects["Secret", "demo-router-tls"] = secret
+    assert "not there: demo-kvmanager-tls, demo-worker-tls, demo-apiserver-tls" in cli("up").err
+    assert "KV between pods goes over tcp with TLS (security.mtls)." in cli("apply").out
+
+
 def test_a_change_is_shown_and_rolls_every_role(cli: Cli, server: KubeServer) -> None:
     cli("up", "--apply")
     cli.manifest(length=1024)

@@ -2,7 +2,7 @@
 
 Each pod gets a loopback address of its own, as it would get one of the cluster's; names of Services become
 the address of their pod, as DNS would make them. Everything else is taken from the YAML: commands, arguments,
-variables, the manifest out of the ConfigMap.
+variables, the manifest out of the ConfigMap. The cluster has certificates, as cert-manager would make them.
 """
 
 import json
@@ -23,6 +23,7 @@ from llmserve.cli import main
 from llmserve.k8s.render import Object
 from llmserve.models.resolve import default_cache_dir
 from llmserve.rpc.credentials import make_secret
+from tests.support.certificates import make_certificates
 
 ROOT = Path(__file__).parents[3]
 ADDRESSES = {"kvmanager": "127.7.0.1", "router": "127.7.0.2", "prefill": "127.7.0.3", "decode": "127.7.0.4"}
@@ -36,7 +37,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
     folder = tmp_path_factory.mktemp("rendered")
     text = (ROOT / "examples" / "sim.yaml").read_text()
     manifest = folder / "llmserve.yaml"
-    manifest.write_text(text.replace("  deployment:", "  deployment:\n    k8s: {ready_timeout_seconds: 60}"))
+    text = text.replace("  deployment:", "  deployment:\n    k8s: {ready_timeout_seconds: 60}")
+    manifest.write_text(f"{text}\n  security: {{mtls: {{directory: certs}}}}\n")
     flags = ["--mode", "k8s", "--image", "llmserve:test", "--out", str(folder / "out")]
     assert main(["up", "-f", str(manifest), *flags]) == 0
     kustomization = yaml.safe_load((folder / "out" / "kustomization.yaml").read_text())
@@ -76,6 +78,14 @@ class Pod:
                     process.kill()
                     process.wait()
 
+    def is_ready(self) -> bool:
+        """Asks as the kubelet would, which has neither the secret nor a certificate."""
+        (container,) = self._spec["containers"]
+        probe, ports = container["readinessProbe"]["httpGet"], container["ports"]
+        (port,) = [one["containerPort"] for one in ports if one["name"] == probe["port"]]
+        with urllib.request.urlopen(f"http://{self.address}:{port}{probe['path']}", timeout=5) as answer:
+            return bool(answer.status == 200)
+
     def _command(self, container: Object) -> list[str]:
         words = [*container["command"], *container["args"]]
         assert words[0] == "python"
@@ -92,6 +102,7 @@ class Pod:
             "$(POD_IP)": self.address,
             "/etc/llmserve/llmserve.yaml": str(self._manifest),
             "/etc/llmserve-secret": str(self._folder),
+            "/etc/llmserve-certificates": str(self._folder),
             "/var/lib/llmserve/models": str(default_cache_dir()),
             "/var/lib/llmserve": str(self._folder),
             "/tmp": str(self._folder),
@@ -109,6 +120,7 @@ def test_the_rendered_commands_serve_a_chat(objects: list[Object], tmp_path: Pat
     manifest = tmp_path / "llmserve.yaml"
     manifest.write_text(configuration["data"]["llmserve.yaml"])
     make_secret(tmp_path / "secret")
+    make_certificates(tmp_path, "simulated")
     workloads = [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
     pods = [Pod(one, manifest, tmp_path) for one in workloads]
     assert {pod.role for pod in pods} == ADDRESSES.keys()
@@ -122,8 +134,8 @@ def test_the_rendered_commands_serve_a_chat(objects: list[Object], tmp_path: Pat
         answer = _chat(url)
         assert answer["choices"][0]["message"]["content"]
         assert answer["usage"]["completion_tokens"] > 0
-        with urllib.request.urlopen(f"{url}/live", timeout=5) as live:
-            assert live.status == 200
+        for pod in pods:
+            assert pod.is_ready(), pod.role
         with urllib.request.urlopen(f"http://{ADDRESSES['decode']}:9400/metrics", timeout=5) as metrics:
             assert b"worker_requests_total" in metrics.read()
 

@@ -19,6 +19,10 @@ def parsed(mode: str = "local", url: str = "rediss://r:1/0", **of: Any) -> Manif
         "deployment": {"mode": mode},
         "security": {name: value for name, value in of.items() if name in ("tls", "mtls")},
     }
+    if "order" in of:
+        sections["transfer"] = {"engine_order": of["order"]}
+    if "metrics" in of:
+        sections["observability"] = {"metrics": of["metrics"]}
     if "ca" in of:
         sections["state"] = {"backend": "redis", "redis": {"url": url, "ca": of["ca"]}}
     return parse_manifest(yaml.safe_dump({"kind": "LLMServe", "spec": sections}), "m.yaml")
@@ -28,6 +32,9 @@ def parsed(mode: str = "local", url: str = "rediss://r:1/0", **of: Any) -> Manif
     "given",
     [
         {"mtls": {"directory": "certs"}},
+        {"mtls": {}, "mode": "k8s"},
+        {"mtls": {"plain_transports": True}, "mode": "k8s", "order": ["nixl"]},
+        {"mtls": {}, "mode": "k8s", "order": []},
         {"tls": TLS},
         {"ca": "/etc/ca.crt"},
     ],
@@ -40,7 +47,8 @@ def test_right_ones(given: dict[str, Any]) -> None:
     ("given", "message"),
     [
         ({"mtls": {}}, "security.mtls.directory"),
-        ({"mtls": {"directory": "c"}, "mode": "k8s"}, "security.mtls: is not available on Kubernetes yet"),
+        ({"mtls": {}, "mode": "k8s", "order": ["ucx"]}, "transfer.engine_order: has ucx, which encrypt noth"),
+        ({"mtls": {}, "mode": "k8s", "metrics": False}, "observability.metrics: must be on"),
         ({"tls": TLS, "mode": "k8s"}, "security.tls: is not available on Kubernetes"),
         ({"ca": "/a", "url": "redis://r:1/0"}, "state.redis.ca: has no effect without TLS"),
         ({"ca": "/a", "mode": "k8s"}, "state.redis.ca: is not available on Kubernetes"),

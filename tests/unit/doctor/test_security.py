@@ -38,6 +38,12 @@ def warned(text: str) -> set[str]:
         ("deployment: {local: {host: '::1'}}", set()),
         ("deployment: {local: {host: localhost}}", set()),
         ("deployment: {mode: k8s}\n", {"API keys", "metrics", "own wires"}),
+        ("deployment: {mode: k8s}\nsecurity: {mtls: {}}\n", {"API keys", "metrics"}),
+        (
+            "deployment: {mode: k8s}\nsecurity: {mtls: {plain_transports: true}}\n",
+            {"API keys", "metrics", "own wires"},
+        ),
+        ("security: {mtls: {directory: c, plain_transports: true}}", set()),
         ("state: {backend: redis, redis: {url: 'redis://10.0.0.2:6379/0'}}", {"other servers"}),
         ("state: {backend: redis, redis: {url: 'rediss://10.0.0.2:6379/0'}}", set()),
         ("state: {backend: redis, redis: {url: 'redis://127.0.0.1:6379/0'}}", set()),

@@ -101,6 +101,57 @@ def test_health_is_asked_where_it_is_known(parse: Parse, rendered: Render) -> No
             assert container["readinessProbe"]["httpGet"]["path"] == "/health"
 
 
+MTLS = "deployment: {mode: k8s}\nsecurity: {mtls: {}}\n"
+
+
+def test_each_role_has_the_certificate_of_its_own_secret(parse: Parse, rendered: Render) -> None:
+    secrets = {"prefill": "demo-worker-tls", "decode": "demo-worker-tls"}
+    for role, workload in workloads(rendered(parse(MTLS))).items():
+        (container,) = pod(workload)["containers"]
+        (volume,) = [one for one in pod(workload)["volumes"] if one["name"] == "certificate"]
+        (mount,) = [one for one in container["volumeMounts"] if one["name"] == "certificate"]
+        name = secrets.get(role, f"demo-{role}-tls")
+        assert volume["secret"] == {"secretName": name, "defaultMode": 0o440}
+        env = {one["name"]: one.get("value") for one in container["env"]}
+        folder = name.removeprefix("demo-").removesuffix("-tls")
+        assert mount["mountPath"] == f"{env['LLMSERVE_CERTIFICATES']}/{folder}"
+        assert mount["readOnly"] is True
+
+
+def test_with_certificates_probes_ask_over_plain_http(parse: Parse, rendered: Render) -> None:
+    """The kubelet has no certificate. No port but that of the metrics answers without one."""
+    objects = rendered(parse(MTLS))
+    for role, workload in workloads(objects).items():
+        container = pod(workload)["containers"][0]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[probe]["httpGet"]
+            assert "grpc" not in container[probe]
+            if role != "apiserver":
+                assert (asked["port"], asked["path"]) == ("metrics", "/healthz")
+            assert asked["port"] in {port["name"] for port in container["ports"]}
+    assert objects["Service demo-router"]["spec"]["ports"][0]["appProtocol"] == "https"
+    assert objects["Service demo-apiserver"]["spec"]["ports"][0]["appProtocol"] == "http"
+
+
+def test_the_manifest_of_a_pod_has_no_directory_of_another_machine(parse: Parse) -> None:
+    """A flag may have chosen Kubernetes, so that the manifest names the directory of this machine."""
+    text = manifest_text(parse("security: {mtls: {directory: certs}, kv_sharing: cluster}\n"))
+    assert yaml.safe_load(text)["spec"]["security"] == {"kv_sharing": "cluster"}
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("security: {mtls: {directory: c}}\ntransfer: {engine_order: [ucx]}", "transfer.engine_order"),
+        ("security: {tls: {certificate: a, key: b}}", "security.tls"),
+    ],
+)
+def test_what_pods_cannot_have_is_refused_though_the_manifest_is_for_one_machine(
+    parse: Parse, text: str, refused: str
+) -> None:
+    assert [".".join(map(str, one.paths[0])) for one in impossible(parse(text))] == [refused]
+
+
 def test_a_pod_may_take_its_time_to_start(parse: Parse, rendered: Render) -> None:
     objects = rendered(parse("deployment: {k8s: {ready_timeout_seconds: 901}}"))
     probe = pod(workloads(objects)["decode"])["containers"][0]["startupProbe"]
@@ -181,6 +232,8 @@ RDMA = "deployment: {k8s: {rdma_resource: rdma/hca}}"
         (RDMA, ("nixl", "ucx"), False),
         (f"{RDMA}\ntransfer: {{engine_order: [nixl]}}", ("nixl",), False),
         (f"{RDMA}\nengine: {{device: cpu}}", ("nixl", "ucx", "nccl"), False),
+        (f"{RDMA}\nsecurity: {{mtls: {{directory: c}}}}", (), False),
+        (f"{RDMA}\nsecurity: {{mtls: {{directory: c, plain_transports: true}}}}", ("nixl", "ucx"), False),
     ],
 )
 def test_pods_use_nixl_where_it_has_rdma_or_is_named(

@@ -9,6 +9,7 @@ import yaml
 from llmserve import __version__
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest, StorageClass
+from llmserve.config.schema.security import InternalTls
 from llmserve.k8s.render import Object, RenderTarget, render
 from llmserve.k8s.render.objects import KUSTOMIZATION, files
 from tests.support.kube_schemas import validate, versions
@@ -27,8 +28,12 @@ def manifests() -> Iterator[Manifest]:
         deployment = manifest.deployment
         k8s = deployment.k8s.model_copy(update={"secret": "keys"})
         yield manifest.model_copy(update={"deployment": deployment.model_copy(update={"k8s": k8s})})
-    yield load_manifest(ROOT / "examples" / "k8s.yaml").model_copy(
-        update={"storageClasses": (StorageClass(name="n", tier="nvme", capacity_gb=9.0, location="/kv"),)}
+    manifest = load_manifest(ROOT / "examples" / "k8s.yaml")
+    yield manifest.model_copy(
+        update={
+            "storageClasses": (StorageClass(name="n", tier="nvme", capacity_gb=9.0, location="/kv"),),
+            "security": manifest.security.model_copy(update={"mtls": InternalTls()}),
+        }
     )
 
 

@@ -41,6 +41,19 @@ async def test_anything_else_is_not_found(request_line: str) -> None:
     await server.aclose()
 
 
+async def test_probes_may_ask_for_health_where_somebody_knows_it() -> None:
+    healthy = [False]
+    server = await serve_metrics(CollectorRegistry(), "127.0.0.1", 0, lambda: healthy[-1])
+    probe = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert (await _ask(server.port, probe)).startswith("HTTP/1.1 503 ")
+    healthy.append(True)
+    assert (await _ask(server.port, probe)).startswith("HTTP/1.1 200 ")
+    await server.aclose()
+    other = await serve_metrics(CollectorRegistry(), "127.0.0.1", 0)
+    assert (await _ask(other.port, probe)).startswith("HTTP/1.1 404 ")
+    await other.aclose()
+
+
 async def test_closes_under_a_silent_client() -> None:
     server = await serve_metrics(CollectorRegistry(), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

@@ -91,6 +91,10 @@ def test_a_model_whose_kv_cannot_be_handed_over(write: Write, model: Path) -> No
             "engine: {tool_call_parser: herms}",
             "3: engine.tool_call_parser: vLLM has no parser 'herms'; did you",
         ),
+        (
+            "deployment: {mode: k8s}\nsecurity: {mtls: {}}",  # with --mode local
+            "4: security.mtls.directory: must be set on one machine",
+        ),
         ("engine: {reasoning_parser: none}", "3: engine.reasoning_parser: vLLM has no parser 'none'"),
         (
             "engine:\n  max_model_len: 513",

@@ -1,15 +1,18 @@
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from llmserve.core.errors import InvalidRequest, TransferError, TransportUnavailable
+from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole
 from llmserve.transfer.base import HOST, Memory, Region, Transport
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import make_transports, makers, with_faults
+from tests.support.certificates import credentials_in, make_certificates
 from tests.support.transports import need_transport
 
 
@@ -52,6 +55,26 @@ def test_ucx_listens_on_loopback_where_all_peers_are_there(
     made: list[Fake] = []
     make_transports([], host, {name: working(name, made) for name in ("shm", "tcp")})
     assert os.environ.get("UCX_NET_DEVICES") == after
+
+
+@pytest.mark.parametrize(
+    ("host", "role", "warns"),
+    [
+        ("10.0.0.7", CallerRole.WORKER, True),
+        ("127.0.0.1", CallerRole.WORKER, False),
+        ("10.0.0.7", None, False),
+    ],
+)
+def test_with_certificates_it_is_said_what_is_not_encrypted_between_hosts(
+    host: str, role: CallerRole | None, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[Fake] = []
+    known = {name: working(name, made) for name in ("ucx", "shm", "tcp")}
+    if role is not None:
+        make_certificates(tmp_path)
+    credentials = credentials_in(tmp_path, role) if role else NO_CREDENTIALS
+    make_transports(["ucx"], host, known, credentials=credentials)
+    assert ("KV between hosts is not encrypted by ucx" in caplog.text) is warns
 
 
 def broken(reason: str) -> Callable[[], Transport]:

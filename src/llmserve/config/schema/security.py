@@ -42,10 +42,14 @@ class InternalTls(ManifestSection):
     """TLS between the processes of the cluster, in which both ends show a certificate. It says which role a
     process has. The files are read again when they change."""
 
-    directory: str = Field(min_length=1)
+    directory: str | None = Field(default=None, min_length=1)
     """This directory has a folder for each role (`apiserver`, `router`, `worker`, `kvmanager`, `operator`)
     with the files `tls.crt`, `tls.key` and `ca.crt`. `llmserve certs init` makes it. A relative path is
-    beside the manifest."""
+    beside the manifest. It must be set on one machine. On Kubernetes it is not used: pods have these files
+    from Secrets."""
+    plain_transports: bool = False
+    """On Kubernetes, KV may also go over NIXL, UCX and gloo (`transfer.engine_order`), which encrypt nothing.
+    Without this, it goes over tcp with TLS only, which is slower than RDMA."""
 
 
 class Security(ManifestSection):

@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Collection
 from typing import Any
 
-from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT, plan_pods
 from llmserve.config.plan_types import ProcessRole
+from llmserve.config.schema import Manifest
 from llmserve.k8s.render.objects import Object, labels, named, of_role
-from llmserve.k8s.render.volumes import secret_name
+from llmserve.k8s.render.volumes import certificate_name, secret_name
 from llmserve.rpc.credentials import SECRET_NAME
 
 _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
@@ -25,14 +26,24 @@ def cluster_secret(cluster: str, namespace: str) -> Object:
     return found | {"type": "Opaque", "stringData": {SECRET_NAME: secrets.token_hex(32)}}
 
 
+def certificate_secrets(manifest: Manifest, namespace: str) -> list[Object]:
+    """Returns the Secrets with the certificates of all roles, without what is in them: others make them."""
+    if manifest.security.mtls is None:
+        return []
+    cluster = manifest.metadata.name
+    names = dict.fromkeys(certificate_name(cluster, pods.role) for pods in plan_pods(manifest))
+    return [named("v1", "Secret", cluster, namespace, None, name) for name in names]
+
+
 def service_account(cluster: str, namespace: str) -> Object:
     """The roles ask the API server of Kubernetes for nothing: no role is bound, no token mounted."""
     account = named("v1", "ServiceAccount", cluster, namespace, None, cluster)
     return account | {"automountServiceAccountToken": False}
 
 
-def service(cluster: str, namespace: str, role: ProcessRole) -> Object:
-    """The kvmanager's Service has no address of its own: the pods of a StatefulSet are found by name."""
+def service(cluster: str, namespace: str, role: ProcessRole, *, tls: bool = False) -> Object:
+    """tls: gRPC is encrypted. The kvmanager's Service has no address of its own: the pods of a StatefulSet
+    are found by name."""
     is_http = role is ProcessRole.APISERVER
     port, name = (HTTP_PORT, "http") if is_http else (GRPC_PORT, "grpc")
     spec: dict[str, Any] = {
@@ -44,7 +55,7 @@ def service(cluster: str, namespace: str, role: ProcessRole) -> Object:
                 "port": port,
                 "targetPort": name,
                 "protocol": "TCP",
-                "appProtocol": _PROTOCOL[name],
+                "appProtocol": "https" if tls and not is_http else _PROTOCOL[name],
             }
         ],
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.plan_pods import plan_pods
+from llmserve.config.refusals import pod_wires
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.access import network_policy, service, service_account
 from llmserve.k8s.render.configuration import config_map, dashboard_maps, pod_monitor, prometheus_rule
@@ -44,7 +45,7 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
         yield network_policy(cluster, namespace, role, roles)
     for role in roles:
         if not role.is_worker:
-            yield service(cluster, namespace, role)
+            yield service(cluster, namespace, role, tls=manifest.security.mtls is not None)
     for pods in plan:
         yield disruption_budget(pods, namespace)
     for pods in plan:
@@ -62,6 +63,7 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
 def impossible(manifest: Manifest) -> Iterator[Conflict]:
     """Yields the settings that a cluster on Kubernetes cannot have."""
     yield from _too_much_pinned(manifest)
+    yield from pod_wires(manifest)
     name, keys, secret = manifest.metadata.name, manifest.security.api_keys, manifest.deployment.k8s.secret
     if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
         message = (

@@ -31,6 +31,7 @@ def manifest_text(manifest: Manifest) -> str:
     pods restarts nothing."""
     data = manifest.model_dump(mode="json", exclude_unset=True)
     data["deployment"] = _deployment(manifest)
+    data.get("security", {}).pop("mtls", None)  # processes follow LLMSERVE_CERTIFICATES
     if not isinstance(manifest.models, Models):
         data["models"] = [_without_counts(manifest, entry) for entry in data["models"]]
     if (order := engine_order(manifest)) != manifest.transfer.engine_order:
@@ -44,8 +45,11 @@ def manifest_text(manifest: Manifest) -> str:
 def engine_order(manifest: Manifest) -> tuple[str, ...]:
     """Returns `transfer.engine_order` as pods have it. Pods share neither PIDs nor GPUs, which CUDA IPC
     needs. So without RDMA, NIXL goes over UCX's TCP: slower than what stages, and a reader that is killed may
-    end its owner (docs/transfer.md). Then NIXL is used only where the manifest names it."""
-    transfer = manifest.transfer
+    end its owner (docs/transfer.md). Then NIXL is used only where the manifest names it. With
+    `security.mtls`, none is used that does not encrypt, unless the manifest allows that."""
+    transfer, mtls = manifest.transfer, manifest.security.mtls
+    if mtls is not None and not mtls.plain_transports:
+        return ()
     order = transfer.gpu_order if is_on_gpu(manifest) else transfer.engine_order
     if _may_use_nixl(manifest) or "engine_order" in transfer.model_fields_set:
         return order

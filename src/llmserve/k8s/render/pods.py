@@ -15,6 +15,7 @@ from llmserve.k8s.render.objects import Object, labels
 from llmserve.k8s.render.placement import placement, resources
 from llmserve.k8s.render.volumes import (
     ADAPTERS_DIR,
+    CERTIFICATES_DIR,
     CONFIG_DIR,
     SECRET_DIR,
     STATE_DIR,
@@ -22,7 +23,8 @@ from llmserve.k8s.render.volumes import (
     mounts,
     volumes,
 )
-from llmserve.rpc.credentials import SECRET_NAME, SECRET_VARIABLE
+from llmserve.metrics.registry import HEALTH_PATH
+from llmserve.rpc.credentials import CERTIFICATES_VARIABLE, SECRET_NAME, SECRET_VARIABLE
 
 CONTAINER = "llmserve"
 FETCH_CONTAINER = "model"
@@ -104,7 +106,7 @@ def _container(context: PodContext) -> Object:
         **_program(context, command),
         "env": [
             *_identity(),
-            *_variables({SECRET_VARIABLE: f"{SECRET_DIR}/{SECRET_NAME}"}),
+            *_credentials(context),
             *_environment(context),
             *_secrets(context),
             *_trace_headers(context),
@@ -152,6 +154,13 @@ def _identity() -> list[Object]:
         {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
         for name, path in fields.items()
     ]
+
+
+def _credentials(context: PodContext) -> list[Object]:
+    """What the process shows to those of the cluster."""
+    has_certificate = context.manifest.security.mtls is not None
+    certificates = {CERTIFICATES_VARIABLE: CERTIFICATES_DIR} if has_certificate else {}
+    return _variables({SECRET_VARIABLE: f"{SECRET_DIR}/{SECRET_NAME}", **certificates})
 
 
 def _environment(context: PodContext) -> list[Object]:
@@ -242,9 +251,10 @@ def _ports(process: ProcessSpec) -> list[Object]:
 
 
 def _probes(context: PodContext) -> Object:
-    """Probes use gRPC's standard health service; for an apiserver HTTP, where it is alive while no worker is
-    there. A busy engine may answer late: it is killed only after a minute without an answer."""
-    alive, ready = _questions(context.process)
+    """Probes use gRPC's standard health service. The kubelet has no certificate: with `security.mtls` they
+    ask on the port of the metrics. An apiserver is asked over HTTP, and is alive while no worker is there. A
+    busy engine may answer late: it is killed only after a minute without an answer."""
+    alive, ready = _questions(context)
     starts = math.ceil(context.manifest.deployment.k8s.ready_timeout_seconds / _STARTUP_PERIOD_SECONDS)
     return {
         "startupProbe": alive
@@ -254,15 +264,18 @@ def _probes(context: PodContext) -> Object:
     }
 
 
-def _questions(process: ProcessSpec) -> tuple[Object, Object]:
-    if process.http:
-        return _get("/live"), _get("/health")
+def _questions(context: PodContext) -> tuple[Object, Object]:
+    """Returns how to ask whether a pod is alive, and whether it is ready."""
+    if context.process.http:
+        return _get("http", "/live"), _get("http", "/health")
     check = {"grpc": {"port": GRPC_PORT, "service": ""}}
+    if context.manifest.security.mtls is not None:
+        check = _get("metrics", HEALTH_PATH)
     return check, check
 
 
-def _get(path: str) -> Object:
-    return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}}
+def _get(port: str, path: str) -> Object:
+    return {"httpGet": {"path": path, "port": port, "scheme": "HTTP"}}
 
 
 def _security(context: PodContext, devices: bool = True) -> Object:

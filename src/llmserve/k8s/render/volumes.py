@@ -7,6 +7,7 @@ from llmserve.config.lora import lora_of
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.k8s.render.objects import Object, gibibytes
+from llmserve.rpc.credentials import CallerRole
 
 
 def nvme_classes(manifest: Manifest) -> Iterator[tuple[int, StorageClass]]:
@@ -32,6 +33,7 @@ def dram_gb(manifest: Manifest) -> float:
 
 CONFIG_DIR = "/etc/llmserve"
 SECRET_DIR = "/etc/llmserve-secret"
+CERTIFICATES_DIR = "/etc/llmserve-certificates"
 STATE_DIR = "/var/lib/llmserve"
 TEMP_DIR = "/tmp"
 ADAPTERS_DIR = "/var/cache/llmserve/adapters"
@@ -44,6 +46,12 @@ _RECORDS_GB = 1.0  # for what `lora.disk_gb` does not count: a pod that exceeds 
 def secret_name(cluster: str) -> str:
     """Returns the name of the Secret with what all processes of a cluster know, under the key `secret`."""
     return f"{cluster}-secret"
+
+
+def certificate_name(cluster: str, role: ProcessRole) -> str:
+    """Returns the name of the Secret with the certificate of a role, as cert-manager writes it. Workers of
+    all roles have the same."""
+    return f"{cluster}-{CallerRole.of_process(role)}-tls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +79,11 @@ def mounts(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Obj
 def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterator[_Volume]:
     configuration = {"configMap": {"name": f"{manifest.metadata.name}-manifest"}}
     yield _Volume("manifest", CONFIG_DIR, configuration, read_only=True)
-    # With a group, since a pod's user is not root: fsGroup may read it, and nobody else.
-    secret = {"secretName": secret_name(manifest.metadata.name), "defaultMode": 0o440}
-    yield _Volume("secret", SECRET_DIR, {"secret": secret}, read_only=True)
+    yield _Volume("secret", SECRET_DIR, _secret(secret_name(manifest.metadata.name)), read_only=True)
+    if manifest.security.mtls is not None:
+        certificate = _secret(certificate_name(manifest.metadata.name, role))
+        folder = f"{CERTIFICATES_DIR}/{CallerRole.of_process(role)}"
+        yield _Volume("certificate", folder, certificate, read_only=True)
     yield _Volume("tmp", TEMP_DIR, {"emptyDir": {}})
     if needs_model:
         yield _Volume("state", STATE_DIR, _state(manifest.deployment.k8s.model_cache_claim))
@@ -82,6 +92,11 @@ def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterat
         yield from _adapters(manifest)
     if role is ProcessRole.KVMANAGER:
         yield from _stores(manifest)
+
+
+def _secret(name: str) -> Object:
+    """A pod's user is not root: fsGroup may read it, and nobody else."""
+    return {"secret": {"secretName": name, "defaultMode": 0o440}}
 
 
 def _state(claim: str | None) -> Object:
