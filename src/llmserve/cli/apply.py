@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from llmserve.cli import k8s
 from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest, locate
@@ -35,6 +34,8 @@ def _run(options: argparse.Namespace) -> int:
     path = Path(options.file)
     manifest = load_manifest(path)
     if manifest.deployment.mode == "k8s":
+        from llmserve.cli import k8s  # takes half a second of CPU
+
         return k8s.check(path, manifest, options.json)
     plan = check_here(manifest, path)
     warnings = locate(path, preflight.now(manifest, plan)).message.splitlines()

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.config.load import load_manifest
+from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials, certificates_in
 from llmserve.rpc.leader import RouterAddresses
-from llmserve.runner.state import STATE_NAME, ClusterState, read_state
-from llmserve.runner.up import run_dir_of
+from llmserve.runner.state import STATE_NAME, ClusterState, read_state, run_dir_of
 
 DEFAULT_MANIFEST = "llmserve.yaml"
 _RUN_DIRS = ".llmserve"
+_K8S_FLAGS = ("namespace", "context", "image", "out", "apply", "force_conflicts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +134,30 @@ def _only_one_here() -> FoundCluster:
         path = Path(DEFAULT_MANIFEST)
         return cluster_in(run_dir_of(load_manifest(path), path))
     raise Unavailable("no cluster runs here; name its manifest with -f, or its run directory with --run-dir")
+
+
+def is_k8s(options: argparse.Namespace, manifest: Manifest) -> bool:
+    """Errors: InvalidRequest for a flag that means nothing on this machine."""
+    mode = options.mode or manifest.deployment.mode
+    if mode != "k8s":
+        _refuse_flags(options)
+    return mode == "k8s"
+
+
+def asked_for_k8s(options: argparse.Namespace) -> Manifest | None:
+    """Returns the manifest of a cluster in Kubernetes, by --mode or by -f. None: the command is about this
+    machine."""
+    if options.mode == "k8s":
+        return load_manifest(options.file or DEFAULT_MANIFEST)
+    if options.mode is None and options.file:
+        manifest = load_manifest(options.file)
+        return manifest if is_k8s(options, manifest) else None
+    _refuse_flags(options)
+    return None
+
+
+def _refuse_flags(options: argparse.Namespace) -> None:
+    """Errors: InvalidRequest for a flag that means nothing on this machine."""
+    for name in _K8S_FLAGS:
+        if getattr(options, name, None):
+            raise InvalidRequest(f"--{name.replace('_', '-')} needs --mode k8s")

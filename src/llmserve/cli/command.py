@@ -40,6 +40,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mode", choices=("local", "k8s"), help="where to run; wins over deployment.mode of the manifest"
+    )
+    parser.add_argument("--namespace", metavar="NAME", help="k8s: wins over deployment.k8s.namespace")
+    parser.add_argument(
+        "--context", metavar="NAME", help="k8s: of the kubeconfig, instead of its current one"
+    )
+
+
 def add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
     """seconds: the default."""
     parser.add_argument(

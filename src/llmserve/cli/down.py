@@ -5,9 +5,8 @@ import os
 import signal
 import time
 
-from llmserve.cli import k8s
-from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
-from llmserve.cli.command import EXIT_OK, Command
+from llmserve.cli.cluster import FoundCluster, add_cluster, asked_for_k8s, find_cluster
+from llmserve.cli.command import EXIT_OK, Command, add_mode
 from llmserve.core.errors import LLMServeError
 
 _POLL_SECONDS = 0.1
@@ -24,13 +23,15 @@ With --mode k8s it deletes the objects of the cluster in Kubernetes, and waits u
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
-    k8s.add_mode(parser)
+    add_mode(parser)
     parser.add_argument("--force", action="store_true", help="do not wait for running requests")
 
 
 def _run(options: argparse.Namespace) -> int:
-    manifest = k8s.asked_for_k8s(options)
+    manifest = asked_for_k8s(options)
     if manifest is not None:
+        from llmserve.cli import k8s  # takes half a second of CPU
+
         return k8s.down(options, manifest)
     cluster = find_cluster(options)
     name = cluster.state.name

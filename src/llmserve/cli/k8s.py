@@ -12,10 +12,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from llmserve.cli.cluster import DEFAULT_MANIFEST
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import Frame, screen, table, watch
-from llmserve.config.load import load_manifest, locate
+from llmserve.config.load import locate
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
@@ -34,58 +33,7 @@ from llmserve.runner.gpus import kv_path_of_pods, pinned_text
 from llmserve.transfer.pinned import PinnedMemory
 
 _GONE_MARGIN_SECONDS = 60.0
-_FLAGS = ("namespace", "context", "image", "out", "apply", "force_conflicts")
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
-
-
-def add_mode(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mode", choices=("local", "k8s"), help="where to run; wins over deployment.mode of the manifest"
-    )
-    parser.add_argument("--namespace", metavar="NAME", help="k8s: wins over deployment.k8s.namespace")
-    parser.add_argument(
-        "--context", metavar="NAME", help="k8s: of the kubeconfig, instead of its current one"
-    )
-
-
-def add_up(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", metavar="IMAGE", help="k8s: wins over deployment.k8s.image")
-    parser.add_argument(
-        "--apply", action="store_true", help="k8s: make the changes; without it they are only shown"
-    )
-    parser.add_argument(
-        "--force-conflicts", action="store_true", help="k8s: also change fields that others have set"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="k8s: write the objects there, with a kustomization"
-    )
-
-
-def is_k8s(options: argparse.Namespace, manifest: Manifest) -> bool:
-    """Errors: InvalidRequest for a flag that means nothing on this machine."""
-    mode = options.mode or manifest.deployment.mode
-    if mode != "k8s":
-        _refuse_flags(options)
-    return mode == "k8s"
-
-
-def asked_for_k8s(options: argparse.Namespace) -> Manifest | None:
-    """Returns the manifest of a cluster in Kubernetes, by --mode or by -f. None: the command is about this
-    machine."""
-    if options.mode == "k8s":
-        return load_manifest(options.file or DEFAULT_MANIFEST)
-    if options.mode is None and options.file:
-        manifest = load_manifest(options.file)
-        return manifest if is_k8s(options, manifest) else None
-    _refuse_flags(options)
-    return None
-
-
-def _refuse_flags(options: argparse.Namespace) -> None:
-    """Errors: InvalidRequest for a flag that means nothing on this machine."""
-    for name in _FLAGS:
-        if getattr(options, name, None):
-            raise InvalidRequest(f"--{name.replace('_', '-')} needs --mode k8s")
 
 
 def up(options: argparse.Namespace, manifest: Manifest) -> int:

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from llmserve.cli import k8s
-from llmserve.cli.command import EXIT_OK, Command, add_manifest
+from llmserve.cli.cluster import is_k8s
+from llmserve.cli.command import EXIT_OK, Command, add_manifest, add_mode
 from llmserve.config.load import load_manifest
 
 _ABOUT = """\
@@ -26,20 +26,36 @@ YAML instead, and needs no cluster.
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_manifest(parser)
-    k8s.add_mode(parser)
-    k8s.add_up(parser)
+    add_mode(parser)
+    _add_k8s(parser)
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show more: the logs of all roles; k8s: all objects"
     )
 
 
-def _run(options: argparse.Namespace) -> int:
-    from llmserve.runner.up import up
+def _add_k8s(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", metavar="IMAGE", help="k8s: wins over deployment.k8s.image")
+    parser.add_argument(
+        "--apply", action="store_true", help="k8s: make the changes; without it they are only shown"
+    )
+    parser.add_argument(
+        "--force-conflicts", action="store_true", help="k8s: also change fields that others have set"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="k8s: write the objects there, with a kustomization"
+    )
 
+
+def _run(options: argparse.Namespace) -> int:
     path = Path(options.file)
     manifest = load_manifest(path)
-    if k8s.is_k8s(options, manifest):
+    # Each of the two takes half a second of CPU to import.
+    if is_k8s(options, manifest):
+        from llmserve.cli import k8s
+
         return k8s.up(options, manifest)
+    from llmserve.runner.up import up
+
     up(manifest, path, options.verbose)
     return EXIT_OK
 

@@ -38,7 +38,8 @@ from llmserve.runner import preflight
 from llmserve.runner.gpus import GpuTopology, kv_paths, run_tool
 from llmserve.runner.host import Host, allowance, available_bytes, effective_capabilities, rdma_ports
 from llmserve.runner.machine import available_cores, available_gpus, check_free
-from llmserve.runner.up import plan_here, run_dir_of
+from llmserve.runner.state import run_dir_of
+from llmserve.runner.up import plan_here
 from llmserve.transfer.pinned import PinnedMemory
 from llmserve.transfer.select import FAULTS_VARIABLE, makers
 

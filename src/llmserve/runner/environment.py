@@ -1,6 +1,5 @@
 """The paths of a run, and the environment and command of each process in it."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -140,10 +139,3 @@ def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, s
         "VLLM_RPC_BASE_PATH": str(paths.temp_dir),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for the lines to the supervisor
     }
-
-
-def default_run_dir(manifest: Path, name: str, configured: str | None) -> Path:
-    """configured: deployment.local.run_dir; a relative path is beside the manifest."""
-    folder = manifest.absolute().parent
-    chosen = Path(configured).expanduser() if configured else Path(".llmserve") / name
-    return Path(os.path.normpath(folder / chosen))

@@ -15,11 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.runner.process.family import is_alive
 
 STATE_NAME = "cluster.json"
 LOCK_NAME = "lock"
+
+
+def run_dir_of(manifest: Manifest, manifest_path: Path) -> Path:
+    """Returns deployment.local.run_dir; a relative path is beside the manifest."""
+    configured = manifest.deployment.local.run_dir
+    chosen = Path(configured).expanduser() if configured else Path(".llmserve") / manifest.metadata.name
+    return Path(os.path.normpath(manifest_path.absolute().parent / chosen))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.runner import machine, preflight
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
-from llmserve.runner.environment import adapter_dram, default_run_dir
+from llmserve.runner.environment import adapter_dram
 from llmserve.runner.guard import Remains
 from llmserve.runner.process.family import SHARED_MEMORY_DIR
-from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
+from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state, run_dir_of
 
 
 def plan_here(manifest: Manifest) -> LocalPlan:
@@ -36,10 +36,6 @@ def check_here(manifest: Manifest, manifest_path: Path) -> LocalPlan:
     if plan is None or refused:
         raise locate(manifest_path, refused)
     return plan
-
-
-def run_dir_of(manifest: Manifest, manifest_path: Path) -> Path:
-    return default_run_dir(manifest_path, manifest.metadata.name, manifest.deployment.local.run_dir)
 
 
 def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> Ending:

@@ -1,22 +1,35 @@
 """The command line as a user meets it: exit codes, where messages go, help for every command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from llmserve.cli import COMMANDS, main
+from llmserve.cli import COMMANDS, import_command, main
 
 ROOT = Path(__file__).parents[3]
 SIM = str(ROOT / "examples" / "sim.yaml")
 
 
 def test_every_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in COMMANDS:
+    for name in COMMANDS:
+        command = import_command(name)
+        assert command.name == name
         with pytest.raises(SystemExit) as end:
             main([command.name, "--help"])
         assert end.value.code == 0
         assert command.about.strip().splitlines()[0] in capsys.readouterr().out
+
+
+def test_a_command_does_not_wait_for_the_imports_of_others() -> None:
+    """Those of all commands take a second of CPU."""
+    heavy = "numpy", "llmserve.runner.preflight", "llmserve.k8s", "llmserve.kvstore"
+    run = "import sys; from llmserve.cli import main; main(['down', '--run-dir', '/nowhere'])"
+    code = f"{run}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "no cluster runs in /nowhere\n")
 
 
 def test_no_command_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

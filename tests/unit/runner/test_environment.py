@@ -11,7 +11,6 @@ from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed
 from llmserve.runner.environment import (
     RunPaths,
-    default_run_dir,
     fetch_command,
     make_paths,
     role_command,
@@ -95,14 +94,6 @@ def test_the_preparation_of_the_model_may_use_the_network() -> None:
     assert command.env["TMPDIR"] == "/temp"
     assert command.env["A"] == "base"
     assert "HF_HUB_OFFLINE" not in command.env
-
-
-@pytest.mark.parametrize(
-    ("configured", "place"),
-    [(None, "/m/.llmserve/mine"), ("run", "/m/run"), ("../run", "/run"), ("/r", "/r")],
-)
-def test_the_run_directory_is_beside_the_manifest(configured: str | None, place: str) -> None:
-    assert default_run_dir(Path("/m/m.yaml"), "mine", configured) == Path(place)
 
 
 def test_a_directory_of_certificates_that_is_not_there_is_named(tmp_path: Path) -> None:

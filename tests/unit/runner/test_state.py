@@ -6,13 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from llmserve.config.load import parse_manifest
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.runner.process.family import SHARED_MEMORY_DIR, start_ticks
-from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
+from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state, run_dir_of
 from llmserve.runner.up import clear_leftovers
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "sim.yaml"
 STATE = ClusterState("0" * 32, "mine", "/m.yaml", os.getpid(), start_ticks(os.getpid()), 1.5, "ready")
+
+
+@pytest.mark.parametrize(
+    ("configured", "place"),
+    [(None, "/m/.llmserve/mine"), ("run", "/m/run"), ("../run", "/run"), ("/r", "/r")],
+)
+def test_the_run_directory_is_beside_the_manifest(configured: str | None, place: str) -> None:
+    manifest = yaml.safe_load(EXAMPLE.read_text())
+    manifest["metadata"]["name"] = "mine"
+    manifest["spec"]["deployment"]["local"] = {"run_dir": configured} if configured else {}
+    parsed = parse_manifest(yaml.safe_dump(manifest), "m.yaml")
+    assert run_dir_of(parsed, Path("/m/m.yaml")) == Path(place)
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:

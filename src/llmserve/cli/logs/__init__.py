@@ -12,12 +12,10 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
-from llmserve.cli import k8s
-from llmserve.cli.cluster import add_cluster
-from llmserve.cli.command import EXIT_OK, Command, whole
+from llmserve.cli.cluster import add_cluster, asked_for_k8s
+from llmserve.cli.command import EXIT_OK, Command, add_mode, whole
 from llmserve.cli.logs.files import log_files
 from llmserve.cli.logs.lines import LogLine, last, parse_since
-from llmserve.cli.logs.pods import PodLogs
 from llmserve.core.errors import Unavailable
 
 _ABOUT = """\
@@ -51,7 +49,7 @@ class Logs(Protocol):
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("role", nargs="?", metavar="ROLE", help="a role (decode) or a process (decode-1)")
     add_cluster(parser)
-    k8s.add_mode(parser)
+    add_mode(parser)
     parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     parser.add_argument("--tail", type=whole, metavar="N", help="only the last N lines of what is there")
     parser.add_argument(
@@ -62,11 +60,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     now = datetime.now()
     since = parse_since(options.since, now) if options.since else None
-    manifest = k8s.asked_for_k8s(options)
+    manifest = asked_for_k8s(options)
     logs: Logs
     if manifest is None:
         logs, look_seconds = log_files(options, now), _LOOK_SECONDS
     else:
+        from llmserve.cli import k8s  # takes half a second of CPU
+        from llmserve.cli.logs.pods import PodLogs
+
         api = k8s.connect_to(options, manifest)
         logs, look_seconds = PodLogs(api, manifest.metadata.name, options.role), _LOOK_SECONDS_K8S
     page = _Page(logs.names)

@@ -11,7 +11,7 @@ from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.rpc.role import log_folder
 from llmserve.runner.logs import LogFollower, begun
-from llmserve.runner.up import run_dir_of
+from llmserve.runner.state import run_dir_of
 
 _MODEL = "model"  # the step that prepares it has a log, too
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llmserve.cli import k8s
-from llmserve.cli.cluster import FoundCluster, add_cluster, cluster_in, find_cluster
-from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
+from llmserve.cli.cluster import FoundCluster, add_cluster, asked_for_k8s, cluster_in, find_cluster
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json, add_mode
 from llmserve.cli.screen import Frame, screen, watch
 from llmserve.cli.status.ask import ask
 from llmserve.cli.status.page import page
@@ -39,7 +38,7 @@ With --mode k8s it shows the workloads of the cluster in Kubernetes, and what ke
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
-    k8s.add_mode(parser)
+    add_mode(parser)
     add_json(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="go on showing it, until Ctrl-C")
     parser.add_argument(
@@ -55,8 +54,10 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    manifest = k8s.asked_for_k8s(options)
+    manifest = asked_for_k8s(options)
     if manifest is not None:
+        from llmserve.cli import k8s  # takes half a second of CPU
+
         return k8s.status(options, manifest)
     found = find_cluster(options)
     if options.watch:
