@@ -91,9 +91,8 @@ ui: ui/node_modules  ## Rebuild the console (ui/) into src/llmserve/apiserver/ui
 ui-test: ui/node_modules  ## Types and unit tests of the console; needs Node
 	cd ui && npm run check && npm test
 
-# As the lock file says. (`npm ci` stops where a package is missing that only Windows would need.)
 ui/node_modules: ui/package-lock.json
-	cd ui && npm install --no-save --no-audit --no-fund
+	cd ui && npm ci
 	@touch $@
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s

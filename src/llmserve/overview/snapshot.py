@@ -87,7 +87,8 @@ class RoleView:
 
 @dataclass(frozen=True, slots=True)
 class TierView:
-    """A storage class of the KV store."""
+    """A storage class of the KV store. load_bytes, store_bytes: what went out of it and into it since the
+    start."""
 
     name: str
     kind: str
@@ -96,6 +97,8 @@ class TierView:
     capacity_bytes: int
     hit_blocks: int
     hit_tokens: int
+    load_bytes: int
+    store_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

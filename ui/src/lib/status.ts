@@ -50,6 +50,8 @@ export interface TierView {
   capacity_bytes: number;
   hit_blocks: number;
   hit_tokens: number;
+  load_bytes: number;
+  store_bytes: number;
 }
 
 export interface TenantView {

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { Live } from "./live.svelte";
 import { healthOf, type Pair, type RoleView, type Status } from "./status";
-import { BOX, layout, ratesOf, widthOf } from "./topology";
+import { layout, ratesOf, widthOf } from "./topology";
 
 function role(name: string, pairs: Partial<Pair>[] | null = null, more: Partial<RoleView> = {}): RoleView {
   const worker = pairs && {
@@ -18,24 +18,67 @@ function status(...roles: RoleView[]): Status {
 
 const shm = (bytes: number): Partial<Pair> => ({ peer: "prefill-0", transport: "shm", chosen: true, transfers: 1, bytes, seconds: 2 });
 
-test("processes stand in the order in which a request meets them, and never on each other", () => {
-  const drawn = layout(status(role("decode-0", []), role("kvmanager-0"), role("prefill-0", []), role("decode-1", []), role("apiserver-0")), new Map());
+function cluster(prefill: number, decode: number, kind = "decode"): Status {
+  const many = (name: string, count: number, pairs: Partial<Pair>[] | null) => Array.from({ length: count }, (_, at) => role(`${name}-${at}`, pairs));
+  const tier = { used_bytes: 3, capacity_bytes: 4, store_bytes: 0, load_bytes: 0 };
+  const tiers = [{ name: "memory", kind: "dram", ...tier }, { name: "disk", kind: "nvme", ...tier }, { name: "bucket", kind: "object", ...tier }];
+  const roles = [...many("apiserver", 2, null), ...many("router", 3, null), ...many("prefill", prefill, []), ...many(kind, decode, [shm(1)]), ...many("kvmanager", 2, null)];
+  return { ...status(...roles), tiers } as unknown as Status;
+}
+
+test("processes stand in the order in which a request meets them", () => {
+  const drawn = layout(status(role("decode-0", []), role("kvmanager-0"), role("prefill-0", []), role("decode-1", []), role("apiserver-0")), new Map(), 1000);
   expect(drawn.titles.map((one) => one.text)).toEqual(["Apiservers", "Prefill", "Decode", "KV store"]);
   const x = Object.fromEntries(drawn.boxes.map((box) => [box.role.name, box.x]));
   expect(x["apiserver-0"]).toBeLessThan(x["prefill-0"] ?? 0);
   expect(x["prefill-0"]).toBeLessThan(x["decode-0"] ?? 0);
-  for (const one of drawn.boxes) {
-    expect(one.y + BOX.height).toBeLessThanOrEqual(drawn.height);
-    expect(one.x + BOX.width).toBeLessThanOrEqual(drawn.width);
-    const same = drawn.boxes.filter((box) => Math.abs(box.x - one.x) < BOX.width && Math.abs(box.y - one.y) < BOX.height);
-    expect(same).toEqual([one]);
+});
+
+// From a phone to a wide screen.
+const ROOMS = [280, 318, 500, 619, 620, 700, 900, 1036, 1118];
+
+test.each([[1, 1], [1, 2], [2, 4], [4, 12], [8, 8], [15, 1], [0, 2], [0, 16]])("%i and %i workers stand beside each other and within the room", (prefill, decode) => {
+  for (const room of ROOMS) {
+    const drawn = layout(cluster(prefill, decode, prefill ? "decode" : "aggregated"), new Map(), room);
+    const all = [
+      ...drawn.boxes.map((box) => ({ ...box, width: drawn.box.width, height: drawn.box.height })),
+      ...drawn.tiers.map((tier) => ({ ...tier, width: drawn.tierWidth, height: 48 })),
+      ...drawn.titles.map((title) => ({ ...title, y: title.y - 12, width: 1, height: 16 })),
+    ];
+    expect(drawn.boxes).toHaveLength(7 + prefill + decode);
+    expect(drawn.tiers.map((one) => one.name)).toEqual(["device", "memory", "disk", "bucket"]);
+    expect(drawn.box.width).toBeGreaterThanOrEqual(120);
+    for (const [index, one] of all.entries()) {
+      expect(one.x).toBeGreaterThanOrEqual(0);
+      expect(one.x + one.width).toBeLessThanOrEqual(room);
+      expect(one.y + one.height).toBeLessThanOrEqual(drawn.height);
+      const on = all.slice(index + 1).filter((other) => one.x < other.x + other.width && other.x < one.x + one.width && one.y < other.y + other.height && other.y < one.y + one.height);
+      expect(on).toEqual([]);
+    }
   }
+});
+
+test("tiers say how full they are, and what moves into them and out of them", () => {
+  const before = cluster(1, 1);
+  const now = { ...before, tiers: before.tiers.map((tier) => ({ ...tier, store_bytes: 500, load_bytes: tier.name === "disk" ? 100 : 0 })) };
+  const [device, memory, disk] = layout(now, ratesOf(before, now, 0.5), 900).tiers;
+  expect(device).toMatchObject({ used: 0.75, into: null });
+  expect(memory).toMatchObject({ used: 0.75, into: 1000, outOf: 0, size: "3 B of 4 B" });
+  expect(disk).toMatchObject({ into: 1000, outOf: 200 });
+});
+
+test("what comes to a worker is one figure, at the side from which most comes", () => {
+  const pairs = [shm(3000), { ...shm(100), peer: "decode-1", transport: "tcp" }];
+  const before = status(role("prefill-0", []), role("decode-0", pairs.map((one) => ({ ...one, bytes: 0 }))), role("decode-1", []));
+  const now = status(role("prefill-0", []), role("decode-0", pairs), role("decode-1", []));
+  const { inflows } = layout(now, ratesOf(before, now, 1), 900);
+  expect(inflows).toMatchObject([{ to: "decode-0", text: "3.03 KiB/s shm + tcp", fromLeft: true }]);
 });
 
 test("an edge goes the way that KV does, and has its speeds", () => {
   const before = status(role("prefill-0", []), role("decode-0", [shm(1000)]));
   const now = status(role("prefill-0", []), role("decode-0", [shm(3000)]));
-  const [edge] = layout(now, ratesOf(before, now, 0.5)).edges;
+  const [edge] = layout(now, ratesOf(before, now, 0.5), 900).edges;
   expect(edge).toMatchObject({ from: "prefill-0", to: "decode-0", transport: "shm", usual: 1500, now: 4000 });
   expect(ratesOf(null, now, 1).size).toBe(0);
 });
@@ -43,12 +86,26 @@ test("an edge goes the way that KV does, and has its speeds", () => {
 test.each([
   [{ chosen: false }], [{ transfers: 0 }], [{ peer: "gone-1" }],
 ])("%o is no edge", (more) => {
-  expect(layout(status(role("prefill-0", []), role("decode-0", [{ ...shm(1), ...more }])), new Map()).edges).toEqual([]);
+  expect(layout(status(role("prefill-0", []), role("decode-0", [{ ...shm(1), ...more }])), new Map(), 900).edges).toEqual([]);
 });
 
 test("a worker that started anew has moved nothing backwards", () => {
   const [before, now] = [status(role("decode-0", [shm(9000)])), status(role("decode-0", [shm(10)]))];
   expect(ratesOf(before, now, 1).size).toBe(0);
+});
+
+test("edges end apart from each other, and fit a box however many they are", () => {
+  const peers = Array.from({ length: 12 }, (_, at) => ({ ...shm(1e12), peer: `prefill-${at}` }));
+  const before = status(...peers.map((one) => role(one.peer, [])), role("decode-0", peers.map((one) => ({ ...one, bytes: 0 }))));
+  const now = status(...peers.map((one) => role(one.peer, [])), role("decode-0", peers));
+  const { edges, box, boxes } = layout(now, ratesOf(before, now, 1), 900);
+  const ends = edges.map((edge) => Number(edge.path.split(" ").at(-1)));
+  const middle = (boxes.find((one) => one.role.name === "decode-0")?.y ?? 0) + box.height / 2;
+  expect(new Set(ends).size).toBe(12);
+  for (const [index, edge] of edges.entries()) {
+    expect(Math.abs((ends[index] ?? 0) - middle)).toBeLessThan(box.height / 2 - 4);
+    expect(edge.width).toBeLessThan(5);
+  }
 });
 
 test("more that moves is never drawn thinner", () => {
