@@ -14,16 +14,16 @@ def main() -> None:
     import atheris  # of the extra `fuzz`
 
     name, folder, seconds = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    target, corpus = TARGETS[name], folder / "corpus"
+    with atheris.instrument_imports(include=["llmserve", "json", "vllm.v1.structured_output"]):
+        case = TARGETS[name]()
+    corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
-    for index, seed in enumerate(target.seeds):
+    for index, seed in enumerate(case.seeds):
         (corpus / f"seed-{index}").write_bytes(seed)
-    with atheris.instrument_imports(include=["llmserve", "json"]):
-        decode, expected = target.make()
 
     def once(data: bytes) -> None:
-        with suppress(*expected):
-            decode(data)
+        with suppress(*case.expected):
+            case.decode(data)
 
     flags = (
         "-print_final_stats=1",

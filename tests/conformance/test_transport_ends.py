@@ -179,7 +179,18 @@ def test_a_peer_that_is_not_there_is_an_error(near: End, peer: PeerName, mortal:
 
 
 @pytest.mark.parametrize(
-    "description", [b"", b"{}", b"\xff\x00", b"[1]", b"null", b'{"host": 1}', b"\x00" * 4096]
+    "description",
+    [
+        b"",
+        b"{}",
+        b"\xff\x00",
+        b"[1]",
+        b"null",
+        b'{"host": 1}',
+        b"\x00" * 4096,
+        b'{"\x81": 1}',
+        b"[" * 100_000,
+    ],
 )
 def test_refuses_a_malformed_description(near: End, description: bytes) -> None:
     with pytest.raises(TransferError):

@@ -29,10 +29,10 @@ class RegionTable:
 
     @classmethod
     def parse(cls, addresses: Sequence[int], lengths: Sequence[int]) -> "RegionTable":
-        """Errors: ValueError, TypeError or OverflowError for what no table has."""
+        """Errors: ValueError for what no table has."""
         if len(addresses) != len(lengths):
             raise ValueError("addresses and lengths of different numbers of regions")
-        return cls(np.array(list(map(int, addresses)), np.int64), tuple(map(int, lengths)))
+        return cls(np.array(addresses, np.int64), tuple(lengths))
 
     def starts(self, spans: Spans) -> Int64Array:
         """Returns the addresses of spans whose bounds have been checked."""

@@ -1,19 +1,27 @@
 """vLLM's own validation and compilers of grammars, as its engines use them."""
 
-from typing import Any
+from typing import NamedTuple
 
+from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
-from vllm.v1.structured_output.backend_types import StructuredOutputBackend
+from vllm.v1.structured_output.backend_types import StructuredOutputBackend, StructuredOutputGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import get_structured_output_key
 
 from llmserve.apiserver.grammars.forks import Task
 
 _BACKENDS = {"xgrammar": XgrammarBackend, "guidance": GuidanceBackend}
+
+
+class CompiledGrammar(NamedTuple):
+    """mask: bits of the tokens that may come first."""
+
+    grammar: StructuredOutputGrammar
+    mask: Tensor
 
 
 class GrammarCompiler:
@@ -34,20 +42,23 @@ class GrammarCompiler:
         """Returns why no engine could serve a task; empty when all can. task: `constraint`, the fields of
         vLLM's StructuredOutputsParams, and `stop_token_ids`."""
         try:
-            return self._compile(task["constraint"], task["stop_token_ids"])
+            found = self.compiled(task)
         except VLLMError as error:
             return str(error)
+        return "" if found is None or bool(found.mask.any()) else "no output satisfies it"
 
-    def _compile(self, constraint: dict[str, Any], stop_token_ids: list[int]) -> str:
-        params = SamplingParams(structured_outputs=StructuredOutputsParams(**constraint))
+    def compiled(self, task: Task) -> CompiledGrammar | None:
+        """Returns None for a backend that vLLM only validates for, and that compiles as it goes. Errors:
+        VLLMError, and whatever the compilers raise."""
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(**task["constraint"]))
         params.verify(
             self._config.model_config, None, self._config.structured_outputs_config, self._tokenizer
         )
         backend = self._backends.get(params.structured_outputs._backend)
-        if backend is None:  # a backend that vLLM only validates for, and that compiles as it goes
-            return ""
+        if backend is None:
+            return None
         kind, text = get_structured_output_key(params.structured_outputs)
-        grammar = backend.compile_grammar(kind, text, stop_token_ids=set(stop_token_ids))
+        grammar = backend.compile_grammar(kind, text, stop_token_ids=set(task["stop_token_ids"]))
         mask = backend.allocate_token_bitmask(1)
         grammar.fill_bitmask(mask, 0)
-        return "" if bool(mask.any()) else "no output satisfies it"
+        return CompiledGrammar(grammar, mask)

@@ -305,5 +305,5 @@ D = TypeVar("D")
 def _decoded(decoder: "msgspec.msgpack.Decoder[D]", body: bytes) -> D:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransferError(f"side channel: {error}") from error

@@ -76,7 +76,7 @@ def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
 def _decode(raw: bytes, kind: type[_Params]) -> _Params:
     try:
         return msgspec.msgpack.decode(raw, type=kind)
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request's {kind.__name__} cannot be decoded: {error}") from error
 
 

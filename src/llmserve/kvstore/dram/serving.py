@@ -42,7 +42,7 @@ class ServedRoute(msgspec.Struct, frozen=True):
         """Errors: TransferError for what `to_text` has not made."""
         try:
             return msgspec.msgpack.decode(b64decode(text, validate=True), type=cls)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise TransferError(f"kv pool: malformed description: {error}") from error
 
 

@@ -42,8 +42,9 @@ from llmserve.transfer.base import (
     TransferState,
     TransferStatus,
 )
+from llmserve.transfer.description import malformed, parse_fields
 from llmserve.transfer.devices import Copies, HostCopies
-from llmserve.transfer.nixl.regions import TYPES, NixlRegions, by_types
+from llmserve.transfer.nixl.regions import TYPES, DescribedRegions, NixlRegions, by_types
 from llmserve.transfer.spans import check_batch, check_reach, coalesce_pairs
 
 _T = TypeVar("_T")
@@ -111,7 +112,7 @@ class NixlTransport:
 
     def connect(self, description: bytes) -> PeerName:
         self._check_open()
-        metadata, regions = _parse(description)
+        metadata, regions = parse_description(description)
         self._copies.enter()
         agent_name = _mapped("connect", lambda: self._agent.add_remote_agent(metadata))
         agent_name = agent_name.decode() if isinstance(agent_name, bytes) else str(agent_name)
@@ -285,12 +286,17 @@ def _load() -> ModuleType:
     return module
 
 
-def _parse(description: bytes) -> tuple[bytes, NixlRegions]:
+class _NixlFields(DescribedRegions, kw_only=True):
+    agent: str
+
+
+def parse_description(description: bytes) -> tuple[bytes, NixlRegions]:
+    """Returns the metadata of an agent and its regions. Errors: TransferError."""
+    fields = parse_fields(_NixlFields, description, "nixl")
     try:
-        fields = json.loads(description)
-        return b64decode(fields["agent"], validate=True), NixlRegions.parse(fields)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise TransferError(f"nixl: malformed description: {error!r}") from error
+        return b64decode(fields.agent, validate=True), NixlRegions.parse(fields)
+    except ValueError as error:
+        raise malformed("nixl", error) from error
 
 
 def _mapped(what: str, action: Callable[[], _T]) -> _T:

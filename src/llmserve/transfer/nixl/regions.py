@@ -3,16 +3,27 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans
+from llmserve.transfer.description import Count
 from llmserve.transfer.spans import RegionTable
 
 TYPES = ("DRAM", "VRAM")
 _ON_HOST = -1
+
+
+class DescribedRegions(msgspec.Struct):
+    """devices: empty when all regions are of the host."""
+
+    addresses: tuple[Count, ...]
+    lengths: tuple[Count, ...]
+    devices: tuple[Annotated[int, Meta(ge=_ON_HOST, lt=1 << 31)], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +42,16 @@ class NixlRegions:
         return cls._of(RegionTable.of(regions), devices)
 
     @classmethod
-    def parse(cls, fields: dict[str, Any]) -> "NixlRegions":
-        """Errors: ValueError, KeyError, TypeError or OverflowError for what `fields` cannot have made."""
-        table = RegionTable.parse(fields["addresses"], fields["lengths"])
-        devices = fields.get("devices") or [_ON_HOST] * len(table.lengths)
-        if len(devices) != len(table.lengths) or min(map(int, devices), default=0) < _ON_HOST:
+    def parse(cls, fields: "DescribedRegions") -> "NixlRegions":
+        """Errors: ValueError for what `fields` cannot have made."""
+        table = RegionTable.parse(fields.addresses, fields.lengths)
+        devices = fields.devices or (_ON_HOST,) * len(table.lengths)
+        if len(devices) != len(table.lengths):
             raise ValueError("devices of other regions")
-        return cls._of(table, list(map(int, devices)))
+        return cls._of(table, devices)
 
     @classmethod
-    def _of(cls, table: RegionTable, devices: list[int]) -> "NixlRegions":
+    def _of(cls, table: RegionTable, devices: Sequence[int]) -> "NixlRegions":
         return cls(table, np.array(devices, np.int64), all(device == _ON_HOST for device in devices))
 
     def fields(self) -> dict[str, Any]:

@@ -13,9 +13,14 @@ import secrets
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import PeerName
+from llmserve.transfer.description import Count, malformed, parse_fields
 from llmserve.transfer.shm.memory import ProcessMemory
 from llmserve.transfer.spans import RegionTable
 
@@ -78,6 +83,15 @@ class Beacon:
         self._digest.raw = bytes(_DIGEST_BYTES)
 
 
+class _ShmFields(msgspec.Struct):
+    boot_id: str
+    pid_namespace: Count
+    pid: Annotated[int, Meta(gt=0, lt=1 << 31)]
+    beacon: Count
+    addresses: tuple[Count, ...]
+    lengths: tuple[Count, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ShmPeer:
     """A process as its description names it."""
@@ -92,15 +106,14 @@ class ShmPeer:
     @classmethod
     def parse(cls, description: bytes) -> "ShmPeer":
         """Errors: TransferError for a description that no Beacon has made."""
+        fields = parse_fields(_ShmFields, description, "shm")
+        place = ProcessNamespace(fields.boot_id, fields.pid_namespace)
         try:
-            fields = json.loads(description)
-            place = ProcessNamespace(str(fields["boot_id"]), int(fields["pid_namespace"]))
-            pid, beacon = int(fields["pid"]), int(fields["beacon"])
-            table = RegionTable.parse(fields["addresses"], fields["lengths"])
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise TransferError(f"shm: malformed description: {error!r}") from error
-        digest = sha256(description).digest()
-        peer = cls(PeerName(f"shm-{pid}-{digest.hex()}"), place, pid, table, beacon, digest)
+            table = RegionTable.parse(fields.addresses, fields.lengths)
+        except ValueError as error:
+            raise malformed("shm", error) from error
+        digest, name = sha256(description).digest(), f"shm-{fields.pid}"
+        peer = cls(PeerName(f"{name}-{digest.hex()}"), place, fields.pid, table, fields.beacon, digest)
         peer._check_numbers()
         return peer
 
@@ -116,9 +129,5 @@ class ShmPeer:
     def _check_numbers(self) -> None:
         starts = (*self.table.addresses.tolist(), self.beacon)
         sizes = (*self.table.lengths, _DIGEST_BYTES)
-        fits = all(
-            start >= 0 and size >= 0 and start + size < 1 << 63
-            for start, size in zip(starts, sizes, strict=True)
-        )
-        if not (fits and 0 < self.pid < 1 << 31):
+        if any(start + size >= 1 << 63 for start, size in zip(starts, sizes, strict=True)):
             raise TransferError("shm: malformed description")

@@ -80,7 +80,7 @@ class TwoSidedTransport:
 
     def connect(self, description: bytes) -> PeerName:
         self._check_open()
-        address = self._parse(description)
+        address = ServerAddress.parse(description, self.name)
         name = PeerName(f"{self.name}-{address.token.hex()}-{address.generation}")
         if name not in self._peers:
             self._peers[name] = PeerStreams(name, address, self._regions, self._carriers, self._credentials)
@@ -145,21 +145,6 @@ class TwoSidedTransport:
     def _check_open(self) -> None:
         if self._closed:
             raise TransferError(f"{self.name}: the transport is closed")
-
-    def _parse(self, description: bytes) -> ServerAddress:
-        """Errors: TransferError for a description that `describe` cannot have made."""
-        try:
-            fields = json.loads(description)
-            token = bytes.fromhex(fields["token"])
-            regions = tuple(int(length) for length in fields["regions"])
-            address = ServerAddress(
-                str(fields["host"]), int(fields["port"]), token, int(fields["generation"]), regions
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransferError(f"{self.name}: malformed description: {error!r}") from error
-        if len(token) != wire.TOKEN_BYTES or address.generation < 0 or not 0 < address.port < 65536:
-            raise TransferError(f"{self.name}: malformed description")
-        return address
 
 
 def _cancel(transfer: TwoSidedTransfer) -> None:

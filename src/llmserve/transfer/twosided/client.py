@@ -5,10 +5,15 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from llmserve.core.errors import NotAuthenticated, TransferError
 from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
+from llmserve.transfer.description import Count, malformed, parse_fields
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
@@ -25,6 +30,24 @@ class ServerAddress:
     token: bytes
     generation: int
     region_lengths: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, description: bytes, transport: str) -> "ServerAddress":
+        """Errors: TransferError for a description that no `describe` has made."""
+        fields = parse_fields(_ServerFields, description, transport)
+        try:
+            token = bytes.fromhex(fields.token)
+        except ValueError as error:
+            raise malformed(transport, error) from error
+        return cls(fields.host, fields.port, token, fields.generation, fields.regions)
+
+
+class _ServerFields(msgspec.Struct):
+    host: str
+    port: Annotated[int, Meta(gt=0, lt=1 << 16)]
+    token: Annotated[str, Meta(min_length=2 * wire.TOKEN_BYTES, max_length=2 * wire.TOKEN_BYTES)]
+    generation: Count
+    regions: tuple[Count, ...]
 
 
 @dataclass(eq=False, slots=True)

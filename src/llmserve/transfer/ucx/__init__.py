@@ -105,7 +105,7 @@ class UcxTransport:
 
     def connect(self, description: bytes) -> PeerName:
         self._check_open()
-        address = _parse(description, self._loop.worker.ucx_version)
+        address = WorkerAddress.parse(description, self._loop.worker.ucx_version)
         name = PeerName(f"ucx-{address.token}-{address.generation}")
         connection = self._loop.call(lambda: self._client.connect(name, address))
         connection.settled.wait(2 * DIAL_SECONDS)
@@ -174,25 +174,3 @@ def _nothing(operation: wire.MessageKind, memory: PartMemory) -> UcxTransfer:
     transfer = UcxTransfer(operation, memory, deque(), status=TransferStatus(TransferState.DONE))
     transfer.ended.set()
     return transfer
-
-
-def _parse(description: bytes, ucx_version: str) -> WorkerAddress:
-    """Errors: TransferError for a description that `describe` cannot have made, or a peer of another
-    version."""
-    try:
-        fields = json.loads(description)
-        version, ucx = int(fields["version"]), str(fields["ucx"])
-        regions = tuple(int(length) for length in fields["regions"])
-        worker = wire.unpack_address(fields["worker"])
-        address = WorkerAddress(worker, str(fields["token"]), int(fields["generation"]), regions)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TransferError(f"ucx: malformed description: {error!r}") from error
-    if version != wire.VERSION:
-        raise TransferError(f"ucx: the peer speaks version {version} of this transport, not {wire.VERSION}")
-    if _release(ucx) != _release(ucx_version):
-        raise TransferError(f"ucx: the peer has UCX {ucx}, here is {ucx_version}")
-    return address
-
-
-def _release(version: str) -> list[str]:
-    return version.split(".")[:2]

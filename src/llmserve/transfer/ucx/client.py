@@ -7,8 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus, nobody
+from llmserve.transfer.description import Count, malformed, parse_fields
 from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.link import PartInFlight, PartMemory, UcxLink
@@ -29,6 +32,35 @@ class WorkerAddress:
     token: str
     generation: int
     region_lengths: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, description: bytes, ucx_version: str) -> "WorkerAddress":
+        """Errors: TransferError for a description that no `describe` has made, or a peer of another
+        version."""
+        fields = parse_fields(_UcxFields, description, "ucx")
+        if fields.version != wire.VERSION:
+            what = f"version {fields.version} of this transport, not {wire.VERSION}"
+            raise TransferError(f"ucx: the peer speaks {what}")
+        if _release(fields.ucx) != _release(ucx_version):
+            raise TransferError(f"ucx: the peer has UCX {fields.ucx}, here is {ucx_version}")
+        try:
+            worker = wire.unpack_address(fields.worker)
+        except ValueError as error:
+            raise malformed("ucx", error) from error
+        return cls(worker, fields.token, fields.generation, fields.regions)
+
+
+class _UcxFields(msgspec.Struct):
+    version: int
+    ucx: str
+    worker: str
+    token: str
+    generation: Count
+    regions: tuple[Count, ...]
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 @dataclass(eq=False, slots=True)

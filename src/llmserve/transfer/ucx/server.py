@@ -1,11 +1,14 @@
 """The serving half: accepts peers, and has a session for each that reads and writes this side's memory."""
 
 import hmac
-import json
 import logging
 from dataclasses import dataclass
 
+import msgspec
+
 from llmserve.core.errors import TransferError
+from llmserve.core.logs import ScarceWarnings
+from llmserve.transfer.description import Count, parse_fields
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.link import PartInFlight, PartMemory, RegionViews, UcxLink
@@ -98,12 +101,28 @@ class UcxSession:
             self._link.send_control(wire.MessageKind.DONE, number)
 
 
+class _UcxHello(msgspec.Struct):
+    token: str
+    worker: str
+    generation: Count
+
+
+def read_hello(body: bytes, token: str) -> tuple[bytes, int]:
+    """Returns the requester's address, and the generation of memory that it expects. token: that of this
+    process. Errors: TransferError, ValueError."""
+    hello = parse_fields(_UcxHello, body, "ucx")
+    if not hmac.compare_digest(hello.token.encode(), token.encode()):
+        raise TransferError("it is meant for another process")
+    return wire.unpack_address(hello.worker), hello.generation
+
+
 class UcxServer:
     """Serves one generation of registered memory at a time, in turns of the loop."""
 
     def __init__(self, loop: UcxLoop, token: str) -> None:
         self._loop = loop
         self._token = token
+        self._warnings = ScarceWarnings(_log)
         self._memory: PartMemory = RegionViews(())
         self.generation = 0
         loop.on_hello = self._accept_peer
@@ -116,15 +135,12 @@ class UcxServer:
     def _accept_peer(self, message: wire.ControlMessage) -> None:
         """Accepts a peer. One that does not know the token gets no answer, and its address is not read."""
         try:
-            hello = json.loads(message.body)
-            if not hmac.compare_digest(str(hello["token"]).encode(), self._token.encode()):
-                raise TransferError("it is meant for another process")
-            worker = wire.unpack_address(hello["worker"])
+            worker, generation = read_hello(message.body, self._token)
             session = UcxSession(self._loop, worker, message.part, self._memory)
-        except (ValueError, KeyError, TypeError, TransferError) as error:
-            _log.warning("ucx: a hello without an answer: %r", error)
+        except (ValueError, TransferError) as error:
+            self._warnings.warning("ucx: a hello without an answer: %r", error)
             return
-        if hello.get("generation") == self.generation:
+        if generation == self.generation:
             session.welcome()
         else:
             session.refuse("its memory was registered anew")
