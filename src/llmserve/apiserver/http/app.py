@@ -122,12 +122,18 @@ async def openai_app(
 ) -> FastAPI:
     """Returns the application of one model. add_own: adds what is not vLLM's. store: of answers of
     /v1/responses. adapters: those of the model that requests may name."""
-    # In a thread: it takes some 0.4 s, in which the streams of other models go on.
-    app = await asyncio.to_thread(_routed_app, client, args, add_own)
-    await init_app_state(client, app.state, args, client.tasks)
+    # In a thread: it takes most of a second, in which the streams of other models go on.
+    app = await asyncio.to_thread(_vllm_app, client, args, add_own)
     app.state.openai_serving_models.lora_requests = adapters
     if client.tasks == (GENERATE,):
         _serve_answers(app.state, store)
+    return app
+
+
+def _vllm_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
+    """Returns the application with the state that vLLM makes. That is async, and waits for nothing."""
+    app = _routed_app(client, args, add_own)
+    asyncio.run(init_app_state(client, app.state, args, client.tasks))
     return app
 
 

@@ -1,11 +1,14 @@
 """One model in an apiserver: vLLM's application for it, and all else that is of this model alone."""
 
 import asyncio
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.config import VllmConfig
 from vllm.entrypoints.serve.engine.protocol import ModelCard
 
 from llmserve.apiserver.adapters.choice import AdapterChoice
@@ -75,16 +78,11 @@ class ModelDoor:
     ) -> None:
         """Makes vLLM's application. add_own: adds the routes that are not vLLM's. store: of answers of
         /v1/responses. Errors: StartFailed; ManifestError when another try would end alike."""
-        refuse(self._refusals())
+        task = self._manifest.engine.task
+        # In threads: they take seconds, in which streams and the session with the router are served.
+        await asyncio.to_thread(lambda: refuse(self._refusals()))
         try:
-            engine, speculates = self._manifest.engine, speculation_of(self._manifest) is not None
-            hosts = self._manifest.security.allowed_media_hosts
-            args = serving_args(
-                self._files, engine, self._manifest.api, speculates=speculates, media_hosts=hosts
-            )
-            # In threads: they take seconds, in which streams and the session with the router are served.
-            config = await asyncio.to_thread(vllm_config, args)
-            renderer = await asyncio.to_thread(fitting_renderer, config)
+            args, config, renderer = await asyncio.to_thread(self._read)
             self._client = ClusterEngineClient(
                 config,
                 renderer,
@@ -92,17 +90,25 @@ class ModelDoor:
                 self._readiness,
                 self._all_adapters,
                 self._compiler,
-                engine.task,
+                task,
             )
             self._app = await openai_app(self._client, args, add_own, store, self.adapters)
-            if engine.task == GENERATE:
+            if task == GENERATE:
                 self._serve_answers(self._app.state)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise Cause.of(error).as_error() from error
         if failure := await api_failure(self._app):
             raise StartFailed(failure)
-        if compiles_ahead and engine.task == GENERATE:
+        if compiles_ahead and task == GENERATE:
             await self._client.start_compiler()
+
+    def _read(self) -> tuple[Namespace, VllmConfig, Any]:
+        """Returns vLLM's arguments, its configuration, and its renderer, with the tokenizer."""
+        engine, speculates = self._manifest.engine, speculation_of(self._manifest) is not None
+        hosts = self._manifest.security.allowed_media_hosts
+        args = serving_args(self._files, engine, self._manifest.api, speculates=speculates, media_hosts=hosts)
+        config = vllm_config(args)
+        return args, config, fitting_renderer(config)
 
     def _serve_answers(self, state: State) -> None:
         """Does what only models that generate need."""

@@ -1,6 +1,7 @@
 """Two models that share a tokenizer, behind one address: nothing of one reaches the other."""
 
 import asyncio
+import importlib
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -12,7 +13,6 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
-from vllm.entrypoints.launchers.app import build_app
 
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Manifest
@@ -388,20 +388,31 @@ async def test_models_are_loaded_as_torchweave_does(cluster: TwoModels) -> None:
         assert (await http.post("/models/load", json={})).status_code == 400
 
 
-async def test_the_routes_of_a_model_are_made_beside_the_loop(
+async def test_a_model_is_made_beside_the_loop(
     cluster: TwoModels, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_in: list[bool] = []
+    """These take up to seconds, in which streams of other models go on."""
+    made = dict[str, bool]()
 
-    def build(*arguments: Any) -> Any:
-        made_in.append(threading.current_thread() is threading.main_thread())
-        return build_app(*arguments)
+    def watch(where: str, name: str) -> None:
+        module = importlib.import_module(f"llmserve.apiserver.{where}")
+        make = getattr(module, name)
 
-    monkeypatch.setattr("llmserve.apiserver.http.app.build_app", build)
+        def watched(*arguments: Any, **named: Any) -> Any:
+            made[name] = threading.current_thread() is not threading.main_thread()
+            return make(*arguments, **named)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("serving_args", "vllm_config", "fitting_renderer"):
+        watch("models.door", name)
+    for name in ("build_app", "init_app_state"):
+        watch("http.app", name)
     manifest = Manifest.model_validate(two_models()).for_model(LARGE)
     await cluster.apiserver.drop_model(LARGE, 0)
     await cluster.apiserver.add_model(ModelDirectory(LARGE, tiny_model), manifest)
-    assert made_in == [False]
+    assert len(made) == 5
+    assert all(made.values()), made
 
 
 async def test_what_does_not_end_in_time_is_ended(cluster: TwoModels, http: httpx.AsyncClient) -> None:
