@@ -160,8 +160,8 @@ def _cells(pairs: list[tuple[float, float]]) -> Iterator[str]:
 class _Counted:
     """What the decode engine has counted since its start. is_on: steps of some batch size propose."""
 
-    drafts: float
-    draft_tokens: float
+    verifications: float
+    proposed_tokens: float
     accepted_tokens: float
     is_on: bool
 
@@ -175,17 +175,18 @@ class _Counted:
             )
 
         return cls(
-            total("drafts_total"),
-            total("draft_tokens_total"),
+            total("verifications_total"),
+            total("proposed_tokens_total"),
             total("accepted_tokens_total"),
             total("on{") > 0,
         )
 
     def since(self, before: "_Counted") -> tuple[str, str, str]:
-        drafts, proposed = self.drafts - before.drafts, self.draft_tokens - before.draft_tokens
+        verified = self.verifications - before.verifications
+        proposed = self.proposed_tokens - before.proposed_tokens
         accepted = self.accepted_tokens - before.accepted_tokens
         return (
             f"{accepted / proposed:.0%} of {proposed:.0f}" if proposed else "-",
-            f"{1 + accepted / drafts:.2f}" if drafts else "-",
+            f"{1 + accepted / verified:.2f}" if verified else "-",
             "on" if self.is_on else "off",
         )

@@ -77,5 +77,5 @@ async def test_it_proposes_while_that_pays(harness: Harness, encode: Callable[[s
         report = await _write(harness, copied, temperature=0.0)
     copying = _alone(report)
     assert report.mean_length > 3
-    assert copying.drafts
+    assert copying.proposes
     assert copying.gain > 1.2

@@ -160,33 +160,34 @@ class StoreStats:
 
 @dataclass(frozen=True, slots=True)
 class BatchGain:
-    """A class of batch sizes of one engine. batch: the smallest size of the class. drafts: whether its steps
-    propose drafts now. gain: tokens per second with drafts, as a multiple of those without, in steps that
-    compute no prompts; 0: not measured yet. steps: of this class, since the start."""
+    """A class of batch sizes of one engine. batch: the smallest size of the class. proposes: whether its
+    steps propose tokens, apart from those of a trial. gain: tokens per second with proposals, as a multiple
+    of those without, in steps that compute no prompts; 0: not measured yet. steps: of this class, since the
+    start."""
 
     batch: int
-    drafts: bool
+    proposes: bool
     gain: float
     steps: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpeculationReport:
-    """What an engine that speculates reports; totals since its start. drafts: times that one request had its
-    proposals verified. draft_tokens, accepted_tokens: tokens of these proposals."""
+    """What an engine that speculates reports; totals since its start. verifications: times that one request
+    had its proposals verified. proposed_tokens, accepted_tokens: of these proposals."""
 
-    drafts: int = 0
-    draft_tokens: int = 0
+    verifications: int = 0
+    proposed_tokens: int = 0
     accepted_tokens: int = 0
     gains: Sequence[BatchGain] = ()
 
     @property
     def acceptance(self) -> float:
         """The part of the proposed tokens that was right; 0 before there was one."""
-        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+        return self.accepted_tokens / self.proposed_tokens if self.proposed_tokens else 0.0
 
     @property
     def mean_length(self) -> float:
         """Tokens that a request got in a step with proposals, with the one that it gets anyway; 1 before
         there was one."""
-        return 1.0 + (self.accepted_tokens / self.drafts if self.drafts else 0.0)
+        return 1.0 + (self.accepted_tokens / self.verifications if self.verifications else 0.0)

@@ -66,8 +66,8 @@ _BATCH_FAMILIES = (
     ),
     _of_batches(
         "worker_speculation_on",
-        "1: steps of so many requests propose tokens, apart from those that measure the other way",
-        lambda row: row.drafts,
+        "1: steps of so many requests propose tokens, apart from those of a trial",
+        lambda row: row.proposes,
     ),
     _of_batches(
         "worker_speculation_steps_total",
@@ -82,11 +82,12 @@ class SpeculationMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
-        self.drafts_total = counter(
-            "worker_speculation_drafts_total", "Times that one request had its proposed tokens verified"
+        self.verifications_total = counter(
+            "worker_speculation_verifications_total",
+            "Times that one request had its proposed tokens verified",
         )
-        self.draft_tokens_total = counter(
-            "worker_speculation_draft_tokens_total", "Tokens that were proposed and verified"
+        self.proposed_tokens_total = counter(
+            "worker_speculation_proposed_tokens_total", "Tokens that were proposed and verified"
         )
         self.accepted_tokens_total = counter(
             "worker_speculation_accepted_tokens_total", "Proposed tokens that were right"
@@ -98,8 +99,8 @@ class SpeculationMetrics:
     def record(self, report: SpeculationReport) -> None:
         """report: totals since the engine's start."""
         last, self._last = self._last, report
-        self.drafts_total.inc(report.drafts - last.drafts)
-        self.draft_tokens_total.inc(report.draft_tokens - last.draft_tokens)
+        self.verifications_total.inc(report.verifications - last.verifications)
+        self.proposed_tokens_total.inc(report.proposed_tokens - last.proposed_tokens)
         self.accepted_tokens_total.inc(report.accepted_tokens - last.accepted_tokens)
 
 

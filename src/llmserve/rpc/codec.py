@@ -240,7 +240,7 @@ def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
 _LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name not in ("pairs", "speculation"))
 _PAIR_FIELDS = tuple(PairStatus.__dataclass_fields__)
 _GAIN_FIELDS = tuple(BatchGain.__dataclass_fields__)
-_SPECULATION_FIELDS = ("drafts", "draft_tokens", "accepted_tokens")
+_SPECULATION_FIELDS = ("verifications", "proposed_tokens", "accepted_tokens")
 
 
 def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:

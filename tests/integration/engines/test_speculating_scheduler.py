@@ -112,25 +112,25 @@ def play(
 
 def test_steps_propose_while_it_pays(play: Callable[..., Played]) -> None:
     played = play([[1, MOST, K]], accepted=2, seconds=1.0).run(130)
-    ((batch, drafts, gain, steps),) = played.reports[-1]
-    assert (batch, drafts, steps) == (1, True, 130)
+    ((batch, proposes, gain, steps),) = played.reports[-1]
+    assert (batch, proposes, steps) == (1, True, 130)
     assert gain == pytest.approx(1.5)
     assert played.verified[-1] == K
 
 
 def test_steps_stop_proposing_where_it_does_not(play: Callable[..., Played]) -> None:
-    played = play([[1, MOST, K]], accepted=1, seconds=2.0).run(130)
-    assert played.verified[10] == K
-    assert set(played.verified[126:]) == {0}
-    ((_, drafts, gain, _),) = played.reports[-1]
-    assert (drafts, gain) == (False, pytest.approx(2 / 3))
+    played = play([[1, MOST, K]], accepted=1, seconds=2.0).run(90)
+    assert played.verified[4] == K
+    assert set(played.verified[30:]) == {0}
+    ((_, proposes, gain, _),) = played.reports[-1]
+    assert (proposes, gain) == (False, pytest.approx(2 / 3))
 
 
 def test_each_batch_size_is_judged_by_itself(play: Callable[..., Played]) -> None:
     played = play([[1, MOST, K]], accepted=2, seconds=1.5).run(130)
     played.add("b")
     played.run(130)
-    assert [(batch, drafts) for batch, drafts, *_ in played.reports[-1]] == [(1, True), (2, False)]
+    assert [(batch, proposes) for batch, proposes, *_ in played.reports[-1]] == [(1, True), (2, False)]
     assert played.verified[-1] == 0
 
 
@@ -142,7 +142,7 @@ def test_on_a_gpu_only_a_schedule_with_zero_is_switched(
 ) -> None:
     """For other numbers of tokens it has no CUDA graphs."""
     monkeypatch.setattr(under_test, "current_platform", SimpleNamespace(is_cpu=lambda: False))
-    played = play(schedule, accepted=0, seconds=1.0).run(130)
+    played = play(schedule, accepted=0, seconds=1.0).run(90)
     assert (played.verified[-1] == 0) is switched
     assert bool(played.reports) is switched
 

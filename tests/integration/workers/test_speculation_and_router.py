@@ -38,12 +38,12 @@ async def test_proposals_that_lose_are_off_and_the_router_knows() -> None:
         stub = router_pb2_grpc.RouterStub(asked)  # type: ignore[no-untyped-call]  # generated
         known = await _speculation(stub)
     (gain,) = known.gains
-    assert (gain.batch, gain.drafts) == (1, False)
+    assert (gain.batch, gain.proposes) == (1, False)
     assert gain.gain == pytest.approx(0.25)
-    assert 60 <= known.drafts < 80
-    assert (known.draft_tokens, known.accepted_tokens) == (3 * known.drafts, 0)
-    counted = cluster.registry.get_sample_value("worker_speculation_draft_tokens_total")
-    assert counted == known.draft_tokens
+    assert 4 <= known.verifications < 20
+    assert (known.proposed_tokens, known.accepted_tokens) == (3 * known.verifications, 0)
+    counted = cluster.registry.get_sample_value("worker_speculation_proposed_tokens_total")
+    assert counted == known.proposed_tokens
     assert cluster.registry.get_sample_value("worker_speculation_on", {"batch": "1"}) == 0
 
 
@@ -54,6 +54,6 @@ async def _speculation(stub: router_pb2_grpc.RouterStub) -> common_pb2.Speculati
             status = await stub.GetClusterStatus(router_pb2.GetClusterStatusRequest())
             (worker,) = status.workers
             known: common_pb2.Speculation = worker.load.speculation
-            if any(not gain.drafts for gain in known.gains):
+            if any(not gain.proposes for gain in known.gains):
                 return known
             await asyncio.sleep(0.02)

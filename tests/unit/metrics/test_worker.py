@@ -38,7 +38,7 @@ def test_what_speculation_brings_is_counted_and_shown_by_batch_size() -> None:
     for report in (SpeculationReport(10, 30, 12, gains[:1]), SpeculationReport(15, 45, 20, gains)):
         metrics.record_load(EngineLoad(speculation=report))
     metrics.record_load(EngineLoad())
-    names = ("drafts", "draft_tokens", "accepted_tokens")
+    names = ("verifications", "proposed_tokens", "accepted_tokens")
     totals = [registry.get_sample_value(f"worker_speculation_{name}_total") for name in names]
     assert totals == [15, 45, 20]
     shown = {

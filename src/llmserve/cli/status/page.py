@@ -151,14 +151,14 @@ def _speculation(reports: Sequence[tuple[str, SpeculationReport]]) -> Iterator[T
         return
     shown = table("SPECULATION", "ACCEPTED", "", "TOKENS A STEP", "BY BATCH SIZE")
     for name, one in reports:
-        tokens = f"{one.accepted_tokens:,} of {one.draft_tokens:,}"
+        tokens = f"{one.accepted_tokens:,} of {one.proposed_tokens:,}"
         gains = ", ".join(map(_gain, one.gains))
         shown.add_row(name, f"{one.acceptance:.0%}", tokens, f"{one.mean_length:.2f}", Text(gains or "-"))
     yield shown
 
 
 def _gain(one: BatchGain) -> str:
-    standing = "on" if one.drafts else "off"
+    standing = "on" if one.proposes else "off"
     return f"{one.batch}: {standing}" + (f" ({one.gain:.2f} x)" if one.gain else "")
 
 

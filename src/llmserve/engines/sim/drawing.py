@@ -10,7 +10,7 @@ from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
 from llmserve.engines.sim.step import Step
 from llmserve.engines.spec import EngineSpec
-from llmserve.engines.speculation.switch import DraftSwitch
+from llmserve.engines.speculation.switch import ProposalSwitch
 
 
 class TokenDrawing:
@@ -31,7 +31,7 @@ class TokenDrawing:
         proposes = speculation is not None and spec.role is not WorkerRole.PREFILL
         self._proposed = speculation.tokens if speculation and proposes else 0
         is_switched = bool(self._proposed and speculation and speculation.adaptive)
-        self._switch = DraftSwitch(self._proposed) if is_switched else None
+        self._switch = ProposalSwitch(self._proposed) if is_switched else None
         self._seconds: float | None = None  # of the step, if it is to be measured
         self._drawn_tokens = 0  # in the step
         self._totals = SpeculationReport()
@@ -40,7 +40,7 @@ class TokenDrawing:
         """Decides whether a planned step proposes tokens. seconds: of the step without. Returns those that it
         takes."""
         if self._switch is not None:
-            self._proposed = self._switch.drafts(len(step.work))
+            self._proposed = self._switch.proposals(len(step.work))
         seconds += self._proposed * self._sim.proposed_token_seconds * step.decode_sequences
         self._seconds, self._drawn_tokens = None if step.prefill_tokens else seconds, 0
         return seconds
@@ -57,7 +57,7 @@ class TokenDrawing:
 
     def report(self) -> SpeculationReport | None:
         """None: nothing was proposed yet."""
-        if not self._totals.drafts:
+        if not self._totals.verifications:
             return None
         return replace(self._totals, gains=tuple(self._switch.gains()) if self._switch else ())
 
@@ -87,5 +87,5 @@ class TokenDrawing:
         sequence.count_proposals(proposed, accepted)
         totals = self._totals
         self._totals = SpeculationReport(
-            totals.drafts + 1, totals.draft_tokens + proposed, totals.accepted_tokens + accepted
+            totals.verifications + 1, totals.proposed_tokens + proposed, totals.accepted_tokens + accepted
         )

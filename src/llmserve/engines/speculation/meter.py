@@ -1,4 +1,4 @@
-"""Times the steps of an engine, and tells the switch of drafts what each has brought. Pure.
+"""Times the steps of an engine, and tells the switch of proposals what each has brought. Pure.
 
 vLLM plans a step and learns its outcome in turn, or plans the next one before it has the outcome of this one.
 Either way the outcomes come in order, and as long as there is work, a step takes the time between two of
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from llmserve.core.clock import Clock
-from llmserve.engines.speculation.switch import DraftSwitch
+from llmserve.engines.speculation.switch import ProposalSwitch
 
 _REPORT_SECONDS = 0.5
 
@@ -39,7 +39,7 @@ class StepMeter:
     """One engine's. `began` is called when a step is planned, `ended` with its outcome, and `rests` when
     nothing is left to do then."""
 
-    def __init__(self, switch: DraftSwitch, clock: Clock) -> None:
+    def __init__(self, switch: ProposalSwitch, clock: Clock) -> None:
         self.switch = switch
         self._clock = clock
         self._since = self._reported_at = clock.now()
@@ -69,7 +69,7 @@ class StepMeter:
         if now - self._reported_at < _REPORT_SECONDS and not self._resting:
             return None
         self._reported_at = now
-        return [[one.batch, one.drafts, one.gain, one.steps] for one in self.switch.gains()]
+        return [[one.batch, one.proposes, one.gain, one.steps] for one in self.switch.gains()]
 
 
 def _computes_prompts(planned: PlannedStep) -> bool:

@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from llmserve.core.clock import Clock, ProcessClock, SystemClock
 from llmserve.engines.connector.connector import LLMServeConnector
 from llmserve.engines.speculation.meter import GainRow, StepMeter
-from llmserve.engines.speculation.switch import DraftSwitch
+from llmserve.engines.speculation.switch import ProposalSwitch
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -28,11 +28,11 @@ SPECULATION = "speculation"  # in the statistics of the connector
 class _SwitchedTable:
     """Stands for vLLM's list of the tokens to propose, by batch size."""
 
-    def __init__(self, switch: DraftSwitch) -> None:
+    def __init__(self, switch: ProposalSwitch) -> None:
         self._switch = switch
 
     def __getitem__(self, batch: int) -> int:
-        return self._switch.drafts(batch)
+        return self._switch.proposals(batch)
 
 
 def step_clock(ranks: int) -> Clock:
@@ -43,7 +43,7 @@ def step_clock(ranks: int) -> Clock:
 
 class SpeculatingScheduler(Scheduler):
     """Needs a table (num_speculative_tokens_per_batch_size). On a GPU, CUDA graphs are there for the numbers
-    that the table has, so drafts are switched off only where it has 0, too."""
+    that the table has, so proposals are switched off only where it has 0, too."""
 
     dynamic_sd_lookup: Any  # vLLM's table; its entry for no request is not used
 
@@ -52,7 +52,9 @@ class SpeculatingScheduler(Scheduler):
         proposed = set(self.dynamic_sd_lookup[1:])
         self._meter: StepMeter | None = None
         if current_platform.is_cpu() or 0 in proposed:
-            self._meter = StepMeter(DraftSwitch(max(proposed)), step_clock(self.parallel_config.world_size))
+            self._meter = StepMeter(
+                ProposalSwitch(max(proposed)), step_clock(self.parallel_config.world_size)
+            )
             self.dynamic_sd_lookup = _SwitchedTable(self._meter.switch)
 
     def schedule(self, throttle_prefills: bool = False) -> "SchedulerOutput":

@@ -64,8 +64,8 @@ class EngineStats:
         if verified is not None:
             known = replace(
                 known,
-                drafts=known.drafts + verified.num_drafts,
-                draft_tokens=known.draft_tokens + verified.num_draft_tokens,
+                verifications=known.verifications + verified.num_drafts,
+                proposed_tokens=known.proposed_tokens + verified.num_draft_tokens,
                 accepted_tokens=known.accepted_tokens + verified.num_accepted_tokens,
             )
         if gains is not None:

@@ -141,7 +141,7 @@ _SPECULATION = DashboardSection(
             Unit.RATIO,
             Query(
                 f"{total(rate('worker_speculation_accepted_tokens_total'), 'process')} / "
-                f"{total(rate('worker_speculation_draft_tokens_total'), 'process')}",
+                f"{total(rate('worker_speculation_proposed_tokens_total'), 'process')}",
                 "{{process}}",
             ),
         ),
@@ -151,7 +151,7 @@ _SPECULATION = DashboardSection(
             Unit.NONE,
             Query(
                 f"1 + {total(rate('worker_speculation_accepted_tokens_total'), 'process')} / "
-                f"{total(rate('worker_speculation_drafts_total'), 'process')}",
+                f"{total(rate('worker_speculation_verifications_total'), 'process')}",
                 "{{process}}",
             ),
         ),

@@ -275,13 +275,13 @@ def test_a_narrow_screen_has_the_load() -> None:
 
 def test_what_speculation_brings_has_a_line_for_each_engine_that_speculates() -> None:
     gains = [
-        common_pb2.BatchGain(batch=1, drafts=True, gain=1.42, steps=90),
-        common_pb2.BatchGain(batch=8, drafts=False, gain=0.9, steps=20),
-        common_pb2.BatchGain(batch=16, drafts=True, steps=3),
+        common_pb2.BatchGain(batch=1, proposes=True, gain=1.42, steps=90),
+        common_pb2.BatchGain(batch=8, proposes=False, gain=0.9, steps=20),
+        common_pb2.BatchGain(batch=16, proposes=True, steps=3),
     ]
     speaking, silent = _worker("decode-0"), _worker("decode-1")
     speaking.load.speculation.CopyFrom(
-        common_pb2.Speculation(drafts=1000, draft_tokens=3000, accepted_tokens=1500, gains=gains)
+        common_pb2.Speculation(verifications=1000, proposed_tokens=3000, accepted_tokens=1500, gains=gains)
     )
     now = snapshot(_state(_role("decode-0"), _role("decode-1")), _answers(speaking, silent), 0.0)
     rows = _rows(now)

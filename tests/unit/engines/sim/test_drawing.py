@@ -91,8 +91,8 @@ async def test_proposals_take_time(answer: Answer, pace: VirtualStepTimer) -> No
 
 
 @pytest.mark.parametrize(
-    ("acceptance", "gain", "on", "drafts"),
-    [(1.0, 2.5, True, range(35, 50)), (0.0, 0.5, False, range(60, 80))],
+    ("acceptance", "gain", "on", "verifications"),
+    [(1.0, 2.5, True, range(35, 50)), (0.0, 0.5, False, range(5, 15))],
 )
 async def test_an_engine_proposes_only_while_it_pays(
     start_engine: Start,
@@ -102,7 +102,7 @@ async def test_an_engine_proposes_only_while_it_pays(
     acceptance: float,
     gain: float,
     on: bool,
-    drafts: range,
+    verifications: range,
 ) -> None:
     """Four proposals make a step of a second last two, and give up to five tokens. The first step of the
     answer has fewer, and so has the last one."""
@@ -119,11 +119,11 @@ async def test_an_engine_proposes_only_while_it_pays(
     outputs = (await until_done(engine, "a"))["a"]
     report, accepted = (await engine.load()).speculation, outputs[-1].acceptance
     assert report is not None
-    assert accepted == Acceptance(report.drafts, report.draft_tokens, report.accepted_tokens)
+    assert accepted == Acceptance(report.verifications, report.proposed_tokens, report.accepted_tokens)
     (found,) = report.gains
-    assert (found.batch, found.drafts, found.steps) == (1, on, len(outputs))
+    assert (found.batch, found.proposes, found.steps) == (1, on, len(outputs))
     assert found.gain == pytest.approx(gain, rel=0.1)
-    assert report.drafts in drafts
+    assert report.verifications in verifications
 
 
 async def test_steps_with_prompts_tell_nothing_of_proposals(

@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.engines.speculation.meter import StepMeter
-from llmserve.engines.speculation.switch import DraftSwitch
+from llmserve.engines.speculation.switch import ProposalSwitch
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Planned:
 
 
 @dataclass
-class Heard(DraftSwitch):
+class Heard(ProposalSwitch):
     """A switch that only listens."""
 
     steps: list[tuple[int, bool, int, float | None]] = field(default_factory=list)
@@ -120,7 +120,7 @@ def test_what_a_step_proposed_and_gave(
 
 
 def test_reports_are_few_while_it_runs_and_there_is_one_at_the_end(clock: VirtualClock) -> None:
-    meter = StepMeter(DraftSwitch(3), clock)
+    meter = StepMeter(ProposalSwitch(3), clock)
     _step(meter, clock, 0.25)
     assert meter.report() is None
     _step(meter, clock, 0.25)

@@ -122,28 +122,28 @@ class WorkerLoad(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ..., stalled: _Optional[bool] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
 
 class Speculation(_message.Message):
-    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "gains")
-    DRAFTS_FIELD_NUMBER: _ClassVar[int]
-    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("verifications", "proposed_tokens", "accepted_tokens", "gains")
+    VERIFICATIONS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GAINS_FIELD_NUMBER: _ClassVar[int]
-    drafts: int
-    draft_tokens: int
+    verifications: int
+    proposed_tokens: int
     accepted_tokens: int
     gains: _containers.RepeatedCompositeFieldContainer[BatchGain]
-    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., gains: _Optional[_Iterable[_Union[BatchGain, _Mapping]]] = ...) -> None: ...
+    def __init__(self, verifications: _Optional[int] = ..., proposed_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., gains: _Optional[_Iterable[_Union[BatchGain, _Mapping]]] = ...) -> None: ...
 
 class BatchGain(_message.Message):
-    __slots__ = ("batch", "drafts", "gain", "steps")
+    __slots__ = ("batch", "proposes", "gain", "steps")
     BATCH_FIELD_NUMBER: _ClassVar[int]
-    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSES_FIELD_NUMBER: _ClassVar[int]
     GAIN_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     batch: int
-    drafts: bool
+    proposes: bool
     gain: float
     steps: int
-    def __init__(self, batch: _Optional[int] = ..., drafts: _Optional[bool] = ..., gain: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
+    def __init__(self, batch: _Optional[int] = ..., proposes: _Optional[bool] = ..., gain: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class TransportPair(_message.Message):
     __slots__ = ("peer", "transport", "chosen", "breaker", "reason", "small_seconds", "bytes_per_second", "transfers", "bytes", "seconds", "failures")
