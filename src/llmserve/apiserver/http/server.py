@@ -13,8 +13,9 @@ import uvicorn
 from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.shared_accept import SharedAccept
 from llmserve.apiserver.limits.connections import ConnectionCounts
-from llmserve.apiserver.limits.protocol import HttpProtocol
+from llmserve.apiserver.limits.protocol import HttpProtocol, refuse_connection
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
+from llmserve.core.accepting import accept_all, address_of
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.logs import ScarceRecords
 from llmserve.core.shared_port import PortShare, bind
@@ -37,19 +38,18 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._certificate = certificate
-        # uvicorn leaves clients a minute for it, whatever the limits are.
-        self._tls: dict[str, Any] = {"ssl": config.ssl}
+        self._tls: dict[str, Any] = {}
         if config.ssl is not None:
-            self._tls["ssl_handshake_timeout"] = handshake_seconds
+            self._tls = {"ssl": config.ssl, "ssl_handshake_timeout": handshake_seconds}
         self.up = asyncio.Event()
         self.shared: SharedAccept | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """sockets: without TLS. With it, connections are accepted elsewhere."""
         await super().startup([])
         loop = asyncio.get_running_loop()
         for one in sockets or ():
-            server = await loop.create_server(self._protocol, sock=one, backlog=_BACKLOG, **self._tls)
-            self.servers.append(server)
+            self.servers.append(await loop.create_server(self._protocol, sock=one, backlog=_BACKLOG))
         self.up.set()
 
     async def on_tick(self, counter: int) -> bool:
@@ -61,7 +61,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def adopt(self, connection: socket.socket) -> None:
-        """Serves a connection that was accepted elsewhere."""
+        """Serves a connection that was accepted elsewhere. Returns when it has shaken hands."""
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
@@ -102,6 +102,8 @@ class HttpServer:
         self._owner = TaskOwner("http")
         self._adopting: set[asyncio.Task[None]] = set()
         self._scarce = ScarceRecords()  # each request that is no HTTP is a warning of uvicorn's
+        self._handshakes = ConnectionCounts(limits.connections_per_address)
+        self._accepting: asyncio.Task[None] | None = None  # with TLS
 
     async def start(self) -> int:
         """Listens; returns the port. Errors: StartFailed when the address is taken."""
@@ -122,11 +124,14 @@ class HttpServer:
         logging.getLogger(_UVICORN_LOG).addFilter(self._scarce)
         config.ssl = self._certificate.context if self._certificate else None
         self._server = _Server(config, self._certificate, self._limits.header_seconds)
-        self._serving = self._owner.spawn("serve", self._server.serve(sockets=[bound]), fatal=True)
+        sockets = [] if self._certificate else [bound]
+        self._serving = self._owner.spawn("serve", self._server.serve(sockets=sockets), fatal=True)
         up = self._owner.spawn("startup", self._server.up.wait())
         await asyncio.wait([up, self._serving], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not self._server.started:
             raise StartFailed("the HTTP application did not start; see the log above")
+        if self._certificate is not None:
+            self._accepting = self._owner.spawn("accept", accept_all(bound, self._take), fatal=True)
         if self._share is not None:
             self._server.shared = self._open_shared(self._share)
         return int(bound.getsockname()[1])
@@ -144,10 +149,21 @@ class HttpServer:
         return shared
 
     def _take(self, connection: socket.socket) -> None:
-        assert self._server is not None, "not started"
-        task = self._owner.spawn("adopt", self._server.adopt(connection))
+        address = address_of(connection) or None
+        if not self._handshakes.take(address):
+            refuse_connection(address)
+            connection.close()
+            return
+        task = self._owner.spawn("adopt", self._adopt(connection, address))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, connection: socket.socket, address: str | None) -> None:
+        assert self._server is not None, "not started"
+        try:
+            await self._server.adopt(connection)
+        finally:
+            self._handshakes.give_back(address)
 
     @property
     def connections(self) -> int:
@@ -167,6 +183,8 @@ class HttpServer:
             return
         for server in self._server.servers:
             server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._server.shared is not None:
             self._server.shared.close()
         for connection in self._server.server_state.connections:
@@ -186,6 +204,7 @@ def _listen_at(address: str) -> socket.socket:
     try:
         bound = bind(address)
         bound.listen(_BACKLOG)
+        bound.setblocking(False)
         return bound
     except (OSError, ValueError) as error:
         raise StartFailed(f"cannot listen on {address}: {error}") from error

@@ -15,6 +15,13 @@ from llmserve.rpc.audit import AuditEntry, record_refusal
 _LINGER_SECONDS = 1.0
 
 
+def refuse_connection(address: str | None) -> str:
+    """Records that an address got no further connection, and returns why."""
+    why = "this address has too many connections (security.limits.connections_per_address)"
+    record_refusal(AuditEntry("a connection", "429", {"address": address or ""}, {"why": why}))
+    return why
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection of a client, within the limits. limits: of headers and of time. counts: of all
     connections of the server."""
@@ -36,9 +43,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._counted:
             self._head.wait()
         else:
-            why = "this address has too many connections (security.limits.connections_per_address)"
-            record_refusal(AuditEntry("a connection", "429", {"address": self._address or ""}, {"why": why}))
-            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, why)
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, refuse_connection(self._address))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -1,6 +1,6 @@
 """The side channel: connections between processes that carry the messages of `protocol`.
 
-A frame is a big-endian length and a message. `open_server` and `open_client` are the only places that open a
+A frame is a big-endian length and a message. `listen` and `open_client` are the only places that open a
 socket. Before its first message, each end proves that it is a worker of this cluster
 (rpc/wires/handshake.py), so what travels here can be trusted: the descriptions with which transports connect,
 and who may fetch from whom.
@@ -9,6 +9,7 @@ keep their connections (`peers`).
 """
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -38,6 +39,7 @@ from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS, Purpose, prove_strea
 CONNECT_SECONDS = 3.0
 _ENGINES = (CallerRole.WORKER,)
 _UNKNOWN_RETRY_SECONDS = 0.01
+_BACKLOG = 128
 _LENGTH = struct.Struct("!I")
 
 
@@ -88,21 +90,35 @@ class Channel:
             await self._writer.wait_closed()
 
 
-async def open_server(
-    host: str, accept: Callable[[Channel], None], credentials: Credentials
-) -> tuple[asyncio.Server, str]:
-    """Listens on a free port. Returns the server and its host:port. accept: takes each channel, which is yet
-    to prove itself. Errors: TransferError."""
-    tls: dict[str, Any] = {}
-    if credentials.certificates is not None:
-        context = credentials.certificates.server_context()
-        tls = {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+def listen(host: str) -> tuple[socket.socket, str]:
+    """Listens on a free port. Returns the socket and its host:port. Errors: TransferError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        server = await asyncio.start_server(lambda *streams: accept(Channel(*streams)), host, 0, **tls)
+        listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise TransferError(f"side channel: cannot listen on {host}: {error}") from error
-    port: int = server.sockets[0].getsockname()[1]
-    return server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    listener.setblocking(False)
+    port: int = listener.getsockname()[1]
+    return listener, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def open_accepted(connection: socket.socket, credentials: Credentials) -> Channel:
+    """Returns the channel over a connection that was accepted, after the handshake. Errors: TransferError;
+    OSError when the peer leaves."""
+    loop, tls = asyncio.get_running_loop(), dict[str, Any]()
+    if credentials.certificates is not None:
+        context = credentials.certificates.current().server
+        tls = {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, **tls)
+    channel = Channel(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+    try:
+        await channel.prove(credentials, server=True)
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 async def open_client(endpoint: str, credentials: Credentials) -> Channel:

@@ -6,17 +6,19 @@ A reader that sends garbage loses its connection, nothing else.
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llmserve.core.accepting import accept_all, address_of
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.logs import ScarceWarnings
 from llmserve.core.request import LeaseChange, PairStatus
-from llmserve.engines.kv_transfer.channel import Channel, open_server
+from llmserve.engines.kv_transfer.channel import Channel, listen, open_accepted
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.kv_transfer.protocol import (
@@ -38,6 +40,7 @@ from llmserve.engines.kv_transfer.protocol import (
     decode_request,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
+from llmserve.rpc.wires.unproven import UnprovenConnections
 from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
@@ -45,7 +48,6 @@ _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 2.0  # for the transports of a peer, after its Hello
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
-_MAX_UNPROVEN = 64  # connections that may be those of strangers, for as long as a handshake may take
 
 # (connection, request of the kind it is registered for) -> answer. Errors: TransferError
 Handlers = Mapping[type, Callable[[int, Any], Answer]]
@@ -83,9 +85,11 @@ class HandoverServer:
         }
         self._channels: dict[int, Channel] = {}
         self._serving: set[asyncio.Task[None]] = set()
-        self._accepted = self._unproven = 0
         self._warnings = ScarceWarnings(_log)
-        self._server, self.endpoint = engine.call(open_server(host, self._accept, engine.credentials))
+        self._unproven = UnprovenConnections[asyncio.Task[None]]()
+        self._accepted = 0
+        listener, self.endpoint = listen(host)
+        self._accepting = engine.call(self._start(listener))
 
     def add(self, handlers: Handlers) -> None:
         """Further requests that it answers; before any peer knows of this server. They run on the loop."""
@@ -153,8 +157,13 @@ class HandoverServer:
                 pairs=tuple(pairs),
             )
 
+    async def _start(self, listener: socket.socket) -> asyncio.Task[None]:
+        return self._engine.spawn("side-channel-accept", accept_all(listener, self._accept))
+
     def hang_up(self) -> None:
         """Closes all connections; peers may connect again. On the loop."""
+        for task in self._unproven:
+            task.cancel()
         for channel in self._channels.values():
             channel.close()
 
@@ -210,36 +219,41 @@ class HandoverServer:
 
     # -- connections, on the loop
 
-    def _accept(self, channel: Channel) -> None:
-        if len(self._channels) >= _MAX_CONNECTIONS or self._unproven >= _MAX_UNPROVEN:
-            channel.close()
+    def _accept(self, connection: socket.socket) -> None:
+        if len(self._serving) >= _MAX_CONNECTIONS:
+            connection.close()
             return
-        task = self._engine.spawn("side-channel", self._serve(channel))
+        task = self._engine.spawn("side-channel", self._serve(connection))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._unproven.remove)
+        dropped = self._unproven.add(task, address_of(connection))
+        if dropped is not None:
+            dropped.cancel()
 
-    async def _serve(self, channel: Channel) -> None:
-        self._accepted += 1
-        connection = self._accepted
-        self._channels[connection] = channel
+    async def _serve(self, accepted: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "spawned"
         try:
-            await self._prove(channel)
-            await self._answer_all(connection, channel)
+            channel = await open_accepted(accepted, self._engine.credentials)
+            self._unproven.remove(task)
+            await self._answer(channel)
         except TransferError as error:
             self._warnings.warning("side channel: dropped a connection: %s", error.message)
         except OSError:
             pass  # the reader has left
+
+    async def _answer(self, channel: Channel) -> None:
+        """Ends with an error."""
+        self._accepted += 1
+        connection = self._accepted
+        self._channels[connection] = channel
+        try:
+            await self._answer_all(connection, channel)
         finally:
             del self._channels[connection]
             self._engine.forget(connection)
             channel.close()
-
-    async def _prove(self, channel: Channel) -> None:
-        self._unproven += 1
-        try:
-            await channel.prove(self._engine.credentials, server=True)
-        finally:
-            self._unproven -= 1
 
     async def _answer_all(self, connection: int, channel: Channel) -> None:
         """Ends with an error. A request that makes no sense is answered, and ends the connection."""
@@ -255,7 +269,7 @@ class HandoverServer:
             await channel.drain()
 
     async def _aclose(self) -> None:
-        self._server.close()
+        self._accepting.cancel()
         self.hang_up()
         if self._serving:
             await asyncio.wait(self._serving, timeout=_CLOSE_SECONDS)

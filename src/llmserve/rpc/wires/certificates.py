@@ -189,17 +189,6 @@ class CertificateFolder:
         if owner.cluster != own:
             raise NotAuthenticated(f"the certificate is of cluster {owner.cluster}, and this is {own}")
 
-    def server_context(self) -> ssl.SSLContext:
-        """Returns a context that takes the certificate of that moment for each connection."""
-
-        def take(sock: Any, _: str | None, __: ssl.SSLContext) -> None:
-            sock.context = self.current().server
-
-        now = self.current()
-        context = make_context(ssl.PROTOCOL_TLS_SERVER, now.chain, now.key, now.authorities)
-        context.sni_callback = take
-        return context
-
     def _look(self, now: float) -> None:
         seen = _signature(self._folder)
         is_over = bool(self._former) and now >= self._former_until

@@ -61,7 +61,6 @@ class PeerConnection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.is_proven = False
         self._carrier: Carrier | None = None
         self._lock = threading.Lock()
         self._hung_up = False
@@ -80,7 +79,6 @@ class PeerConnection:
             if self._hung_up:
                 raise TransferError("hung up")
         prove(sock, credentials, Purpose.TRANSFER, _MOVERS, server=server)
-        self.is_proven = True
 
     def open(self, carriers: CarrierFactory, regions: Sequence[Region], rank: int) -> None:
         """Errors: TransferError, OSError."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from llmserve.core.errors import NotAuthenticated, TransferError, TransportUnavailable
 from llmserve.core.logs import ScarceWarnings
 from llmserve.rpc.credentials import Credentials
+from llmserve.rpc.wires.unproven import UnprovenConnections
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
@@ -20,7 +21,6 @@ _HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
-_MAX_UNPROVEN = 64  # connections that may be those of strangers, for as long as a handshake may take
 
 
 class TwoSidedServer:
@@ -36,6 +36,7 @@ class TwoSidedServer:
         self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
         self._lines: dict[PeerConnection, threading.Thread] = {}
+        self._unproven = UnprovenConnections[PeerConnection]()
         self._closed = threading.Event()
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
@@ -75,26 +76,33 @@ class TwoSidedServer:
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except OSError:
                 if self._closed.wait(_ACCEPT_RETRY_SECONDS):
                     return
                 continue  # no file descriptor is left, or the peer gave up
             line = PeerConnection(connection)
-            name = f"kv-{self._carriers.name}-serve"
-            thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
-            with self._lock:
-                self._forget_ended()
-                if admitted := not self._closed.is_set() and self._has_room():
-                    self._lines[line] = thread
-                    thread.start()
-            if not admitted:
+            if self._closed.is_set() or not self._admit(line, address[0]):
                 line.close()
 
-    def _has_room(self) -> bool:
-        """The caller holds the lock."""
-        unproven = sum(not line.is_proven for line in self._lines)
-        return len(self._lines) < _MAX_CONNECTIONS and unproven < _MAX_UNPROVEN
+    def _admit(self, line: PeerConnection, address: str) -> bool:
+        """Returns False when there are too many connections already."""
+        name = f"kv-{self._carriers.name}-serve"
+        thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
+        with self._lock:
+            self._forget_ended()
+            if len(self._lines) >= _MAX_CONNECTIONS:
+                return False
+            dropped = self._unproven.add(line, address)
+            self._lines[line] = thread
+            thread.start()
+        if dropped is not None:
+            dropped.hang_up()
+        return True
+
+    def _forget_unproven(self, line: PeerConnection) -> None:
+        with self._lock:
+            self._unproven.remove(line)
 
     def _forget_ended(self) -> None:
         """The caller holds the lock. A thread does not remove itself: `close` must find it to join it."""
@@ -106,6 +114,7 @@ class TwoSidedServer:
         try:
             wire.tune(line.socket)
             line.secure(self._credentials, server=True)
+            self._forget_unproven(line)
             lengths = self._accept_peer(line)
             while True:
                 self._answer(line, lengths)
@@ -114,6 +123,7 @@ class TwoSidedServer:
         except OSError:
             pass  # the peer has left, and knows what it has not received
         finally:
+            self._forget_unproven(line)
             line.close()
 
     def _accept_peer(self, line: PeerConnection) -> Sequence[int]:

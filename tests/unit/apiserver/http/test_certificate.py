@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.errors import StartFailed
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import make_host_certificate
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,38 @@ def test_files_that_are_missing_or_wrong_are_named(
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(StartFailed, match=r"security.tls: .*host\.crt"):
         HttpCertificate(*paths)
+
+
+async def test_an_address_has_so_many_unfinished_handshakes_and_others_are_served(
+    certificate: HttpCertificate, authority: Authority
+) -> None:
+    limits = SecurityLimits(connections_per_address=3)
+    server = HttpServer(app, "127.0.0.1:0", limits=limits, certificate=certificate)
+    port = await server.start()
+
+    async def connect(context: ssl.SSLContext | None = None) -> Ends:
+        return await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0), ssl=context)
+
+    silent = [await connect() for _ in range(4)]
+    async with asyncio.timeout(5.0):
+        assert await silent[-1][0].read() == b"", "one too many"
+    assert not any(reader.at_eof() for reader, _ in silent[:-1])
+    assert await serial(port, trusting(authority)), "of another address"
+    silent[0][1].close()
+    silent.append(await until_accepted(lambda: connect(trusting(authority))))
+    for _, writer in silent:
+        writer.close()
+    await server.aclose()
+
+
+async def until_accepted(connect: Callable[[], Awaitable[Ends]]) -> Ends:
+    """Tries again until the server has noticed that another connection has gone."""
+    async with asyncio.timeout(5.0):
+        while True:
+            try:
+                return await connect()
+            except OSError:
+                await asyncio.sleep(0.01)
 
 
 async def test_who_never_shakes_hands_is_let_go_as_who_never_sends_headers(

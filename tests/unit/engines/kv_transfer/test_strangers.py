@@ -1,6 +1,7 @@
 """Side channels and tcp among strangers: with the secret of a cluster, and with certificates."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from llmserve.core.kv_params import PullParams
 from llmserve.engines.kv_transfer import query_status, release_lease, set_peers
 from llmserve.rpc.credentials import NO_CREDENTIALS, CallerIdentity, CallerRole, Credentials
 from llmserve.rpc.wires import handshake
+from llmserve.rpc.wires.unproven import MAX_UNPROVEN
 from tests.support.certificates import credentials_in, make_certificates
 
 Make = Callable[..., Any]
@@ -110,15 +112,33 @@ async def test_what_is_sent_before_the_proof_is_bounded(
     assert (await query_status(owner.node.endpoint, 5.0, wires[0])).open_leases == 0
 
 
-async def test_many_silent_connections_keep_nobody_out_for_long(
-    make_side: Make, wires: tuple[Credentials, Any]
+@pytest.mark.parametrize("port_of", ["channel", "tcp"])
+async def test_many_silent_connections_keep_nobody_out(
+    make_side: Make, wires: tuple[Credentials, Any], port_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = make_side(1, credentials=wires[0])
-    host, _, port = owner.node.endpoint.rpartition(":")
-    silent = [socket.create_connection((host, int(port)), timeout=5.0) for _ in range(100)]
+    """More than a server lets in at a time, which would all be open for longer than this test takes."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_SECONDS", 60.0)
+    owner, reader = (make_side(seed, credentials=wires[0]) for seed in (1, 2))
+    port = int(owner.node.endpoint.rpartition(":")[2])
+    if port_of == "tcp":
+        port = json.loads(owner.node.server._engine.descriptions["tcp"])["port"]
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=5.0) for _ in range(2 * MAX_UNPROVEN)]
     try:
-        await asyncio.sleep(0.6)  # longer than a handshake may take
-        assert (await query_status(owner.node.endpoint, 5.0, wires[0])).open_leases == 0
+        reader.pull(owner.grant("p1", [4]), [1])
+        result = await asyncio.to_thread(reader.result)
+        assert (result.ok, result.transport) == (True, "tcp")
+        let_go = await asyncio.to_thread(lambda: sum(map(is_over, silent)))
+        assert let_go >= MAX_UNPROVEN, "the oldest ones, and no newcomer"
     finally:
         for one in silent:
             one.close()
+
+
+def is_over(sock: socket.socket) -> bool:
+    sock.settimeout(0.01)
+    try:
+        return sock.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True

@@ -218,7 +218,7 @@ def meet(server: ssl.SSLContext, client: ssl.SSLContext) -> list[ssl.SSLObject]:
 def test_both_ends_know_each_other(tmp_path: Path, authority: Authority) -> None:
     worker = CertificateFolder(folder_of(tmp_path, authority))
     manager = CertificateFolder(folder_of(tmp_path, authority, CallerRole.KVMANAGER))
-    server, client = meet(manager.server_context(), worker.current().client)
+    server, client = meet(manager.current().server, worker.current().client)
     assert manager.owner_at(server).role is WORKER
     assert worker.owner_at(client).role is CallerRole.KVMANAGER
 
@@ -226,27 +226,26 @@ def test_both_ends_know_each_other(tmp_path: Path, authority: Authority) -> None
 def test_a_server_takes_new_files_for_the_next_connection(tmp_path: Path, authority: Authority) -> None:
     clock = Clock()
     folder = CertificateFolder(folder_of(tmp_path, authority, name="old"), clock)
-    context = folder.server_context()
     other = Authority.make(CLUSTER, 1.0)
     folder_of(tmp_path, other, name="new")
     client = CertificateFolder(folder_of(tmp_path / "client", other))
     with pytest.raises(ssl.SSLError):
-        meet(context, client.current().client)
+        meet(folder.current().server, client.current().client)
     clock.now += 2.0
-    assert client.owner_at(meet(context, client.current().client)[1]).name == "new"
+    assert client.owner_at(meet(folder.current().server, client.current().client)[1]).name == "new"
 
 
 def test_strangers_do_not_get_through(tmp_path: Path, authority: Authority) -> None:
     ours = CertificateFolder(folder_of(tmp_path, authority))
     stranger = CertificateFolder(folder_of(tmp_path / "other", Authority.make(CLUSTER, 1.0)))
     with pytest.raises(ssl.SSLError):
-        meet(ours.server_context(), stranger.current().client)
+        meet(ours.current().server, stranger.current().client)
     with pytest.raises(ssl.SSLError):
-        meet(stranger.server_context(), ours.current().client)
+        meet(stranger.current().server, ours.current().client)
     naked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     naked.check_hostname, naked.verify_mode = False, ssl.CERT_NONE
     with pytest.raises(ssl.SSLError):
-        meet(ours.server_context(), naked)
+        meet(ours.current().server, naked)
 
 
 def test_an_expired_certificate_does_not_get_through(tmp_path: Path, authority: Authority) -> None:
@@ -254,7 +253,7 @@ def test_an_expired_certificate_does_not_get_through(tmp_path: Path, authority: 
     authority.issue(tmp_path / "old", WORKER, days=-0.001)
     old = CertificateFolder(tmp_path / "old" / "worker")
     with pytest.raises(ssl.SSLError, match="expired"):
-        meet(ours.server_context(), old.current().client)
+        meet(ours.current().server, old.current().client)
 
 
 def test_no_session_lets_anybody_in_whose_certificate_counts_no_more(
@@ -262,7 +261,7 @@ def test_no_session_lets_anybody_in_whose_certificate_counts_no_more(
 ) -> None:
     """A ticket would stand for the certificate that its holder had when it was given out."""
     ours = CertificateFolder(folder_of(tmp_path, authority))
-    server, client = meet(ours.server_context(), ours.current().client)
+    server, client = meet(ours.current().server, ours.current().client)
     server.write(b"x")
     assert client.read(1) == b"x"  # tickets come before it
     assert client.session is None or not client.session.has_ticket
