@@ -1,6 +1,6 @@
 """The cluster's status as bytes: once for all admins who watch, and for each tenant what it may see."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -33,9 +33,14 @@ class StatusEvents:
         self._sampler = sampler
         self._last: tuple[Snapshot, bytes] | None = None
 
-    async def of(self, caller: Caller) -> AsyncGenerator[bytes, None]:
+    async def of(
+        self, caller: Caller, is_allowed: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[bytes, None]:
+        """is_allowed: whether the caller may still see them. They end with the first look at which not."""
         yield _event("history", _encode({"points": self._history(caller)}))
         async for now in self._sampler.watch():
+            if not await is_allowed():
+                return
             yield self._status(now) if caller.admin else _status_event(for_tenant(now, caller.tenant))
 
     def _history(self, caller: Caller) -> list[HistoryPoint]:

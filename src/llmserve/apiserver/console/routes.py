@@ -76,9 +76,12 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
     @router.get("/events")
     async def events() -> StreamingResponse:
         """Server-sent events: `history` with points of the latest minutes, then `status` twice a second, as
-        /admin/v1/status, but with only those ways between workers that KV went."""
+        /admin/v1/status, but with only those ways between workers that KV went. They end when the key is
+        revoked, or the key or token expires."""
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(data.events.of(current_scope().caller), media_type=_STREAM, headers=headers)
+        scope = current_scope()
+        events = data.events.of(scope.caller, scope.is_allowed)
+        return StreamingResponse(events, media_type=_STREAM, headers=headers)
 
 
 def _add_requests(router: APIRouter, data: ConsoleData) -> None:

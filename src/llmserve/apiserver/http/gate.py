@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from types import MappingProxyType
 
@@ -134,6 +135,7 @@ class Gate:
         if scope["path"] not in self._paths.public:
             request.caller = await self._caller_of(scope)
             check_scope(request.caller, scope["path"])
+            request.is_allowed = partial(self._is_still, request.caller, scope)
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
             return bounded(headers, receive, BodyLimits(limit_bytes, self._limits.seconds))
         first = await read_body(headers, receive, self._limits)
@@ -147,6 +149,16 @@ class Gate:
             return await self.auth.caller_of(scope["headers"], is_local=_is_local(scope))
         self.auth.check(caller)
         return caller
+
+    async def _is_still(self, caller: Caller, scope: Scope) -> bool:
+        """Returns whether a request that shows the same would be this caller's. What cannot be decided now is
+        as it was."""
+        try:
+            return await self._caller_of(scope) == caller
+        except Unavailable:
+            return True
+        except LLMServeError:
+            return False
 
     def _remember(self, scope: Scope, request: RequestScope) -> None:
         """Opens a record of the request, and a span that ends with it."""

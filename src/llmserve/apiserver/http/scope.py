@@ -4,6 +4,7 @@ vLLM's layer stands between the two and passes neither tenants in nor early erro
 variable reaches around it (it is copied into every task that the layer makes for the request).
 """
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -19,6 +20,10 @@ from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
 
 
+async def _always() -> bool:
+    return True
+
+
 @dataclass(slots=True)
 class RequestScope:
     """caller: who asks; on public paths, where no key is read, one without rights. early_error: why the
@@ -28,7 +33,8 @@ class RequestScope:
     form: of its errors. responses: the stored responses that it is about. reached_engine: its fields are
     fine, and a run was begun. text_events: those of its stream; None: all of its events are vLLM's. adapter:
     the version that `lora_path` has chosen. version: that on which all its sequences run. waited_seconds: how
-    much of the request's time has passed already."""
+    much of the request's time has passed already. is_allowed: whether its key or token would still let the
+    same caller in."""
 
     caller: Caller = NOBODY
     early_error: Exception | None = None
@@ -43,6 +49,7 @@ class RequestScope:
     adapter: NamedAdapter | None = None
     version: RequestVersion | None = None
     waited_seconds: float = 0.0
+    is_allowed: Callable[[], Awaitable[bool]] = _always
 
     @property
     def tenant(self) -> TenantId:

@@ -181,6 +181,45 @@ async def test_a_line_is_refused_once_its_key_is_gone() -> None:
     assert json.loads(refused.body)["error"]["message"] == "the API key is not known any more"
 
 
+RED = Caller(TenantId("red"), ALL_SCOPES)
+
+
+@pytest.mark.parametrize(
+    ("now", "allowed"),
+    [
+        ({"red-key": RED, "other": EVERYBODY}, True),
+        ({"new-key": RED}, False),
+        ({"red-key": Caller(TenantId("red"), CLIENT_SCOPES)}, False),
+        ({"red-key": Caller(TenantId("blue"), ALL_SCOPES)}, False),
+    ],
+)
+async def test_a_long_answer_may_ask_whether_its_key_still_counts(
+    now: dict[str, Caller], allowed: bool
+) -> None:
+    found: list[bool] = []
+
+    async def app(scope: Message, receive: Any, send: Send) -> None:
+        request = current_scope()
+        assert await request.is_allowed()
+        auth.manifest = ManifestKeys(now)
+        found.append(await request.is_allowed())
+        await send(start(b"application/json"))
+        await send(piece(b"{}", more=False))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        return
+
+    auth = Authenticator(ManifestKeys({"red-key": RED}))
+    gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
+    headers = [(b"x-api-key", b"red-key")]
+    asks = {"type": "http", "method": "GET", "path": "/admin/v1/events", "headers": headers, "client": None}
+    await gate(asks, receive, send)
+    assert found == [allowed]
+
+
 def test_how_long_an_answer_says_to_wait() -> None:
     def seconds(value: bytes) -> float | None:
         return LineAnswer(429, headers={b"retry-after": value}).retry_after_seconds

@@ -128,10 +128,28 @@ async def _closed_after(looks: Looks, count: int):  # type: ignore[no-untyped-de
             await looks.sampler.aclose()
 
 
+async def always() -> bool:
+    return True
+
+
+async def test_events_end_when_the_caller_may_see_them_no_more() -> None:
+    looks, allowed = Looks(), [True]
+
+    async def is_allowed() -> bool:
+        return allowed[-1]
+
+    events = StatusEvents(looks.sampler).of(ADMIN, is_allowed)
+    assert (await anext(events)).startswith(b"event: history")
+    assert (await anext(events)).startswith(b"event: status")
+    allowed.append(False)
+    assert [event async for event in events] == []
+    await looks.sampler.aclose()
+
+
 async def test_an_admin_sees_all_and_a_tenant_itself() -> None:
     looks = Looks()
     events = StatusEvents(looks.sampler)
-    async with aclosing(events.of(ADMIN)) as admin, aclosing(events.of(RED)) as red:
+    async with aclosing(events.of(ADMIN, always)) as admin, aclosing(events.of(RED, always)) as red:
         assert (await anext(admin)).startswith(b"event: history\ndata: {")
         assert (await anext(red)).startswith(b"event: history\ndata: {")
         whole, part = await asyncio.gather(anext(admin), anext(red))
@@ -141,9 +159,9 @@ async def test_an_admin_sees_all_and_a_tenant_itself() -> None:
         assert (b"blue" in text) is seen
         assert (b"decode-0.log" in text) is seen
         assert b'"red"' in text
-    async with aclosing(events.of(RED)) as red:
+    async with aclosing(events.of(RED, always)) as red:
         assert b"blue" not in await anext(red)
-    async with aclosing(events.of(ADMIN)) as admin:
+    async with aclosing(events.of(ADMIN, always)) as admin:
         assert b"blue" in await anext(admin)
     await looks.sampler.aclose()
 
