@@ -2,10 +2,9 @@
 
 import asyncio
 import itertools
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from llmserve.router.leader.redis_state import RedisState
 from llmserve.router.leader.state import MemoryState, Saved, SharedState, StateKey, Term
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import make_host_certificate
+from tests.support.tls_front import behind_tls
 from tests.support.valkey import Valkey
 
 A, B = "10.0.0.1:7000", "10.0.0.2:7000"
@@ -189,31 +189,12 @@ async def test_a_server_that_hangs_is_given_up(mortal: Valkey) -> None:
     await state.aclose()
 
 
-@asynccontextmanager
-async def behind_tls(server: Valkey, certificate: Path, key: Path) -> AsyncIterator[str]:
-    """Yields the url of a port that speaks TLS for the server, whose program was built without it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
-
-    front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    async with front:
-        yield f"rediss://127.0.0.1:{front.sockets[0].getsockname()[1]}/0"
-
-
 async def test_tls_with_an_authority_of_ones_own(mortal: Valkey, tmp_path: Path) -> None:
     authority, other = (Authority.make(name, 1.0) for name in ("ours", "theirs"))
     for name, one in (("ours", authority), ("theirs", other)):
         one.write(tmp_path / name)
-    async with behind_tls(mortal, *make_host_certificate(authority, tmp_path)) as url:
+    async with behind_tls(mortal.port, *make_host_certificate(authority, tmp_path)) as port:
+        url = f"rediss://127.0.0.1:{port}/0"
         for name, is_trusted in (("ours", True), ("theirs", False)):
             ca = str(tmp_path / name / "ca" / "ca.crt")
             state = RedisState(url, "c", password=None, call_seconds=5.0, ca=ca)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -36,9 +37,11 @@ class Received:
 
 
 class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """The port stays over stop and start. metadata: of the last call."""
+    """The port stays over stop and start. metadata: of the last call. tls: the files of its certificate and
+    key; None: it speaks without TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+        self._tls = tls
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.metadata: dict[str, Any] = {}
@@ -48,7 +51,7 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def spans(self) -> list[Received]:
@@ -59,7 +62,13 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
         self._server = grpc.server(ThreadPoolExecutor(4))
         register: Callable[[Any, Any], None] = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
         register(self, self._server)
-        assert self._server.add_insecure_port(f"127.0.0.1:{self.port}") == self.port
+        where = f"127.0.0.1:{self.port}"
+        if self._tls is None:
+            assert self._server.add_insecure_port(where) == self.port
+        else:
+            certificate, key = (path.read_bytes() for path in self._tls)
+            credentials = grpc.ssl_server_credentials([(key, certificate)])
+            assert self._server.add_secure_port(where, credentials) == self.port
         self._server.start()
 
     def stop(self) -> None:
@@ -86,8 +95,8 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def otlp_receiver() -> Iterator[OtlpReceiver]:
-    receiver = OtlpReceiver()
+def otlp_receiver(tls: tuple[Path, Path] | None = None) -> Iterator[OtlpReceiver]:
+    receiver = OtlpReceiver(tls)
     receiver.start()
     try:
         yield receiver

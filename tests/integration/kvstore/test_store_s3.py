@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import BaseError
 
-from llmserve.buckets.connect import connect
+from llmserve.buckets.connect import BucketAddress, connect
 from llmserve.core.clock import VirtualClock
 from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, RequestLimits, RetryPolicy
+from llmserve.rpc.wires.authority import Authority
+from tests.support.certificates import make_host_certificate
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, Seaweed, credentials
+from tests.support.tls_front import behind_tls
 from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chain, make_world
 
 __all__ = ["make_world"]
@@ -57,6 +61,26 @@ def bucket(s3_proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch, make_world: Make
         return make_world(dram_blocks=16, tiers=[(tier, ROOM)], opens_later=True, clock=clock)
 
     return make
+
+
+async def test_a_server_whose_certificate_is_of_an_authority_of_ones_own(
+    s3_server: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority is named as for other programs, by SSL_CERT_FILE."""
+    for name, value in credentials().items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = (Authority.make(name, 1.0) for name in ("ours", "theirs"))
+    for name, authority in (("ours", ours), ("theirs", theirs)):
+        authority.write(tmp_path / name)
+    async with behind_tls(s3_server.port, *make_host_certificate(ours, tmp_path)) as port:
+        address = BucketAddress(f"s3://{BUCKET}/{uuid.uuid4().hex}", f"https://127.0.0.1:{port}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours" / "ca" / "ca.crt"))
+        await connect(address).put_async("one", b"abc")
+        answer = await connect(address).get_async("one")
+        assert bytes(await answer.bytes_async()) == b"abc"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "theirs" / "ca" / "ca.crt"))
+        with pytest.raises(BaseError, match=r"(?i)certificate|UnknownIssuer"):
+            await connect(address).get_async("one")
 
 
 async def down(world: World) -> None:

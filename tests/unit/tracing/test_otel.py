@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError, WorkerLost
+from llmserve.rpc.wires.authority import Authority
 from llmserve.tracing.base import NO_SPAN, SpanKind, Tracer, ending, trace_id_of
 from llmserve.tracing.open import open_tracer
+from tests.support.certificates import make_host_certificate
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -79,6 +82,22 @@ async def test_a_span_arrives_as_it_was_told(receiver: OtlpReceiver) -> None:
     assert arrived.attributes == {"llmserve.tenant": "red", "gen_ai.usage.output_tokens": 7}
     assert arrived.events == ("first token",)
     assert (traced.spans("sent"), traced.spans("dropped")) == (1, 0)
+
+
+@pytest.mark.parametrize(("trusted", "sent"), [("ours", 1), ("theirs", 0)])
+async def test_a_receiver_with_a_certificate_of_an_authority_of_ones_own(
+    trusted: str, sent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authorities = {name: Authority.make(name, 1.0) for name in ("ours", "theirs")}
+    for name, authority in authorities.items():
+        authority.write(tmp_path / name)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / trusted / "ca" / "ca.crt"))
+    flush_seconds = 10.0 if sent else 0.5
+    with otlp_receiver(make_host_certificate(authorities["ours"], tmp_path)) as secure:
+        async with tracing(secure.endpoint, flush_seconds=flush_seconds) as traced:
+            traced.tracer.begin("decode", SpanKind.SERVER, SAMPLED, {}).end()
+        assert len(secure.spans) == sent
+    assert (traced.spans("sent"), traced.spans("dropped")) == (sent, 1 - sent)
 
 
 async def test_what_goes_with_the_request_names_the_span(receiver: OtlpReceiver) -> None:
