@@ -24,7 +24,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.http.server import HttpServer
+from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.ids import WorkerId

@@ -29,14 +29,14 @@ from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.grammars.process import SharedCompiler
 from llmserve.apiserver.grammars.server import ServerProcess
 from llmserve.apiserver.http.body import BodyLimits
-from llmserve.apiserver.http.certificate import HttpCertificate
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
+from llmserve.apiserver.http.listener.certificate import HttpCertificate
+from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_routes
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain, add_models, add_operations
-from llmserve.apiserver.http.server import HttpServer
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks

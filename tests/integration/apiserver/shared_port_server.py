@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from llmserve.apiserver.http.server import HttpServer
+from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.core.shared_port import PortShare
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmserve.apiserver.http.server import HttpServer
+from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.config.schema.limits import SecurityLimits
 
 LIMITS = SecurityLimits(

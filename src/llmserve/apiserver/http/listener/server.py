@@ -10,16 +10,16 @@ from typing import Any
 
 import uvicorn
 
-from llmserve.apiserver.http.certificate import HttpCertificate
-from llmserve.apiserver.http.shared_accept import SharedAccept
+from llmserve.apiserver.http.listener.certificate import HttpCertificate
+from llmserve.apiserver.http.listener.shared_accept import SharedAccept
 from llmserve.apiserver.limits.connections import ConnectionCounts
 from llmserve.apiserver.limits.protocol import HttpProtocol, refuse_connection
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
-from llmserve.core.accepting import accept_all, address_of
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.logs import ScarceRecords
 from llmserve.core.shared_port import PortShare, bind
 from llmserve.core.tasks import TaskOwner
+from llmserve.rpc.wires.accepting import accept_all, address_of
 
 _log = logging.getLogger(__name__)
 _UVICORN_LOG = "uvicorn.error"

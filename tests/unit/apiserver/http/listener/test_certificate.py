@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from llmserve.apiserver.http.certificate import HttpCertificate
-from llmserve.apiserver.http.server import HttpServer
+from llmserve.apiserver.http.listener.certificate import HttpCertificate
+from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.errors import StartFailed
 from llmserve.rpc.wires.authority import Authority
