@@ -15,7 +15,7 @@ from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces import TracedRequest
 
-PICTURE = Path("docs/img/shares.svg")
+PICTURE = Path("docs/pictures/shares.svg")
 GOLD, SILVER, BASIC = TenantId("gold (4)"), TenantId("silver (2)"), TenantId("basic (1)")
 SECONDS, SILVER_AT = 90, 30.0
 _PLACES = 24

@@ -15,7 +15,7 @@ def simulated() -> Simulation:
 
 
 def test_the_picture_is_what_the_simulator_draws(simulated: Simulation) -> None:
-    drawn = Path("docs/img/shares.svg").read_text()
+    drawn = Path("docs/pictures/shares.svg").read_text()
     assert drawn == shares_plot.svg(simulated), "python -m bench.placement.shares_plot"
 
 
