@@ -36,7 +36,7 @@ _TIMER_SLACK_SECONDS = 0.001
 class EventLoop:
     """Decides nothing unless this router leads. streams: the sessions that answers go to. spans: one for
     each waiting request. adapter_watch: waits for what is decided about adapters. leftovers: of those that
-    are gone. model_watch: as adapter_watch."""
+    are gone. model_watch: as adapter_watch. decided: set by each decision; who waits for one clears it."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class EventLoop:
         self._logged_workers: set[tuple[WorkerId, int]] = set()
         self._sleeping_until = 0.0
         self._wake = asyncio.Event()
+        self.decided = asyncio.Event()
 
     async def run(self) -> None:
         """Does what is due until the term ends. Errors: NotLeader."""
@@ -103,6 +104,7 @@ class EventLoop:
                 self.streams.send(effect.session, encode_refused(effect))
             elif isinstance(effect, Prefetch):
                 self._kv_watch.prefetch(effect)
+        self.decided.set()
         wake = self._controller.next_wake()
         if wake is not None and wake < self._sleeping_until:
             self._wake.set()

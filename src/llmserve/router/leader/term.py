@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any, TypeVar
 
 from llmserve.config.schema import Manifest
@@ -36,7 +36,7 @@ from llmserve.tracing.base import NO_TRACER, Tracer
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_ALL_AGAIN_AFTER = 100  # times: the shared state may have come back without what it had
+_ALL_AGAIN_SECONDS = 10.0  # the shared state may have come back without what it had
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +203,19 @@ class LeaderTerm:
             return None
 
     async def _keep_saved(self, term: Term) -> None:
-        for times in count(1):
+        """Saves what decisions have changed, at most once in save_seconds. What others share is now and then
+        saved again, changed or not."""
+        times, all_again_at = self._settings.terms, time.monotonic() + _ALL_AGAIN_SECONDS
+        while True:
+            self.services.event_loop.decided.clear()
             await self._save_changes(term)
-            await asyncio.sleep(self._settings.terms.save_seconds)
-            if self._settings.terms.shared and times % _ALL_AGAIN_AFTER == 0:
+            await asyncio.sleep(times.save_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ALL_AGAIN_SECONDS):
+                    await self.services.event_loop.decided.wait()
+            if times.shared and time.monotonic() >= all_again_at:
                 self._saved.clear()
+                all_again_at = time.monotonic() + _ALL_AGAIN_SECONDS
 
     async def _save_changes(self, term: Term) -> None:
         for key, text in self._texts():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,9 @@ class _Router:
         assert isinstance(self.leads, Term)
         await self.state.resign(self.leads)
 
+    def deciding(self) -> AbstractContextManager[object]:
+        return self._term.services.event_loop.deciding()
+
     async def begin(self) -> str:
         """Returns the level that its workers are told in the new term."""
         self._terms += 1
@@ -130,16 +134,29 @@ class TestAdapters:
         await router.end()
 
     async def test_a_state_that_was_emptied_is_filled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llmserve.router.leader.term._ALL_AGAIN_AFTER", 3)
+        monkeypatch.setattr("llmserve.router.leader.term._ALL_AGAIN_SECONDS", 0.003)
         state = _Forgetful(LeaseClock())
         router = _Router(state, TermTimes(save_seconds=0.001))
         (await router.lead()).load("b", AdapterWish("sql", "dir:/sql"))
         for _ in range(2):
-            async with asyncio.timeout(2.0):
-                while await state.load(StateKey.ADAPTERS) is None:  # noqa: ASYNC110 - it has no event
-                    await asyncio.sleep(0.001)
+            await _adapters_are_saved(state)
             state.forget()
         await router.end()
+
+    async def test_what_is_decided_is_saved_soon(self) -> None:
+        router = _Router(times=TermTimes(save_seconds=0.001))
+        book = await router.lead()
+        await asyncio.sleep(0.01)  # it waits for a decision now
+        with router.deciding():
+            book.load("b", AdapterWish("sql", "dir:/sql"))
+        await _adapters_are_saved(router.state)
+        await router.end()
+
+
+async def _adapters_are_saved(state: MemoryState) -> None:
+    async with asyncio.timeout(2.0):
+        while await state.load(StateKey.ADAPTERS) is None:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.001)
 
 
 class _Forgetful(MemoryState):
