@@ -125,21 +125,15 @@ class PlacementEncoder:
     def __init__(self) -> None:
         self._encoded: dict[WorkerId, tuple[WorkerSpec, common_pb2.WorkerInfo]] = {}
 
-    def placed(self, placed: RequestPlaced) -> router_pb2.RouterSessionResponse:
-        plan = placed.plan
-        placement = router_pb2.Placement(
-            prefill=self._worker(plan.prefill.spec) if plan.prefill else None,
-            decode=self._worker(plan.decode.spec),
-            predicted_cached_tokens=placed.predicted_cached_tokens,
-            push=plan.pushed,
-        )
-        message = router_pb2.Placed(
-            request_id=placed.request_id,
-            placement=placement,
-            queue_seconds=placed.queue_seconds,
-            report=encode_report(placed),
-        )
-        return router_pb2.RouterSessionResponse(placed=message)
+    def placed(self, placed: RequestPlaced, message: router_pb2.Placed) -> None:
+        """Fills an empty message where it lies: to put a message into another one copies all of it."""
+        plan, placement = placed.plan, message.placement
+        message.request_id, message.queue_seconds = placed.request_id, placed.queue_seconds
+        if plan.prefill:
+            placement.prefill.CopyFrom(self._worker(plan.prefill.spec))
+        placement.decode.CopyFrom(self._worker(plan.decode.spec))
+        placement.predicted_cached_tokens, placement.push = placed.predicted_cached_tokens, plan.pushed
+        _fill_report(placed, message.report)
 
     def _worker(self, spec: WorkerSpec) -> common_pb2.WorkerInfo:
         known = self._encoded.get(spec.worker_id)
@@ -152,16 +146,12 @@ class PlacementEncoder:
         self._encoded.clear()
 
 
-def encode_refused(refused: RequestRefused) -> router_pb2.RouterSessionResponse:
+def encode_refused(refused: RequestRefused, message: router_pb2.Refused) -> None:
+    """Fills an empty message."""
     error: LLMServeError = refused.error
-    message = router_pb2.Refused(
-        request_id=refused.request_id,
-        outcome=encode_outcome(refused.outcome),
-        error=type(error).__name__,
-        message=error.message,
-        retry_after_seconds=error.retry_after_seconds or 0.0,
-    )
-    return router_pb2.RouterSessionResponse(refused=message)
+    message.request_id, message.outcome = refused.request_id, encode_outcome(refused.outcome)
+    message.error, message.message = type(error).__name__, error.message
+    message.retry_after_seconds = error.retry_after_seconds or 0.0
 
 
 def encode_cluster(
@@ -225,20 +215,18 @@ def encode_index(prefixes: PrefixLookup, away: Iterable[str]) -> router_pb2.Pref
     )
 
 
-def encode_report(placed: RequestPlaced) -> router_pb2.PlacementReport:
-    """Encodes why a request got this place at this time, for its record at the apiserver."""
-    report = placed.report
-    return router_pb2.PlacementReport(
-        requests_ahead=placed.requests_ahead,
-        used_up_seconds=report.used_up_seconds,
-        tenant_weight=report.weight,
-        tenant_share=report.share,
-        candidates=[_candidate(one) for one in placed.plan.candidates],
-        predicted_cached_tokens=placed.predicted_cached_tokens,
-        note=placed.plan.note,
-        handover=_handover(placed.plan.handover) if placed.plan.handover else None,
-        prefetches=map(_prefetch, placed.prefetches),
-    )
+def _fill_report(placed: RequestPlaced, message: router_pb2.PlacementReport) -> None:
+    """Says why a request got this place at this time, for its record at the apiserver."""
+    report, plan = placed.report, placed.plan
+    message.requests_ahead, message.note = placed.requests_ahead, plan.note
+    message.used_up_seconds.update(report.used_up_seconds)
+    message.tenant_weight, message.tenant_share = report.weight, report.share
+    message.predicted_cached_tokens = placed.predicted_cached_tokens
+    for one in plan.candidates:
+        _fill_candidate(one, message.candidates.add())
+    if plan.handover:
+        _fill_handover(plan.handover, message.handover)
+    message.prefetches.extend(map(_prefetch, placed.prefetches))
 
 
 def _prefetch(one: AdapterPrefetch) -> router_pb2.AdapterPrefetch:
@@ -247,18 +235,17 @@ def _prefetch(one: AdapterPrefetch) -> router_pb2.AdapterPrefetch:
     )
 
 
-def _handover(choice: HandoverChoice) -> router_pb2.HandoverChoice:
-    return router_pb2.HandoverChoice(
-        push=choice.mode is HandoverMode.PUSH,
-        reason=choice.reason,
-        pull_seconds=choice.pull_seconds,
-        push_seconds=choice.push_seconds,
-    )
+def _fill_handover(choice: HandoverChoice, message: router_pb2.HandoverChoice) -> None:
+    message.push, message.reason = choice.mode is HandoverMode.PUSH, choice.reason
+    message.pull_seconds, message.push_seconds = choice.pull_seconds, choice.push_seconds
 
 
-def _candidate(one: Candidate) -> router_pb2.PlacementCandidate:
-    seconds = {name: value for name, value in one.parts._asdict().items() if value}
-    return router_pb2.PlacementCandidate(prefill=one.prefill or "", decode=one.decode, seconds=seconds)
+def _fill_candidate(one: Candidate, message: router_pb2.PlacementCandidate) -> None:
+    message.prefill, message.decode = one.prefill or "", one.decode
+    seconds = message.seconds
+    for name, value in zip(one.parts._fields, one.parts, strict=True):
+        if value:
+            seconds[name] = value
 
 
 def encode_tenants(stats: SchedulerStats) -> list[router_pb2.TenantStatus]:

@@ -98,10 +98,8 @@ class EventLoop:
         for effect in effects:
             self._recorder.record(effect)
             self.spans.record(effect)
-            if isinstance(effect, RequestPlaced):
-                self.streams.send(effect.session, self._encoder.placed(effect))
-            elif isinstance(effect, RequestRefused):
-                self.streams.send(effect.session, encode_refused(effect))
+            if isinstance(effect, RequestPlaced | RequestRefused):
+                self._answer(effect)
             elif isinstance(effect, Prefetch):
                 self._kv_watch.prefetch(effect)
         self.decided.set()
@@ -114,6 +112,15 @@ class EventLoop:
         return self._cluster(self._controller.adapters.names(), self._controller.models.served())
 
     # -- parts
+
+    def _answer(self, effect: RequestPlaced | RequestRefused) -> None:
+        message = self.streams.next(effect.session)
+        if message is None:
+            return
+        if isinstance(effect, RequestPlaced):
+            self._encoder.placed(effect, message.placed)
+        else:
+            encode_refused(effect, message.refused)
 
     def _warn(self) -> None:
         """Logs once when cached prompts turn out not to be found, and when they are found at last."""

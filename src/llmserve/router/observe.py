@@ -1,5 +1,7 @@
 """What the controller decides, as metrics and as spans."""
 
+from functools import cache
+
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
 from llmserve.metrics.router import RouterMetrics
@@ -26,6 +28,19 @@ class MetricsRecorder:
     def __init__(self, metrics: RouterMetrics, controller: Controller, kvmanagers: int = 0) -> None:
         """kvmanagers: how many there are to be followed."""
         self._metrics = metrics
+        # The metrics of these labels: prometheus_client takes longer to find one than to count.
+        self._ended, self._refused = (
+            cache(metrics.requests_total.labels),
+            cache(metrics.refusals_total.labels),
+        )
+        self._queue_time, self._placements = (
+            cache(metrics.queue_time_seconds.labels),
+            cache(metrics.placements_total.labels),
+        )
+        self._kinds, self._error_ratio = (
+            cache(metrics.placement_kinds_total.labels),
+            cache(metrics.cached_tokens_error_ratio.labels),
+        )
         self._watch(controller)
         self._watch_index(controller.prefixes, kvmanagers)
 
@@ -37,22 +52,22 @@ class MetricsRecorder:
             case RequestPlaced():
                 self._placed(effect)
             case RequestRefused():
-                self._metrics.requests_total.labels(Exit(effect.outcome).value).inc()
-                self._metrics.refusals_total.labels(type(effect.error).__name__).inc()
+                self._ended(Exit(effect.outcome).value).inc()
+                self._refused(type(effect.error).__name__).inc()
             case RequestStarted():
                 self._started(effect)
             case RequestEnded():
-                self._metrics.requests_total.labels(effect.exit.value).inc()
+                self._ended(effect.exit.value).inc()
                 if effect.cached is not None:
                     self._compared(effect.cached)
 
     def _placed(self, placed: RequestPlaced) -> None:
-        self._metrics.queue_time_seconds.labels(placed.plan.decode.spec.model).observe(placed.queue_seconds)
+        self._queue_time(placed.plan.decode.spec.model).observe(placed.queue_seconds)
         for member in (placed.plan.prefill, placed.plan.decode):
             if member is not None:
-                self._metrics.placements_total.labels(member.spec.worker_id, member.spec.role.value).inc()
+                self._placements(member.spec.worker_id, member.spec.role.value).inc()
         kind = "single" if placed.plan.prefill is None else "disaggregated"
-        self._metrics.placement_kinds_total.labels(kind).inc()
+        self._kinds(kind).inc()
 
     def _started(self, started: RequestStarted) -> None:
         self._metrics.first_token_seconds.observe(started.seconds)
@@ -65,7 +80,7 @@ class MetricsRecorder:
         self._metrics.predicted_cached_tokens_total.inc(cached.predicted)
         self._metrics.actual_cached_tokens_total.inc(cached.actual)
         share = abs(cached.predicted - cached.actual) / max(1, cached.prompt)
-        self._metrics.cached_tokens_error_ratio.labels(cached.more.value).observe(share)
+        self._error_ratio(cached.more.value).observe(share)
 
     def _watch_index(self, prefixes: PrefixLookup, kvmanagers: int) -> None:
         metrics, index = self._metrics, prefixes.index
@@ -128,6 +143,8 @@ class QueueSpans:
             self._waiting[session, request_id] = span
 
     def record(self, effect: Effect) -> None:
+        if not self._waiting:
+            return
         match effect:
             case RequestPlaced():
                 self._placed(effect)

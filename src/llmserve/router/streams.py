@@ -23,15 +23,19 @@ class RouterOutbox:
 
     def __init__(self, idle_seconds: float | None = None) -> None:
         self._idle_seconds = idle_seconds
-        self._answers: list[RouterSessionResponse] = []
+        self._answers = RouterSessionResponses()
         self._state: RouterSessionResponse | None = None
         self._closed = False
         self._error: LLMServeError | None = None
         self._pending = asyncio.Event()
 
-    def send(self, message: RouterSessionResponse) -> None:
-        self._answers.append(message)
+    def next(self) -> RouterSessionResponse:
+        """Returns an empty message that is sent next; the caller fills it at once."""
         self._pending.set()
+        return self._answers.messages.add()
+
+    def send(self, message: RouterSessionResponse) -> None:
+        self.next().CopyFrom(message)
 
     def send_state(self, message: RouterSessionResponse) -> None:
         """Replaces a state that waits to be sent. A message without adapters or models keeps those of that
@@ -60,15 +64,15 @@ class RouterOutbox:
         except TimeoutError:
             return False
 
-    def _take(self) -> list[RouterSessionResponse]:
-        taken = self._answers if self._state is None else [self._state, *self._answers]
-        self._answers, self._state = [], None
-        return taken
+    def _take(self) -> RouterSessionResponses:
+        taken, state = self._answers, self._state
+        self._answers, self._state = RouterSessionResponses(), None
+        return taken if state is None else RouterSessionResponses(messages=[state, *taken.messages])
 
     async def __aiter__(self) -> AsyncIterator[RouterSessionResponses]:
         while True:
-            if messages := self._take():
-                yield RouterSessionResponses(messages=messages)
+            if (batch := self._take()).messages:
+                yield batch
             elif self._closed:
                 break
             else:
@@ -104,11 +108,10 @@ class SessionStreams:
         del self._streams[stream.session.apiserver_id]
         return True
 
-    def send(self, session: RouterSession, message: RouterSessionResponse) -> None:
-        """Ignores a session that has ended."""
+    def next(self, session: RouterSession) -> RouterSessionResponse | None:
+        """Returns an empty message for the caller to fill; None: the session has ended."""
         stream = self._streams.get(session.apiserver_id)
-        if stream and stream.session is session:
-            stream.outbox.send(message)
+        return stream.outbox.next() if stream and stream.session is session else None
 
     def send_state(self, state: RouterSessionResponse) -> None:
         """Sends the state to all sessions."""

@@ -29,6 +29,7 @@ from llmserve.config.environment import GIVEN, engine_variables, inherited, note
 from llmserve.config.schema import Manifest, Observability
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
+from llmserve.core.process import settle_collector
 from llmserve.rpc.audit import open_audit
 
 _log = logging.getLogger(__name__)
@@ -253,6 +254,7 @@ async def _start_and_wait(name: str, role: Role, stop: asyncio.Event) -> int:
 
 async def _ready_then_wait(name: str, role: Role) -> None:
     await role.start()
+    settle_collector()
     print(f"LLMSERVE_READY {name}", flush=True)
     _log.info("%s: ready", name)
     await role.wait()

@@ -100,7 +100,7 @@ class AdmissionQueue:
         tenant that has more of the queue than its share; otherwise it is rejected, unless it can run at
         once. Called when dispatch has nothing more to do, and followed by dispatch."""
         self.tally.offered += 1
-        request = self._estimates.stamped(request)
+        request.expected_output_tokens = self._estimates.expected(request)
         if refusal := self._budgets.refusal(request):
             return self._reject(request, InvalidRequest(refusal))
         ahead = len(self._flows)
@@ -122,7 +122,8 @@ class AdmissionQueue:
         """Counts a request that an earlier router placed and that still runs."""
         assert request.request_id not in self._running
         self.tally.adopted += 1
-        self._start(self._estimates.stamped(request))
+        request.expected_output_tokens = self._estimates.expected(request)
+        self._start(request)
 
     # -- on
 

@@ -1,7 +1,7 @@
 """Which request is next within a flow, and how long its answer is expected to be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.config.schema import Scheduling
@@ -73,13 +73,13 @@ class OutputEstimates:
     def __init__(self) -> None:
         self._mean: dict[TenantId, float] = {}
 
-    def stamped(self, request: QueuedRequest) -> QueuedRequest:
-        """Returns the request with its expected output: the tenant's mean for each choice, at least 1
-        token, at most what the request may generate."""
+    def expected(self, request: QueuedRequest) -> int:
+        """Returns the expected output tokens: the tenant's mean for each choice, at least 1 token, at most
+        what the request may generate."""
         expected = max(1, round(self._mean.get(request.tenant, _FIRST_GUESS_TOKENS))) * request.choices
         if request.max_output_tokens > 0:
             expected = min(expected, request.max_output_tokens)
-        return replace(request, expected_output_tokens=expected)
+        return expected
 
     def snapshot(self) -> dict[TenantId, float]:
         """Means in tokens."""

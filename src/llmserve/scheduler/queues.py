@@ -70,6 +70,9 @@ class ModelQueues:
     def dispatch(self, place: Place, probe: Place = has_place) -> list[QueuedRequest]:
         """A budget that is full whatever the model ends the round of all of them. When a model wants no more
         of the budgets, the others have all of them, and another round. probe: see AdmissionQueue."""
+        if len(self._queues) == 1:  # it shares the budgets with nobody
+            (only,) = self
+            return only.dispatch(place, probe)
         dispatched: list[QueuedRequest] = []
         wanted = self.models_in_want()
         while True:

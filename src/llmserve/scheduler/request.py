@@ -10,7 +10,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QueuedRequest:
     """Times are on the queue's clock, in seconds. deadline: the request is evicted if it still waits then.
     choices: sequences that decode side by side; output tokens count over all of them. max_output_tokens:

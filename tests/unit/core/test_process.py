@@ -10,7 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.core.process import Effort, WorkMeter, descendants, importing, read_effort
+from llmserve.core.process import (
+    Effort,
+    WorkMeter,
+    descendants,
+    importing,
+    read_effort,
+    settle_collector,
+)
 
 NOTHING = Effort(cpu_seconds=1.0, major_faults=7, stopped=False, wants_to_run=False)
 
@@ -85,6 +92,17 @@ def test_what_was_imported_is_not_looked_at_again() -> None:
         kept: list[list[int]] = [[] for _ in range(1000)]  # as modules make them
     assert gc.get_freeze_count() >= len(kept)
     gc.unfreeze()
+
+
+def test_a_process_that_is_ready_is_seldom_looked_at() -> None:
+    before = gc.get_threshold()
+    try:
+        settle_collector()
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def test_an_import_that_fails_leaves_the_collector_on() -> None:

@@ -19,8 +19,10 @@ async def test_what_is_for_an_older_session_does_not_reach_the_newer_one() -> No
     streams, older, newer = SessionStreams(), _stream(), _stream()
     assert streams.add(older) is None
     assert streams.add(newer) is older
-    streams.send(older.session, MESSAGE)
-    streams.send(newer.session, MESSAGE)
+    assert streams.next(older.session) is None
+    message = streams.next(newer.session)
+    assert message is not None
+    message.CopyFrom(MESSAGE)
     assert (await _sent(older), await _sent(newer)) == ([], [MESSAGE])
 
 

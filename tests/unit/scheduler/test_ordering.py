@@ -60,25 +60,25 @@ def test_nothing_is_overtaken_by_what_comes_later_than_the_bound(
 def test_expected_output_follows_what_the_tenant_s_requests_generated() -> None:
     estimates = OutputEstimates()
     request = _request(0.0, 10)
-    assert estimates.stamped(request).expected_output_tokens == 256
+    assert estimates.expected(request) == 256
     for _ in range(60):
         estimates.learn(TENANT, 40)
         estimates.learn(TENANT, 0)  # given up: says nothing
-    assert estimates.stamped(request).expected_output_tokens == 40
+    assert estimates.expected(request) == 40
     for _ in range(60):
         estimates.learn(TENANT, 1000)
-    assert estimates.stamped(request).expected_output_tokens == pytest.approx(1000, rel=0.05)
+    assert estimates.expected(request) == pytest.approx(1000, rel=0.05)
     bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=16)
-    assert estimates.stamped(bounded).expected_output_tokens == 16
+    assert estimates.expected(bounded) == 16
 
 
 def test_each_choice_is_expected_to_generate_what_a_request_does() -> None:
     estimates = OutputEstimates()
     estimates.learn(TENANT, 100)
     four = QueuedRequest(RequestId("a"), TENANT, 0.0, 1.0, 10, choices=4)
-    assert estimates.stamped(four).expected_output_tokens == 400
+    assert estimates.expected(four) == 400
     bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=80, choices=4)
-    assert estimates.stamped(bounded).expected_output_tokens == 80
+    assert estimates.expected(bounded) == 80
 
 
 def test_the_bound_is_that_of_size_and_priority_together() -> None:
@@ -88,7 +88,7 @@ def test_the_bound_is_that_of_size_and_priority_together() -> None:
 def test_an_answer_of_one_token_is_expected_to_have_one() -> None:
     estimates = OutputEstimates()
     estimates.learn(TENANT, 1)
-    assert estimates.stamped(_request(0.0, 10)).expected_output_tokens == 1
+    assert estimates.expected(_request(0.0, 10)) == 1
 
 
 def test_the_latest_answer_counts_a_sixteenth() -> None:

@@ -5,7 +5,7 @@ them.
 """
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from llmserve.core.errors import NoWorkerAvailable
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.kv_params import HandoverMode
 from llmserve.core.outcome import WorkerRole
-from llmserve.router.prefix.match import PrefixMatch
+from llmserve.router.prefix.match import NO_MATCH, PrefixMatch
 from llmserve.router.workers.handover import HandoverChoice, always_pull
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import ClusterMember
@@ -30,7 +30,7 @@ class PlacementRequest:
     model: str
     prompt_tokens: int = 0
     excluded_workers: frozenset[WorkerId] = frozenset()
-    match: PrefixMatch = field(default_factory=PrefixMatch)
+    match: PrefixMatch = NO_MATCH
     adapter: AdapterDigest = BASE_MODEL
 
 
@@ -74,12 +74,12 @@ class Candidate(NamedTuple):
         return parts.queue + parts.load + parts.adapter + parts.compute
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """prefill None: decode does both. computed_tokens: prompt tokens that no cache is expected to have.
     candidates: the best ones, the chosen one first; none when nothing was predicted. note: why one worker
     does both although one for each is usual; empty: that is not so. handover: how KV comes to decode; None:
-    decode does both."""
+    decode does both. The planner adds the last two to what a chooser has chosen."""
 
     prefill: ClusterMember | None
     decode: ClusterMember
@@ -176,9 +176,10 @@ class Planner:
             return self._no_plan(request, serving)
         if plan.prefill:
             tokens = plan.computed_tokens, request.prompt_tokens
-            return replace(plan, handover=self.rules.handover(plan.prefill, plan.decode, *tokens))
-        note = self._note(plan, serving)
-        return replace(plan, note=note) if note else plan
+            plan.handover = self.rules.handover(plan.prefill, plan.decode, *tokens)
+        else:
+            plan.note = self._note(plan, serving)
+        return plan
 
     def obstacle(self, request: PlacementRequest) -> NoPlan | None:
         """Why the request has no place now; None: it has one."""

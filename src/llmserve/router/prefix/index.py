@@ -17,7 +17,7 @@ from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.kvstore.sharding import RUN_BLOCKS
-from llmserve.router.prefix.match import PrefixMatch, TierRun
+from llmserve.router.prefix.match import NO_MATCH, PrefixMatch, TierRun
 
 # Neighbouring strides may be on different KV managers.
 STRIDE = RUN_BLOCKS
@@ -93,8 +93,10 @@ class PrefixIndex:
 
     def match(self, prompt: HashedPrompt) -> PrefixMatch:
         if not self._replicas or not prompt.block_hashes:
-            return PrefixMatch()
+            return NO_MATCH
         runs = list(self._runs(prompt.block_hashes))
+        if not runs:
+            return NO_MATCH
         return PrefixMatch(self._device_blocks(runs), self._tier_runs(runs), prompt.block_tokens)
 
     def below_dram(self, hashes: Sequence[BlockHash]) -> list[Stretch]:

@@ -31,7 +31,9 @@ class PrefixLookup:
         now = self._clock.now()
         if entry.prompt.block_hashes and now - entry.matched_at > STALE_AFTER_SECONDS:
             entry.matched_at = now
-            entry.placement = replace(entry.placement, match=self.index.match(entry.prompt))
+            match = self.index.match(entry.prompt)
+            if match is not entry.placement.match:
+                entry.placement = replace(entry.placement, match=match)
 
     def best_cached_tokens(self, entry: RequestEntry) -> int:
         """Prompt tokens that the best worker need not compute."""

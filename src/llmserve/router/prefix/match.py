@@ -68,3 +68,6 @@ class PrefixMatch:
         if not self.block_tokens:
             return 0
         return min(blocks, max(0, prompt_tokens - 1) // self.block_tokens) * self.block_tokens
+
+
+NO_MATCH = PrefixMatch()

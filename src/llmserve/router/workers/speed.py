@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
+from typing import NamedTuple
 
 from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
@@ -51,8 +52,7 @@ class SlowLimits:
     memory_seconds: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class _PeerGroup:
+class _PeerGroup(NamedTuple):
     """Workers that are compared with each other: they do the same."""
 
     model: str

@@ -7,7 +7,7 @@ from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import STRIDE, HashedPrompt, PrefixIndex, Stretch
-from llmserve.router.prefix.match import PrefixMatch, TierRun
+from llmserve.router.prefix.match import NO_MATCH, PrefixMatch, TierRun
 
 X, Y = WorkerId("x"), WorkerId("y")
 DRAM, NVME, OBJECT = (Holder(f"m/{tier}", tier) for tier in (KvTier.DRAM, KvTier.NVME, KvTier.OBJECT))
@@ -45,7 +45,7 @@ def test_a_match_ends_with_the_prompt_and_where_nobody_has_the_next_block() -> N
     assert _match(index, 130).device == {X: 130}
     assert _match(index, 1).tiers == (TierRun(None, 1),)
     assert _match(index, 0) == PrefixMatch()
-    assert index.match(HashedPrompt([BlockHash(b"unknown")] * 300, 16)) == PrefixMatch(block_tokens=16)
+    assert index.match(HashedPrompt([BlockHash(b"unknown")] * 300, 16)) == NO_MATCH
     assert PrefixIndex().match(HashedPrompt(HASHES, 16)) == PrefixMatch()
 
 
