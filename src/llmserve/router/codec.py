@@ -1,6 +1,7 @@
 """Translates between the messages of router.proto and the router's own types."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
@@ -82,7 +83,7 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
         timeout_seconds=message.timeout_seconds,
         limits=decode_limits(message.key_limits),
         again=message.again,
-        prompt=HashedPrompt(tuple(map(BlockHash, message.block_hashes)), message.block_tokens),
+        prompt=HashedPrompt(cast("tuple[BlockHash, ...]", tuple(message.block_hashes)), message.block_tokens),
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import cast
 
 import grpc.aio
 
@@ -154,6 +155,6 @@ def _decode(report: kvmanager_pb2.WatchReport) -> DirectoryUpdate:
         sequence=report.sequence,
         is_snapshot=report.anew,
         dropped=report.dropped,
-        removed=tuple(map(BlockHash, report.removed)),
-        stored=tuple(map(BlockHash, report.stored)),
+        removed=cast("tuple[BlockHash, ...]", tuple(report.removed)),
+        stored=cast("tuple[BlockHash, ...]", tuple(report.stored)),
     )

@@ -30,6 +30,8 @@ class TenantLimits:
     named: Mapping[TenantId, TenantLimit] = field(default_factory=dict)
 
     def of(self, tenant: TenantId) -> TenantLimit:
+        if not self.named:
+            return self.each
         return self.named.get(tenant) or self.named.get(owner_of(tenant), self.each)
 
 
