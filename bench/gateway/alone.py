@@ -1,7 +1,7 @@
 """The baseline: AsyncLLM alone on one core, driven over pipes so that it and a cluster can take turns.
 
-`python -m bench.gateway.alone MODEL MAX_LEN DTYPE`: one JSON request a line in, {"ttft", "gaps", "tokens"} a
-line out.
+`python -m bench.gateway.alone MODEL MAX_LEN DTYPE`: one JSON request a line in, {"ttft", "gaps", "tokens",
+"computed", "waited"} a line out.
 """
 
 import asyncio
@@ -13,11 +13,16 @@ import sys
 import time
 from typing import Any, TextIO
 
+from bench.gateway.computing import ComputingThread
+
 _MARK = "BENCH "
+# vLLM's worker process looks for its next step in a busy loop for a second after the last one.
+_REST_SECONDS = 1.2
 
 
 class Alone:
-    """The parent's side. Bound to `core`, as the cluster's engines are bound to theirs."""
+    """The parent's side. Its worker process is bound to `core`, as the cluster's engines are bound to theirs;
+    its scheduler has a process of its own, on any core."""
 
     def __init__(self, model: str, max_model_len: int, core: int, dtype: str = "auto") -> None:
         environment = {
@@ -37,6 +42,10 @@ class Alone:
         assert self._process.stdin is not None
         print(json.dumps({"prompt": prompt, "max_tokens": max_tokens}), file=self._process.stdin, flush=True)
         return self._answer()
+
+    def rest(self) -> None:
+        """Returns when it takes nothing of its core any more."""
+        time.sleep(_REST_SECONDS)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -74,14 +83,18 @@ async def _one(llm: Any, request_id: str, job: dict[str, Any]) -> dict[str, Any]
     params = SamplingParams(
         temperature=0, max_tokens=job["max_tokens"], ignore_eos=True, output_kind=RequestOutputKind.DELTA
     )
+    computing, computed = ComputingThread(os.getpid()), None
     started = time.perf_counter()
     arrivals: list[float] = []
     tokens: list[int] = []
     async for output in llm.generate(TokensPrompt(prompt_token_ids=job["prompt"]), params, request_id):
         arrivals.append(time.perf_counter())
+        computed = computed or computing.so_far()
         tokens += output.outputs[0].token_ids
     gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    return {"ttft": arrivals[0] - started, "gaps": gaps, "tokens": tokens}
+    assert computed is not None
+    answer = {"ttft": arrivals[0] - started, "gaps": gaps, "tokens": tokens}
+    return answer | {"computed": computed.cpu, "waited": computed.waited}
 
 
 if __name__ == "__main__":

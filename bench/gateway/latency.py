@@ -1,6 +1,10 @@
 """Time to first token and inter-token time: the cluster against AsyncLLM alone on one core.
 
-The two take turns, prompt by prompt, so that a slow moment of the machine hits both.
+The two take turns, prompt by prompt, so that a slow moment of the machine hits both. The engine alone rests
+before the cluster's turn: its worker spins on the core of the cluster's prefill for a second.
+
+Of each first token, the CPU time of the thread that computes it is said too, and how long that thread waited
+for its core.
 """
 
 import argparse
@@ -17,10 +21,18 @@ import yaml
 
 from bench.cluster import Cluster, running
 from bench.gateway.alone import Alone
+from bench.gateway.computing import Computing, ComputingThread
 from bench.table import Figure, markdown
 
 PROMPT_TOKENS = (200, 1000)
 OUTPUT_TOKENS = 64
+# By the name that the table has: seconds.
+_FIGURES = {
+    "time to first token": "ttft",
+    "CPU time of its step": "computed",
+    "its step waits for its core": "waited",
+    "inter-token time": "gap",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +55,11 @@ def _table(alone: Alone, cluster: Cluster, model: str, repeats: int) -> str:
     for length in PROMPT_TOKENS:
         _pair(alone, cluster, model, length)  # warm both
         pairs = [_pair(alone, cluster, model, length) for _ in range(repeats)]
-        for key, unit in (("ttft", "time to first token"), ("gap", "inter-token time")):
+        for name, key in _FIGURES.items():
             base = Figure.of([one[key] for one, _ in pairs])
             ours = Figure.of([two[key] for _, two in pairs])
-            rows.append((unit, length, base.text(), ours.text(), f"{ours.median / base.median:.2f}"))
+            ratio = "" if key == "waited" else f"{ours.median / base.median:.2f}"
+            rows.append((name, length, base.text(), ours.text(), ratio))
     return markdown(("seconds", "prompt tokens", "AsyncLLM alone", "cluster", "ratio"), rows)
 
 
@@ -55,19 +68,26 @@ def _pair(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Two prompts of one length, never seen before by any cache."""
     base = alone.measure(_prompt(length), OUTPUT_TOKENS)
-    ours = _through_cluster(cluster.url, model, _prompt(length))
-    return _summary(base["ttft"], base["gaps"]), ours
+    alone.rest()
+    computing = ComputingThread(cluster.pid("prefill-0"))
+    ours = _through_cluster(cluster.url, model, _prompt(length), computing)
+    return _summary(base["ttft"], base["gaps"], Computing(base["computed"], base["waited"])), ours
 
 
-def _summary(ttft: float, gaps: list[float]) -> dict[str, float]:
-    return {"ttft": ttft, "gap": statistics.fmean(gaps)}
+def _summary(ttft: float, gaps: list[float], first: Computing) -> dict[str, float]:
+    return {
+        "ttft": ttft,
+        "gap": statistics.fmean(gaps),
+        "computed": first.cpu,
+        "waited": first.waited,
+    }
 
 
 def _prompt(length: int) -> list[int]:
     return [random.randrange(1000, 40_000) for _ in range(length)]
 
 
-def _through_cluster(url: str, model: str, prompt: list[int]) -> dict[str, float]:
+def _through_cluster(url: str, model: str, prompt: list[int], computing: ComputingThread) -> dict[str, float]:
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
@@ -79,9 +99,12 @@ def _through_cluster(url: str, model: str, prompt: list[int]) -> dict[str, float
     started = time.perf_counter()
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as response:
         response.raise_for_status()
-        arrivals = list(_token_times(response.iter_lines()))
+        times = _token_times(response.iter_lines())
+        first = next(times)
+        computed = computing.so_far()
+        arrivals = [first, *times]
     gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    return _summary(arrivals[0] - started, gaps)
+    return _summary(first - started, gaps, computed)
 
 
 def _token_times(lines: Iterator[str]) -> Iterator[float]:
