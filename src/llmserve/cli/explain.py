@@ -88,16 +88,24 @@ def _sequence(one: _Record) -> Iterator[str]:
     if one["first_token_seconds"] is not None:
         yield f"    first token after {_time(one['first_token_seconds'])}, from {one['first_token_from']}"
     if speculation := one["speculation"]:
-        yield (
-            f"    speculation: {speculation['accepted_tokens']} of {speculation['proposed_tokens']} proposed "
-            f"tokens accepted ({speculation['acceptance']:.0%}), {speculation['tokens_per_step']:.2f} a step"
-        )
+        yield f"    speculation: {_speculation(speculation)}"
     for number, attempt in enumerate(one["attempts"], 1):
         yield from _attempt(number, attempt)
     for handover in one["handovers"]:
         yield from _handover(handover)
     if one["error"]:
         yield f"    error: {one['error']}"
+
+
+def _speculation(one: _Record) -> str:
+    if not one["proposed_tokens"]:
+        why = "the engine measured that proposals do not pay" if one["switched_off"] else "nothing to propose"
+        return f"none: {why}"
+    since = "; switched off since, because it does not pay" if one["switched_off"] else ""
+    return (
+        f"{one['accepted_tokens']} of {one['proposed_tokens']} proposed tokens accepted "
+        f"({one['acceptance']:.0%}), {one['tokens_per_step']:.2f} a step{since}"
+    )
 
 
 def _adapter(adapter: _Record) -> Iterator[str]:

@@ -141,19 +141,21 @@ class HandoverReport:
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """What became of the tokens that were proposed for a request (speculative decoding). steps: those in
-    which proposals were verified. Each gives one token more than it accepts."""
+    which proposals were verified. Each gives one token more than it accepts. switched_off: at the end, the
+    engine proposed nothing in steps of some batch size, because that was faster."""
 
     steps: int
     proposed_tokens: int
     accepted_tokens: int
+    switched_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one engine step added to one request. finish_reason: None while the request goes on. handover:
     with the first output of a request that fetched KV. adapter_load: with the first output of a request that
-    has an adapter; the worker adds it. acceptance: with the last output of a request for which tokens were
-    proposed. pooled: the only output of a request with pooling_params."""
+    has an adapter; the worker adds it. acceptance: with the last output of a request, of an
+    engine that speculates. pooled: the only output of a request with pooling_params."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()

@@ -182,6 +182,11 @@ class SpeculationReport:
     gains: Sequence[BatchGain] = ()
 
     @property
+    def switched_off(self) -> bool:
+        """Whether steps of some batch size propose nothing, because that is faster."""
+        return not all(one.proposes for one in self.gains)
+
+    @property
     def acceptance(self) -> float:
         """The part of the proposed tokens that was right; 0 before there was one."""
         return self.accepted_tokens / self.proposed_tokens if self.proposed_tokens else 0.0

@@ -72,7 +72,7 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         prefill_stats=PrefillStats(9, 4, 3, 2),
         error="why",
         adapter_load=AdapterLoad(AdapterTier.DISK, 0.5),
-        acceptance=Acceptance(steps=2, proposed_tokens=6, accepted_tokens=5),
+        acceptance=Acceptance(steps=2, proposed_tokens=6, accepted_tokens=5, switched_off=True),
     )
     assert codec.decode_output(codec.encode_output(output)) == output
 

@@ -66,8 +66,9 @@ def _acceptance(report: Acceptance) -> dict[str, Any]:
         "steps": report.steps,
         "proposed_tokens": report.proposed_tokens,
         "accepted_tokens": report.accepted_tokens,
-        "acceptance": round(report.accepted_tokens / report.proposed_tokens, 4),
-        "tokens_per_step": round(1 + report.accepted_tokens / report.steps, 4),
+        "acceptance": round(report.accepted_tokens / max(1, report.proposed_tokens), 4),
+        "tokens_per_step": round(1 + report.accepted_tokens / max(1, report.steps), 4),
+        "switched_off": report.switched_off,
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.request import Acceptance
 from llmserve.core.stats import SpeculationReport
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
@@ -30,6 +31,7 @@ class TokenDrawing:
         self._sim, speculation = spec.engine.sim, spec.speculation
         proposes = speculation is not None and spec.role is not WorkerRole.PREFILL
         self._proposed = speculation.tokens if speculation and proposes else 0
+        self._speculates = self._proposed > 0
         is_switched = bool(self._proposed and speculation and speculation.adaptive)
         self._switch = ProposalSwitch(self._proposed) if is_switched else None
         self._seconds: float | None = None  # of the step, if it is to be measured
@@ -60,6 +62,13 @@ class TokenDrawing:
         if not self._totals.verifications:
             return None
         return replace(self._totals, gains=tuple(self._switch.gains()) if self._switch else ())
+
+    def acceptance(self, sequence: SimSequence) -> Acceptance | None:
+        """Returns what became of the proposals for a sequence that has ended; None: the engine makes none."""
+        if not self._speculates:
+            return None
+        report = self.report()
+        return replace(sequence.acceptance, switched_off=report is not None and report.switched_off)
 
     def draw(self, sequence: SimSequence) -> tuple[list[int], FinishReason | None]:
         """Appends the tokens of a step that has just been committed. Returns them, and why they are the last

@@ -258,7 +258,7 @@ class SimEngine:
             kv_transfer_params=None if reason is None else self._finish(sequence, reason),
             prefill_stats=sequence.prefill_stats if is_first else None,
             handover=sequence.handover if is_first else None,
-            acceptance=None if reason is None else sequence.acceptance,
+            acceptance=None if reason is None else self._drawing.acceptance(sequence),
         )
 
     def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:

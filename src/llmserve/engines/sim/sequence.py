@@ -133,7 +133,7 @@ class SimSequence(BlockSequence):
         self.request, self.adapter = request, request.adapter
         self.tokens = list(request.prompt_token_ids)
         self.handover: HandoverReport | None = None
-        self.acceptance: Acceptance | None = None
+        self.acceptance = Acceptance(0, 0, 0)
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt, self.adapter)
         self._source = TokenSource(self.tokens, vocab_size, self.adapter)
@@ -195,7 +195,7 @@ class SimSequence(BlockSequence):
 
     def count_proposals(self, proposed: int, accepted: int) -> None:
         """Called after each step in which tokens were proposed."""
-        before = self.acceptance or Acceptance(0, 0, 0)
+        before = self.acceptance
         self.acceptance = Acceptance(
             before.steps + 1, before.proposed_tokens + proposed, before.accepted_tokens + accepted
         )

@@ -92,9 +92,14 @@ def _greedy(request: EngineRequest) -> SamplingParams:
 
 
 def to_engine_output(
-    output: EngineCoreOutput, handover: HandoverReport | None = None, *, ungrammatical: bool = False
+    output: EngineCoreOutput,
+    handover: HandoverReport | None = None,
+    *,
+    ungrammatical: bool = False,
+    switched_off: bool = False,
 ) -> EngineOutput:
-    """ungrammatical: if the output is an error, the request's grammar is the reason."""
+    """ungrammatical: if the output is an error, the request's grammar is the reason. switched_off: as in
+    Acceptance."""
     prompt_logprobs, stats = output.new_prompt_logprobs_tensors, output.prefill_stats
     return EngineOutput(
         request_id=RequestId(output.request_id),
@@ -107,17 +112,16 @@ def to_engine_output(
         prefill_stats=None if stats is None else _prefill_stats(stats),
         error=_error(ungrammatical) if output.finish_reason is VllmFinishReason.ERROR else "",
         handover=handover,
-        acceptance=_acceptance(output.spec_decode_metrics),
+        acceptance=_acceptance(output.spec_decode_metrics, switched_off),
         pooled=None if output.pooling_output is None else _pooled(output.pooling_output),
     )
 
 
-def _acceptance(counted: RequestSpecDecodeMetrics | None) -> Acceptance | None:
-    """None also for a request that was too short for a proposal."""
-    if counted is None or not counted.num_draft_tokens:
+def _acceptance(counted: RequestSpecDecodeMetrics | None, switched_off: bool) -> Acceptance | None:
+    if counted is None:
         return None
     accepted = sum(tokens * steps for tokens, steps in enumerate(counted.histogram))
-    return Acceptance(sum(counted.histogram), counted.num_draft_tokens, accepted)
+    return Acceptance(sum(counted.histogram), counted.num_draft_tokens, accepted, switched_off)
 
 
 def _pooled(values: torch.Tensor) -> PooledOutput:

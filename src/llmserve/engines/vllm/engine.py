@@ -214,7 +214,13 @@ class VllmEngine:
         request_id, may_be_kv = output.request_id, self._spec.transfer.on_failure == "fail"
         is_ungrammatical = request_id in self._constrained and not may_be_kv
         self._constrained.discard(request_id)
-        return to_engine_output(output, self._reports.pop(request_id, None), ungrammatical=is_ungrammatical)
+        speculation = self._stats.load().speculation
+        return to_engine_output(
+            output,
+            self._reports.pop(request_id, None),
+            ungrammatical=is_ungrammatical,
+            switched_off=speculation is not None and speculation.switched_off,
+        )
 
     def _record(self, stats: Any) -> None:
         assert self._kv_events is not None

@@ -31,7 +31,8 @@ def test_what_became_of_proposals_is_counted_over_all_steps() -> None:
     none = EngineCoreOutput(
         request_id="r", new_token_ids=[], spec_decode_metrics=RequestSpecDecodeMetrics.new(3)
     )
-    assert to_engine_output(none).acceptance is None
+    assert to_engine_output(none, switched_off=True).acceptance == Acceptance(0, 0, 0, switched_off=True)
+    assert to_engine_output(EngineCoreOutput(request_id="r", new_token_ids=[])).acceptance is None
 
 
 def test_any_other_error_may_be_tried_elsewhere() -> None:

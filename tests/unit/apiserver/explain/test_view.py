@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle
 from llmserve.apiserver.explain.view import view
 from llmserve.cli.explain import lines
@@ -164,9 +166,27 @@ def test_what_became_of_proposed_tokens() -> None:
         "accepted_tokens": 9,
         "acceptance": 0.75,
         "tokens_per_step": 3.25,
+        "switched_off": False,
     }
-    page = "\n".join(lines(view(record, "apiserver-0")))
-    assert "speculation: 9 of 12 proposed tokens accepted (75%), 3.25 a step" in page
+    said = "    speculation: 9 of 12 proposed tokens accepted (75%), 3.25 a step"
+    assert said in lines(view(record, "apiserver-0"))
+
+
+@pytest.mark.parametrize(
+    ("counted", "said"),
+    [
+        ((0, 0, 0, True), "none: the engine measured that proposals do not pay"),
+        ((0, 0, 0, False), "none: nothing to propose"),
+        (
+            (5, 15, 0, True),
+            "0 of 15 proposed tokens accepted (0%), 1.00 a step; switched off since, because it does not pay",
+        ),
+    ],
+)
+def test_why_a_request_ran_without_speculation(counted: tuple[int, int, int, bool], said: str) -> None:
+    record = HttpRecord(["x-1"], "red", "/v1/completions")
+    RecordHandle(record).sequence("a").acceptance = Acceptance(*counted)
+    assert f"    speculation: {said}" in lines(view(record, "apiserver-0"))
 
 
 def test_one_that_waits_for_its_place() -> None:

@@ -119,7 +119,9 @@ async def test_an_engine_proposes_only_while_it_pays(
     outputs = (await until_done(engine, "a"))["a"]
     report, accepted = (await engine.load()).speculation, outputs[-1].acceptance
     assert report is not None
-    assert accepted == Acceptance(report.verifications, report.proposed_tokens, report.accepted_tokens)
+    assert accepted == Acceptance(
+        report.verifications, report.proposed_tokens, report.accepted_tokens, switched_off=not on
+    )
     (found,) = report.gains
     assert (found.batch, found.proposes, found.steps) == (1, on, len(outputs))
     assert found.gain == pytest.approx(gain, rel=0.1)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from llmserve.rpc.gen.llmserve.v1 import common_pb2 as llmserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/worker.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"!\n\x0eProfileRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\";\n\x0cProfilePiece\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07summary\x18\x03 \x01(\t\"L\n\x15WorkerSessionRequests\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.llmserve.v1.WorkerSessionRequest\"\x7f\n\x14WorkerSessionRequest\x12\x30\n\x08generate\x18\x01 \x01(\x0b\x32\x1c.llmserve.v1.GenerateRequestH\x00\x12*\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x19.llmserve.v1.AbortRequestH\x00\x42\t\n\x07message\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x95\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.llmserve.v1.SamplingLimits\x12\x17\n\x0fsampling_params\x18\x04 \x01(\x0c\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1a\n\x12kv_transfer_params\x18\x08 \x01(\x0c\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x16\n\x0epooling_params\x18\n \x01(\x0c\x12\x13\n\x0btraceparent\x18\x1e \x01(\t\"P\n\x0eSamplingLimits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\"@\n\x15WorkerSessionResponse\x12\'\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.TokenDelta\"\x85\x04\n\nTokenDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.llmserve.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\x12\'\n\x08logprobs\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.Logprobs\x12.\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x15.llmserve.v1.Logprobs\x12\x1a\n\x12kv_transfer_params\x18\x08 \x01(\x0c\x12\x30\n\rprefill_stats\x18\t \x01(\x0b\x32\x19.llmserve.v1.PrefillStats\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\'\n\x08handover\x18\x0b \x01(\x0b\x32\x15.llmserve.v1.Handover\x12.\n\x0c\x61\x64\x61pter_load\x18\x0c \x01(\x0b\x32\x18.llmserve.v1.AdapterLoad\x12+\n\nacceptance\x18\r \x01(\x0b\x32\x17.llmserve.v1.Acceptance\x12#\n\x06pooled\x18\x0e \x01(\x0b\x32\x13.llmserve.v1.PooledB\r\n\x0bstop_reason\"\'\n\x06Pooled\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"M\n\nAcceptance\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x17\n\x0fproposed_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\",\n\x0b\x41\x64\x61pterLoad\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"p\n\x08Handover\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x11\n\tfallbacks\x18\x04 \x03(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06pushed\x18\x06 \x01(\x08\"M\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\r\n\x05ranks\x18\x04 \x01(\x0c\"\x81\x01\n\x0cPrefillStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13local_cached_tokens\x18\x02 \x01(\r\x12\x1e\n\x16\x65xternal_cached_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x63\x61\x63he_creation_tokens\x18\x04 \x01(\r\"1\n\x13ReleaseLeaseRequest\x12\x1a\n\x12kv_transfer_params\x18\x01 \x01(\x0c\"(\n\x14ReleaseLeaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x18\n\x16GetWorkerStatusRequest\"g\n\x17GetWorkerStatusResponse\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad*\xaf\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x05\x32\xd7\x02\n\x06Worker\x12U\n\x07Session\x12\".llmserve.v1.WorkerSessionRequests\x1a\".llmserve.v1.WorkerSessionResponse(\x01\x30\x01\x12S\n\x0cReleaseLease\x12 .llmserve.v1.ReleaseLeaseRequest\x1a!.llmserve.v1.ReleaseLeaseResponse\x12\\\n\x0fGetWorkerStatus\x12#.llmserve.v1.GetWorkerStatusRequest\x1a$.llmserve.v1.GetWorkerStatusResponse\x12\x43\n\x07Profile\x12\x1b.llmserve.v1.ProfileRequest\x1a\x19.llmserve.v1.ProfilePiece0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/worker.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"!\n\x0eProfileRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\";\n\x0cProfilePiece\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07summary\x18\x03 \x01(\t\"L\n\x15WorkerSessionRequests\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.llmserve.v1.WorkerSessionRequest\"\x7f\n\x14WorkerSessionRequest\x12\x30\n\x08generate\x18\x01 \x01(\x0b\x32\x1c.llmserve.v1.GenerateRequestH\x00\x12*\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x19.llmserve.v1.AbortRequestH\x00\x42\t\n\x07message\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x95\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.llmserve.v1.SamplingLimits\x12\x17\n\x0fsampling_params\x18\x04 \x01(\x0c\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1a\n\x12kv_transfer_params\x18\x08 \x01(\x0c\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x16\n\x0epooling_params\x18\n \x01(\x0c\x12\x13\n\x0btraceparent\x18\x1e \x01(\t\"P\n\x0eSamplingLimits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\"@\n\x15WorkerSessionResponse\x12\'\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.TokenDelta\"\x85\x04\n\nTokenDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.llmserve.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\x12\'\n\x08logprobs\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.Logprobs\x12.\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x15.llmserve.v1.Logprobs\x12\x1a\n\x12kv_transfer_params\x18\x08 \x01(\x0c\x12\x30\n\rprefill_stats\x18\t \x01(\x0b\x32\x19.llmserve.v1.PrefillStats\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\'\n\x08handover\x18\x0b \x01(\x0b\x32\x15.llmserve.v1.Handover\x12.\n\x0c\x61\x64\x61pter_load\x18\x0c \x01(\x0b\x32\x18.llmserve.v1.AdapterLoad\x12+\n\nacceptance\x18\r \x01(\x0b\x32\x17.llmserve.v1.Acceptance\x12#\n\x06pooled\x18\x0e \x01(\x0b\x32\x13.llmserve.v1.PooledB\r\n\x0bstop_reason\"\'\n\x06Pooled\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"c\n\nAcceptance\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x17\n\x0fproposed_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\x12\x14\n\x0cswitched_off\x18\x04 \x01(\x08\",\n\x0b\x41\x64\x61pterLoad\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"p\n\x08Handover\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x11\n\tfallbacks\x18\x04 \x03(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06pushed\x18\x06 \x01(\x08\"M\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\r\n\x05ranks\x18\x04 \x01(\x0c\"\x81\x01\n\x0cPrefillStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13local_cached_tokens\x18\x02 \x01(\r\x12\x1e\n\x16\x65xternal_cached_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x63\x61\x63he_creation_tokens\x18\x04 \x01(\r\"1\n\x13ReleaseLeaseRequest\x12\x1a\n\x12kv_transfer_params\x18\x01 \x01(\x0c\"(\n\x14ReleaseLeaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x18\n\x16GetWorkerStatusRequest\"g\n\x17GetWorkerStatusResponse\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad*\xaf\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x05\x32\xd7\x02\n\x06Worker\x12U\n\x07Session\x12\".llmserve.v1.WorkerSessionRequests\x1a\".llmserve.v1.WorkerSessionResponse(\x01\x30\x01\x12S\n\x0cReleaseLease\x12 .llmserve.v1.ReleaseLeaseRequest\x1a!.llmserve.v1.ReleaseLeaseResponse\x12\\\n\x0fGetWorkerStatus\x12#.llmserve.v1.GetWorkerStatusRequest\x1a$.llmserve.v1.GetWorkerStatusResponse\x12\x43\n\x07Profile\x12\x1b.llmserve.v1.ProfileRequest\x1a\x19.llmserve.v1.ProfilePiece0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmserve.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2071
-  _globals['_FINISHREASON']._serialized_end=2246
+  _globals['_FINISHREASON']._serialized_start=2093
+  _globals['_FINISHREASON']._serialized_end=2268
   _globals['_PROFILEREQUEST']._serialized_start=67
   _globals['_PROFILEREQUEST']._serialized_end=100
   _globals['_PROFILEPIECE']._serialized_start=102
@@ -55,23 +55,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POOLED']._serialized_start=1355
   _globals['_POOLED']._serialized_end=1394
   _globals['_ACCEPTANCE']._serialized_start=1396
-  _globals['_ACCEPTANCE']._serialized_end=1473
-  _globals['_ADAPTERLOAD']._serialized_start=1475
-  _globals['_ADAPTERLOAD']._serialized_end=1519
-  _globals['_HANDOVER']._serialized_start=1521
-  _globals['_HANDOVER']._serialized_end=1633
-  _globals['_LOGPROBS']._serialized_start=1635
-  _globals['_LOGPROBS']._serialized_end=1712
-  _globals['_PREFILLSTATS']._serialized_start=1715
-  _globals['_PREFILLSTATS']._serialized_end=1844
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1846
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1895
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1897
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1937
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=1939
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=1963
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=1965
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=2068
-  _globals['_WORKER']._serialized_start=2249
-  _globals['_WORKER']._serialized_end=2592
+  _globals['_ACCEPTANCE']._serialized_end=1495
+  _globals['_ADAPTERLOAD']._serialized_start=1497
+  _globals['_ADAPTERLOAD']._serialized_end=1541
+  _globals['_HANDOVER']._serialized_start=1543
+  _globals['_HANDOVER']._serialized_end=1655
+  _globals['_LOGPROBS']._serialized_start=1657
+  _globals['_LOGPROBS']._serialized_end=1734
+  _globals['_PREFILLSTATS']._serialized_start=1737
+  _globals['_PREFILLSTATS']._serialized_end=1866
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1868
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1917
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1919
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1959
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=1961
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=1985
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=1987
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=2090
+  _globals['_WORKER']._serialized_start=2271
+  _globals['_WORKER']._serialized_end=2614
 # @@protoc_insertion_point(module_scope)

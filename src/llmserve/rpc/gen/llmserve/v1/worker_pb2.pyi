@@ -142,14 +142,16 @@ class Pooled(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Acceptance(_message.Message):
-    __slots__ = ("steps", "proposed_tokens", "accepted_tokens")
+    __slots__ = ("steps", "proposed_tokens", "accepted_tokens", "switched_off")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PROPOSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
     steps: int
     proposed_tokens: int
     accepted_tokens: int
-    def __init__(self, steps: _Optional[int] = ..., proposed_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
+    switched_off: bool
+    def __init__(self, steps: _Optional[int] = ..., proposed_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., switched_off: _Optional[bool] = ...) -> None: ...
 
 class AdapterLoad(_message.Message):
     __slots__ = ("tier", "seconds")
