@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import grpc
 import httpx
@@ -25,6 +26,7 @@ from llmserve.doctor import Status
 from llmserve.doctor.security import weak_settings
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import credentials_in, make_certificates, make_host_certificate
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "secure.yaml"
@@ -147,3 +149,34 @@ def test_the_limits_of_a_key_are_those_of_the_cluster(cluster: Cluster, client: 
     other = made(cluster)
     becomes(cluster, client, other, 200)
     assert asked(client, cluster.url, other).status_code == 200
+
+
+def test_no_request_fails_while_all_certificates_change(
+    cluster: Cluster, client: httpx.Client, folder: Path
+) -> None:
+    key, rounds = made(cluster), 3
+    becomes(cluster, client, key, 200)
+    authority, over = Authority.read(folder / "certs"), Event()
+    statuses: list[int] = []
+
+    def load() -> None:
+        while not over.is_set():
+            statuses.append(asked(client, cluster.url, key).status_code)
+
+    with ThreadPoolExecutor(4) as threads:
+        loads = [threads.submit(load) for _ in range(4)]
+        try:
+            for _ in range(rounds):
+                for role in CallerRole:
+                    authority.issue(folder / "certs", role, days=1.0)
+                make_host_certificate(authority, folder)
+                enough = len(statuses) + 20
+                time.sleep(1.2)  # processes look at the files once a second
+                while len(statuses) < enough and not any(one.done() for one in loads):
+                    time.sleep(0.05)
+        finally:
+            over.set()
+    for one in loads:
+        one.result()
+    assert statuses == [200] * len(statuses)
+    assert len(statuses) >= 20 * rounds
