@@ -246,8 +246,8 @@ async def test_a_certificate_is_good_for_its_own_role_only(servers: Servers) -> 
 async def test_a_certificate_alone_says_no_name(servers: Servers) -> None:
     certificates = servers.credentials(CallerRole.WORKER, "me").certificates
     assert certificates is not None
-    tls, name = client_tls(certificates.current(), CallerRole.ROUTER)
-    async with grpc.aio.secure_channel(servers.addresses["router"], tls, options=[name]) as channel:
+    tls, options = client_tls(certificates.current(), CallerRole.ROUTER, ())
+    async with grpc.aio.secure_channel(servers.addresses["router"], tls, options=options) as channel:
         code, told = await refused(channel, "/llmserve.v1.Router/Heartbeat", (False, False))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert "shows no credentials" in told

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -75,6 +76,35 @@ async def test_no_call_fails_while_certificates_change(place: Place, address: st
         end.set()
         await asyncio.gather(*loads)
         assert not watch.done(), "a stream outlasts the certificate with which it began"
+
+
+@asynccontextmanager
+async def far_away(address: str, seconds: float) -> AsyncIterator[str]:
+    """Yields an address from which all that is sent to a server takes so long, and what it answers, too."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await asyncio.sleep(seconds)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_connection(*address.rsplit(":", 1))
+        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
+
+    front = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with front:
+        yield f"127.0.0.1:{front.sockets[0].getsockname()[1]}"
+
+
+async def test_a_handshake_may_take_its_time(place: Place, address: str) -> None:
+    """On a busy machine or over a long way, also that of the connection which follows a new certificate."""
+    operator = place.credentials(CallerRole.OPERATOR)
+    async with far_away(address, 0.15) as far, open_channel(far, operator, CallerRole.KVMANAGER) as channel:
+        stub = KVManagerStub(channel)  # type: ignore[no-untyped-call]
+        for _ in range(2):
+            await stub.GetKvStatus(kvmanager_pb2.GetKvStatusRequest(), timeout=10.0)
+            place.rotate()
 
 
 async def test_the_authority_changes_too(place: Place, address: str) -> None:

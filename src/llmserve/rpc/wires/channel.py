@@ -116,8 +116,8 @@ class TlsChannel(ShowingChannel):
         self._channel = self._open()
 
     def _open(self) -> grpc.aio.Channel:
-        credentials, name = client_tls(self._certificate, self._callee)
-        return grpc.aio.secure_channel(self._address, credentials, options=[*self._options, name])
+        credentials, options = client_tls(self._certificate, self._callee, self._options)
+        return grpc.aio.secure_channel(self._address, credentials, options=options)
 
 
 class BlockingChannel:
@@ -151,5 +151,5 @@ class BlockingChannel:
     def _open(self, certificate: "Certificate | None") -> grpc.Channel:
         if certificate is None:
             return grpc.insecure_channel(self._address, options=self._options)
-        credentials, name = client_tls(certificate, self._callee)
-        return grpc.secure_channel(self._address, credentials, options=[*self._options, name])
+        credentials, options = client_tls(certificate, self._callee, self._options)
+        return grpc.secure_channel(self._address, credentials, options=options)

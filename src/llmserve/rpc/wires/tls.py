@@ -1,11 +1,18 @@
 """gRPC over TLS: both ends show their certificates, those of the moment in which they connect."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS
+
+# gRPC has one option for the least time that a try to connect gets and for the least pause between two of
+# them. The pause is the smaller one all the same, as "initial_reconnect_backoff" says.
+_TO_CONNECT = "grpc.min_reconnect_backoff_ms"
+_Option = tuple[str, Any]
 
 if TYPE_CHECKING:
     from llmserve.rpc.wires.certificates import Certificate, CertificateFolder
@@ -35,10 +42,13 @@ def _configuration(certificate: "Certificate") -> Any:
 
 
 def client_tls(
-    certificate: "Certificate", callee: CallerRole
-) -> tuple[grpc.ChannelCredentials, tuple[str, str]]:
-    """Returns the credentials of a channel, and the option by which it expects a process of this role."""
+    certificate: "Certificate", callee: CallerRole, options: Iterable[_Option]
+) -> tuple[grpc.ChannelCredentials, list[_Option]]:
+    """Returns the credentials of a channel, and its options, by which it expects a process of this role.
+    options: those that it would have without TLS."""
     from llmserve.rpc.wires.certificates import server_name
 
     credentials = grpc.ssl_channel_credentials(certificate.authorities, certificate.key, certificate.chain)
-    return credentials, ("grpc.ssl_target_name_override", server_name(certificate.owner.cluster, callee))
+    name = ("grpc.ssl_target_name_override", server_name(certificate.owner.cluster, callee))
+    others = [option for option in options if option[0] != _TO_CONNECT]
+    return credentials, [*others, name, (_TO_CONNECT, int(HANDSHAKE_SECONDS * 1000))]
