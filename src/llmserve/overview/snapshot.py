@@ -205,6 +205,7 @@ def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
     stored = {worker.worker_id: worker.device_blocks for worker in answers.kvmanager.workers}
     for worker in answers.router.workers:
         info, load = worker.info, worker.load
+        decoded = decode_load(load)
         yield (
             info.worker_id,
             _view(
@@ -215,8 +216,8 @@ def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
                 role=decode_role(info.role).value,
                 stored_blocks=stored.get(info.worker_id, 0),
                 transports=tuple(info.transports),
-                pairs=tuple(decode_load(load).pairs),
-                speculation=decode_load(load).speculation,
+                pairs=decoded.pairs,
+                speculation=decoded.speculation,
             ),
         )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from llmserve.core.adapters import AdapterLoad, AdapterTier
@@ -239,6 +240,7 @@ def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
 
 _LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name not in ("pairs", "speculation"))
 _PAIR_FIELDS = tuple(PairStatus.__dataclass_fields__)
+_PAIR_VALUES = attrgetter(*_PAIR_FIELDS)
 _GAIN_FIELDS = tuple(BatchGain.__dataclass_fields__)
 _SPECULATION_FIELDS = ("verifications", "proposed_tokens", "accepted_tokens")
 
@@ -253,7 +255,7 @@ def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:
 
 
 def decode_load(message: common_pb2.WorkerLoad) -> EngineLoad:
-    pairs = tuple(PairStatus(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in message.pairs)
+    pairs = tuple(PairStatus(*_PAIR_VALUES(pair)) for pair in message.pairs)
     speculation = _decode_speculation(message.speculation) if message.HasField("speculation") else None
     fields = {name: getattr(message, name) for name in _LOAD_FIELDS}
     return EngineLoad(**fields, pairs=pairs, speculation=speculation)

@@ -1,4 +1,4 @@
-"""The cluster's status as bytes: once for all admins who watch, and for each tenant what it may see."""
+"""The cluster's status as bytes: once for all admins who watch, and once for all viewers of a tenant."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import fields, replace
@@ -31,7 +31,8 @@ class StatusEvents:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
-        self._last: tuple[Snapshot, bytes] | None = None
+        self._last: Snapshot | None = None
+        self._written: dict[str, bytes] = {}  # of the last look, by tenant; empty: for admins
 
     async def of(
         self, caller: Caller, is_allowed: Callable[[], Awaitable[bool]]
@@ -41,7 +42,7 @@ class StatusEvents:
         async for now in self._sampler.watch():
             if not await is_allowed():
                 return
-            yield self._status(now) if caller.admin else _status_event(for_tenant(now, caller.tenant))
+            yield self._status(now, "" if caller.admin else str(caller.tenant))
 
     def _history(self, caller: Caller) -> list[HistoryPoint]:
         points = self._sampler.history
@@ -53,14 +54,13 @@ class StatusEvents:
             for point in points
         ]
 
-    def _status(self, now: Snapshot) -> bytes:
-        if self._last is None or self._last[0] is not now:
-            self._last = now, _status_event(now)
-        return self._last[1]
-
-
-def _status_event(now: Snapshot) -> bytes:
-    return _event("status", encoded(without_idle_pairs(now)))
+    def _status(self, now: Snapshot, tenant: str) -> bytes:
+        if self._last is not now:
+            self._last, self._written = now, {}
+        if tenant not in self._written:
+            seen = for_tenant(now, tenant) if tenant else now
+            self._written[tenant] = _event("status", encoded(without_idle_pairs(seen)))
+        return self._written[tenant]
 
 
 def _event(name: str, data: bytes) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -16,6 +16,9 @@ from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.status import from_grpc
 
 _DEADLINE_SECONDS = 2.0
+# Adapters change seldom, and workers tell KV managers and the router once a second how they are.
+_ADAPTERS_SECONDS = 5.0
+_KV_SECONDS = 1.0
 _WORKER_ROLES = ("prefill", "decode", "aggregated")
 _Answer = TypeVar("_Answer")
 
@@ -26,6 +29,7 @@ class ClusterLook:
     def __init__(self, cluster: str, apiserver: str, routers: RouterAddresses, file: ClusterFile) -> None:
         self._cluster, self._apiserver, self._routers, self._file = cluster, apiserver, routers, file
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._kept: dict[str, tuple[float, Any]] = {}  # answers, and until when they count
 
     @property
     def processes(self) -> ProcessTable | None:
@@ -34,11 +38,17 @@ class ClusterLook:
 
     async def now(self) -> Snapshot:
         """Who does not answer is among the problems of what it returns."""
+        self._kept.clear()
+        return await self.again()
+
+    async def again(self) -> Snapshot:
+        """As now, for those who look all the time: what changes seldom may be some seconds old."""
         problems: list[str] = []
         address, status = await self._leader(problems)
         listed: router_pb2.ListAdaptersResponse | None = None
         if address:
-            listed = await self._ask(problems, "the router", self._router(address).ListAdapters, _LIST)
+            ask = self._router(address).ListAdapters
+            listed = await self._ask(problems, "the router", ask, _LIST, _ADAPTERS_SECONDS)
         managers = (*status.prefix_index.followed, *status.prefix_index.away)
         kv = await asyncio.gather(*(self._kv_status(problems, one) for one in managers))
         whole = summed({name: one for name, one in zip(managers, kv, strict=True) if one is not None})
@@ -70,16 +80,29 @@ class ClusterLook:
 
     async def _kv_status(self, problems: list[str], address: str) -> kvmanager_pb2.GetKvStatusResponse | None:
         stub = kvmanager_pb2_grpc.KVManagerStub(self._channel(address))  # type: ignore[no-untyped-call]
-        return await self._ask(problems, f"the kvmanager at {address}", stub.GetKvStatus, _KV_STATUS)
+        return await self._ask(
+            problems, f"the kvmanager at {address}", stub.GetKvStatus, _KV_STATUS, _KV_SECONDS
+        )
 
     async def _ask(
-        self, problems: list[str], whom: str, method: Callable[..., Awaitable[_Answer]], question: object
+        self,
+        problems: list[str],
+        whom: str,
+        method: Callable[..., Awaitable[_Answer]],
+        question: object,
+        counts_seconds: float = 0.0,
     ) -> _Answer | None:
+        """counts_seconds: for so long an answer is not asked for again. One that failed always is."""
+        until, kept = self._kept.get(whom, (0.0, None))
+        if time.monotonic() < until:
+            return kept  # type: ignore[no-any-return]
         try:
-            return await method(question, timeout=_DEADLINE_SECONDS)
+            answer = await method(question, timeout=_DEADLINE_SECONDS)
         except grpc.aio.AioRpcError as error:
             problems.append(f"{whom} does not answer: {from_grpc(error).message}")
-        return None
+            return None
+        self._kept[whom] = time.monotonic() + counts_seconds, answer
+        return answer
 
     def _router(self, address: str) -> router_pb2_grpc.RouterStub:
         return router_pb2_grpc.RouterStub(self._channel(address))  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ class ConsoleData:
         self, look: ClusterLook, routers: RouterAddresses, finder: RecordFinder, manifest: ManifestFile
     ) -> None:
         self.look, self.routers, self.finder, self.manifest = look, routers, finder, manifest
-        self._sampler = Sampler(look.now)
+        self._sampler = Sampler(look.again)
         self.events = StatusEvents(self._sampler)
 
     async def aclose(self) -> None:

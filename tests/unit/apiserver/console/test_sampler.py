@@ -159,8 +159,11 @@ async def test_an_admin_sees_all_and_a_tenant_itself() -> None:
         assert (b"blue" in text) is seen
         assert (b"decode-0.log" in text) is seen
         assert b'"red"' in text
-    async with aclosing(events.of(RED, always)) as red:
+    async with aclosing(events.of(RED, always)) as red, aclosing(events.of(RED, always)) as other:
         assert b"blue" not in await anext(red)
+        await anext(other)
+        first, second = await asyncio.gather(anext(red), anext(other))
+        assert first is second, "it is written once for all viewers of a tenant"
     async with aclosing(events.of(ADMIN, always)) as admin:
         assert b"blue" in await anext(admin)
     await looks.sampler.aclose()
