@@ -19,7 +19,7 @@ from types import ModuleType
 # By folder of bench/. A bench NAME is NAME.py, whose run() returns its tables; the options that add_options()
 # adds, where there is one, are run()'s arguments.
 BENCHES: Mapping[str, Sequence[str]] = {
-    "processes": ("startup", "idle", "console", "recovery", "survival", "soak"),
+    "processes": ("startup", "idle", "console", "second-model", "recovery", "survival", "soak"),
     "gateway": ("latency", "gateway", "auth", "metrics", "agreement", "streams"),
     "placement": (
         "scheduler",

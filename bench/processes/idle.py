@@ -24,15 +24,12 @@ def run(seconds: float) -> str:
 
 
 def _table(cluster: Cluster, seconds: float) -> str:
-    families = {"supervisor": [psutil.Process(cluster.supervisor.pid)]}
-    for role in cluster.state()["roles"]:
-        process = psutil.Process(role["pid"])
-        families[role["name"]] = [process, *process.children(recursive=True)]
-    before = {name: _cpu_seconds(family) for name, family in families.items()}
+    families = families_of(cluster)
+    before = {name: cpu_seconds(family) for name, family in families.items()}
     time.sleep(seconds)
     rows = []
     for name, family in families.items():
-        percent = 100 * (_cpu_seconds(family) - before[name]) / seconds
+        percent = 100 * (cpu_seconds(family) - before[name]) / seconds
         rows.append((name, len(family), f"{percent:.2f}", f"{_rss_mib(family):.0f}"))
     total = sum(float(row[2]) for row in rows)
     return markdown(
@@ -40,7 +37,16 @@ def _table(cluster: Cluster, seconds: float) -> str:
     )
 
 
-def _cpu_seconds(family: list[psutil.Process]) -> float:
+def families_of(cluster: Cluster) -> dict[str, list[psutil.Process]]:
+    """Returns the processes of the supervisor and of each role, with those that they have started."""
+    families = {"supervisor": [psutil.Process(cluster.supervisor.pid)]}
+    for role in cluster.state()["roles"]:
+        process = psutil.Process(role["pid"])
+        families[role["name"]] = [process, *process.children(recursive=True)]
+    return families
+
+
+def cpu_seconds(family: list[psutil.Process]) -> float:
     return float(sum(sum(process.cpu_times()[:2]) for process in family))
 
 

@@ -24,6 +24,7 @@ from llmserve.rpc.status import from_grpc
 _WORKERS = ("prefill", "decode", "aggregated")
 _WRITE_SECONDS = 300.0  # for the record itself, beyond the time that is recorded
 _SUMMARY_ROWS = 15
+_SAMPLES_PER_SECOND = 100
 
 _ABOUT = """\
 Records a process of the cluster that runs here (or of -f, --run-dir), while it serves, and prints what took
@@ -119,26 +120,29 @@ def _sample(role: Mapping[str, Any], seconds: float, out: Path) -> tuple[str, li
     tool = str(beside) if beside.exists() else shutil.which("py-spy")
     if tool is None:
         raise LLMServeError("py-spy is not installed: pip install py-spy")
-    path = out / f"{role['name']}-{time.strftime('%Y%m%d-%H%M%S')}.folded"
-    rest = ("--duration", f"{max(1, round(seconds))}", "--format", "raw", "--output", str(path))
-    done = subprocess.run(
-        (tool, "record", "--pid", str(role["pid"]), *rest), capture_output=True, text=True, check=False
+    path, whole_seconds = (
+        out / f"{role['name']}-{time.strftime('%Y%m%d-%H%M%S')}.folded",
+        max(1, round(seconds)),
     )
+    # Without --gil, threads that wait count as well.
+    what = ("record", "--gil", "--pid", str(role["pid"]), "--rate", f"{_SAMPLES_PER_SECOND}")
+    rest = ("--duration", f"{whole_seconds}", "--format", "raw", "--output", str(path))
+    done = subprocess.run((tool, *what, *rest), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
         raise LLMServeError(f"py-spy cannot record {role['name']}, process {role['pid']}: {why[0]}")
-    return "\n".join(summary_of(path.read_text())), [path]
+    return "\n".join(summary_of(path.read_text(), whole_seconds * _SAMPLES_PER_SECOND)), [path]
 
 
-def summary_of(folded: str) -> Iterator[str]:
+def summary_of(folded: str, taken: int) -> Iterator[str]:
     """Yields the functions that ran in most samples, each with its share. folded: lines of a stack and the
-    number of its samples."""
+    number of its samples. taken: samples in all; in the others no Python code ran."""
     counts: Counter[str] = Counter()
     for line in folded.splitlines():
         stack, _, number = line.rpartition(" ")
         counts[stack.rpartition(";")[2]] += int(number)
     total = counts.total()
-    yield f"{total} samples; most of them in"
+    yield f"Python code ran in {total} of {taken} samples; most of them in"
     for function, samples in counts.most_common(_SUMMARY_ROWS):
         yield f"{100 * samples / total:5.1f} %  {function}"
 

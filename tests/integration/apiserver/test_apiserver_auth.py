@@ -81,7 +81,7 @@ async def test_only_an_admin_changes_the_cluster(cluster: Any, http: httpx.Async
     """Also from loopback, where this test is."""
     paths = cluster.apiserver.models.first.paths
     changing = [path for path in paths if NEEDS.get(path) == frozenset({AccessScope.ADMIN})]
-    assert len(changing) == 14
+    assert len(changing) == 17
     for path in changing:
         for method in ("GET", "POST", "DELETE"):
             where = path.replace("{name:path}", "sql").replace("{worker}", "decode-0")

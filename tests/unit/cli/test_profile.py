@@ -43,12 +43,12 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_the_functions_with_most_samples_come_first() -> None:
     folded = "main;run (a.py:1) 2\nmain;run (a.py:1);wait (b.py:2) 5\nother;wait (b.py:2) 1\n"
-    assert list(summary_of(folded)) == [
-        "8 samples; most of them in",
+    assert list(summary_of(folded, 300)) == [
+        "Python code ran in 8 of 300 samples; most of them in",
         " 75.0 %  wait (b.py:2)",
         " 25.0 %  run (a.py:1)",
     ]
-    assert list(summary_of("")) == ["0 samples; most of them in"]
+    assert list(summary_of("", 300)) == ["Python code ran in 0 of 300 samples; most of them in"]
 
 
 @pytest.fixture
@@ -97,14 +97,14 @@ def test_other_code_is_sampled(
     arguments: tuple[str, ...],
 ) -> None:
     tool = tmp_path / "py-spy"
-    tool.write_text('#!/bin/sh\nfor last; do :; done\necho "main;$3 9" > "$last"\n')
+    tool.write_text('#!/bin/sh\nfor last; do :; done\necho "main;$4 9" > "$last"\n')
     tool.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert run(*arguments, "--out", str(tmp_path / "out")) == 0
     pid = os.getpid() if arguments[0] == "router-0" else 7
     (file,) = (tmp_path / "out").iterdir()
     assert file.read_text() == f"main;{pid} 9\n"
-    assert "100.0 %" in capsys.readouterr().out
+    assert "Python code ran in 9 of 500 samples" in capsys.readouterr().out
     tool.write_text("#!/bin/sh\necho 'Error: Permission denied' >&2\nexit 1\n")
     with pytest.raises(
         LLMServeError, match=rf"cannot record {arguments[0]}, process {pid}: Error: Permission"

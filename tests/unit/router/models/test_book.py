@@ -93,6 +93,19 @@ def test_a_swap_that_is_asked_for_again_joins(world: ModelWorld) -> None:
     assert world.load("b", swap="a") is b, "a is gone"
 
 
+def test_a_swap_that_is_over_joins_and_another_one_is_another_load(world: ModelWorld) -> None:
+    b = world.load("b", swap="a")
+    world.say("b", STARTING)
+    world.pass_time(0)
+    world.pass_time(LINGER_SECONDS)
+    world.carry_out()
+    world.become_ready("b")
+    assert world.load("b", swap="a") is b
+    world.load("c")
+    with pytest.raises(InvalidRequest, match="model b is ready"):
+        world.load("b", swap="c")
+
+
 def test_a_name_has_one_entry(world: ModelWorld) -> None:
     world.load("b")
     with pytest.raises(InvalidRequest, match="model b is registered, from hub/b: unload it before"):
@@ -142,6 +155,15 @@ def test_an_unload_lets_requests_end(world: ModelWorld) -> None:
     world.carry_out()
     assert a.state is GONE
     assert [one.name for one in world.book] == ["b"]
+
+
+def test_a_model_that_was_loaded_lets_its_requests_end_too(world: ModelWorld) -> None:
+    world.load("b")
+    world.become_ready("a", "b")
+    world.users["b"] = 1
+    world.book.unload("b")
+    world.pass_time(DRAIN_SECONDS - 1)
+    assert "b" in world.orders()
 
 
 def test_requests_that_do_not_end_hold_a_model_for_so_long(world: ModelWorld) -> None:
@@ -266,6 +288,45 @@ def test_a_model_is_swapped_once(world: ModelWorld) -> None:
     world.say("b", STARTING)
     with pytest.raises(InvalidRequest, match="model a is leaving or has failed"):
         world.load("c", swap="a")
+
+
+def test_a_load_beside_it_is_no_swap(world: ModelWorld) -> None:
+    world.load("b")
+    assert world.load("c", swap="a").swap == "a"
+
+
+# -- what others are told
+
+
+def test_each_change_is_told(world: ModelWorld) -> None:
+    world.load("b")
+    world.say("b", STARTING)
+    world.say("b", READY)
+    seen = [world.book.version]
+    world.answer("a", "b")
+    seen.append(world.book.version)
+    world.load("c")
+    world.say("c", STARTING)
+    seen.append(world.book.version)
+    world.answer("a", "b", c="no tokenizer")
+    seen.append(world.book.version)
+    world.book.unload("c")
+    seen.append(world.book.version)
+    assert seen == sorted(set(seen))
+
+
+def test_the_same_text_is_saved_until_something_changes(world: ModelWorld) -> None:
+    text = world.book.snapshot()
+    assert world.book.snapshot() is text
+    world.load("b")
+    assert world.book.snapshot() != text
+
+
+def test_loads_are_saved_without_a_model_of_the_manifest(world: ModelWorld) -> None:
+    world.begin_term({})
+    assert world.book.snapshot() == ""
+    world.load("b")
+    assert '"b"' in world.book.snapshot().replace("\\", "")
 
 
 # -- restarts
