@@ -21,6 +21,7 @@ _WANTS_TO_RUN = ("R", "D")  # waits for a core or for a disk, as when the machin
 _TRACKER = b"multiprocessing.resource_tracker"
 
 # Places in process_fields.
+START_FIELD = 19
 _STATE, _MAJOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS = 0, 9, 11, 12
 
 
