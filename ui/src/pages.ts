@@ -2,6 +2,7 @@ import type { Page } from "./lib/pages.svelte";
 import Chat from "./pages/Chat.svelte";
 import Cluster from "./pages/Cluster.svelte";
 import Kv from "./pages/Kv.svelte";
+import Load from "./pages/Load.svelte";
 import Manifest from "./pages/Manifest.svelte";
 import Models from "./pages/Models.svelte";
 import Requests from "./pages/Requests.svelte";
@@ -15,5 +16,6 @@ export const PAGES: Page[] = [
   { path: "tenants", title: "Tenants", icon: "tenants", scope: "read", view: Tenants },
   { path: "kv", title: "KV", icon: "kv", scope: "read", view: Kv },
   { path: "models", title: "Models", icon: "models", scope: "admin", view: Models },
+  { path: "load", title: "Load", icon: "load", scope: "admin", view: Load },
   { path: "manifest", title: "Manifest", icon: "manifest", scope: "admin", view: Manifest },
 ];

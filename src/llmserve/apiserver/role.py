@@ -19,6 +19,7 @@ from llmserve.apiserver.auth.permissions import DOCS, METRICS
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
 from llmserve.apiserver.console.assets import CONSOLE_PATHS, add_assets
+from llmserve.apiserver.console.bench import BenchRuns
 from llmserve.apiserver.console.look import ClusterLook
 from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.processes import ClusterFile
@@ -123,7 +124,8 @@ class Apiserver:
         look = ClusterLook(
             manifest.metadata.name, options.name, options.routers, ClusterFile(options.run_dir)
         )
-        self._console = ConsoleData(look, options.routers, self._finder, self._manifest_file)
+        bench = BenchRuns(options.run_dir, partial(_public_url, options, manifest, look))
+        self._console = ConsoleData(look, options.routers, self._finder, self._manifest_file, bench)
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
@@ -297,6 +299,15 @@ class Apiserver:
             await self._store.aclose()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _public_url(options: ApiserverOptions, manifest: Manifest, look: ClusterLook) -> str:
+    """Returns the address of the cluster's API, or where no supervisor says it, that of this apiserver."""
+    table = look.processes
+    if table is not None and table.base_urls:
+        return table.base_urls[0]
+    scheme = "http" if manifest.security.tls is None else "https"
+    return f"{scheme}://{options.http}"
 
 
 def _beside(options: ApiserverOptions) -> Path:

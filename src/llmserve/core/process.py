@@ -22,6 +22,7 @@ _YOUNG_OBJECTS = 10_000  # of one look of the garbage collector
 _TRACKER = b"multiprocessing.resource_tracker"
 
 # Places in process_fields.
+START_FIELD = 19
 _STATE, _MAJOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS = 0, 9, 11, 12
 
 

@@ -99,17 +99,35 @@ class TierView:
     hit_tokens: int
     load_bytes: int
     store_bytes: int
+    pinned_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class HotPrefixView:
+    """A beginning of prompts that was found cached often in the last minutes. block_hash: that of its last
+    block, in hexadecimal. tenant: whose prompt it was last. uses: number of prompts."""
+
+    block_hash: str
+    tenant: str
+    blocks: int
+    tokens: int
+    uses: int
+    idle_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class IndexView:
     """The router's prefix index. followed, away: addresses of kvmanagers. proof: whether prompts are found
-    again."""
+    again. hottest: used most often first. prompt_tokens, cached_tokens: totals of requests that have ended,
+    since the router began to lead."""
 
     followed: tuple[str, ...]
     away: tuple[str, ...]
     blocks: int
     proof: str
+    hottest: tuple[HotPrefixView, ...]
+    prompt_tokens: int
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +250,8 @@ def _budget(budget: router_pb2.BudgetStatus) -> BudgetView:
 
 
 def _index(status: router_pb2.PrefixIndexStatus) -> IndexView:
-    return _view(IndexView, status, followed=tuple(status.followed), away=tuple(status.away))
+    hottest = tuple(_view(HotPrefixView, one, block_hash=one.block_hash.hex()) for one in status.hottest)
+    return _view(IndexView, status, followed=tuple(status.followed), away=tuple(status.away), hottest=hottest)
 
 
 def _index_problems(status: router_pb2.PrefixIndexStatus) -> Iterator[str]:
@@ -278,6 +297,20 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"
 
 
+_OF_TENANTS = ("queued_requests", "running_requests", "queue_limit_requests", "tenants", "budgets")
+_OF_KV = ("directory_blocks", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "index")
+
+
+def tenants_part(now: Snapshot) -> dict[str, Any]:
+    """Returns what `/admin/v1/tenants` shows, with the names of the whole."""
+    return {name: getattr(now, name) for name in _OF_TENANTS}
+
+
+def kv_part(now: Snapshot) -> dict[str, Any]:
+    """Returns what `/admin/v1/kv` shows, with the names of the whole."""
+    return {name: getattr(now, name) for name in _OF_KV}
+
+
 def as_json(now: Snapshot) -> dict[str, Any]:
     return {"healthy": not now.problems, **asdict(now)}
 
@@ -286,4 +319,6 @@ def for_tenant(now: Snapshot, tenant: str) -> Snapshot:
     """Returns what somebody may see who is no admin: no other tenant, and not where processes run."""
     roles = (replace(role, pid=0, address="", log="") for role in now.roles)
     own = tuple(one for one in now.tenants if one.name == tenant)
-    return replace(now, pid=0, base_urls=(), roles=tuple(roles), tenants=own)
+    hottest = tuple(one for one in now.index.hottest if one.tenant == tenant)
+    index = replace(now.index, hottest=hottest)
+    return replace(now, pid=0, base_urls=(), roles=tuple(roles), tenants=own, index=index)

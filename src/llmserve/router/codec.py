@@ -12,6 +12,7 @@ from llmserve.core.stats import SchedulerStats
 from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.events import Admit, HeldRequest, Incarnation, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import Candidate, PlacementRequest
+from llmserve.router.prefix.hot import HotPrefix
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.workers.handover import HandoverChoice
@@ -206,13 +207,27 @@ def encode_status(member: ClusterMember, now: float, slow: Mapping[WorkerId, str
     )
 
 
-def encode_index(prefixes: PrefixLookup, away: Iterable[str]) -> router_pb2.PrefixIndexStatus:
+def encode_index(prefixes: PrefixLookup, away: Iterable[str], now: float) -> router_pb2.PrefixIndexStatus:
     return router_pb2.PrefixIndexStatus(
         followed=prefixes.index.followed,
         away=away,
         blocks=prefixes.index.blocks,
         proof=prefixes.hash_check.state,
         problem=prefixes.hash_check.problem,
+        hottest=[_hot(one, now) for one in prefixes.hot.hottest()],
+        prompt_tokens=prefixes.prompt_tokens,
+        cached_tokens=prefixes.cached_tokens,
+    )
+
+
+def _hot(prefix: HotPrefix, now: float) -> router_pb2.HotPrefix:
+    return router_pb2.HotPrefix(
+        block_hash=prefix.block_hash,
+        tenant=prefix.tenant,
+        blocks=prefix.blocks,
+        tokens=prefix.tokens,
+        uses=prefix.uses,
+        idle_seconds=now - prefix.used_at,
     )
 
 

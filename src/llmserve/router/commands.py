@@ -150,7 +150,7 @@ class OperatorCommands:
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,
-            prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away()),
+            prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away(), now),
             leads=leader.leads,
             leader=leader.leader,
             epoch=leader.epoch,

@@ -282,7 +282,7 @@ class Requests:
             request.request_id,
             plan,
             queue_seconds=now - request.arrived_at,
-            predicted_cached_tokens=self._prefixes.placed(entry, plan),
+            predicted_cached_tokens=self._prefixes.placed(entry, plan, owner_of(request.tenant)),
             requests_ahead=entry.requests_ahead,
             report=self._queue.report(request),
             prefetches=prefetches,

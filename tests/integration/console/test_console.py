@@ -169,6 +169,28 @@ async def test_the_other_pages(cluster: Cluster, page: Page, name: str, shows: s
     await in_both_themes(page, name)
 
 
+async def test_a_small_load_is_run_watched_and_stopped(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "load")
+    await page.get_by_label("Requests").fill("400")
+    await page.get_by_label("Seconds at most").fill("100")
+    await page.get_by_role("button", name="Run").click()
+    await expect(page.get_by_role("status")).to_contain_text("running", timeout=_PATIENCE_MS)
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        assert (await client.post("/admin/v1/bench", json={})).status_code == 429
+    latest = page.get_by_role("region", name="Latest runs")
+    await expect(latest.get_by_role("row")).to_have_count(2)
+    await expect(page.get_by_role("img", name="Latency, medians")).to_be_visible()
+    await page.get_by_role("button", name="Stop").click()
+    await expect(latest).to_contain_text("served", timeout=_PATIENCE_MS)
+    await expect(page.get_by_text("the run was stopped early")).to_be_visible()
+    await page.get_by_label("Requests").fill("60")
+    await page.get_by_role("button", name="Run").click()
+    await expect(latest.get_by_role("row")).to_have_count(3, timeout=_PATIENCE_MS)
+    await expect(latest.get_by_role("row").nth(1)).to_contain_text("60 of 60 served", timeout=_PATIENCE_MS)
+    await expect(page.get_by_role("heading", name="60 conversations")).to_be_visible()
+    await in_both_themes(page, "load")
+
+
 async def test_a_changed_manifest_is_compared_and_reloaded(cluster: Cluster, page: Page) -> None:
     path = cluster.state()["manifest"]
     original = _read(path)
@@ -198,7 +220,7 @@ async def test_a_changed_manifest_is_compared_and_reloaded(cluster: Cluster, pag
 
 async def test_a_phone_shows_all_pages(cluster: Cluster, page: Page) -> None:
     await page.set_viewport_size({"width": 390, "height": 800})
-    for name in ("chat", "cluster", "requests", "tenants", "kv", "models", "manifest"):
+    for name in ("chat", "cluster", "requests", "tenants", "kv", "models", "load", "manifest"):
         await _open(page, cluster, name)
         await expect(page.get_by_role("heading", level=1)).to_be_attached(timeout=_PATIENCE_MS)
         wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")

@@ -52,6 +52,17 @@ export interface TierView {
   hit_tokens: number;
   load_bytes: number;
   store_bytes: number;
+  pinned_blocks: number;
+}
+
+/** A beginning of prompts that was found cached often; hash: that of its last block. */
+export interface HotPrefix {
+  block_hash: string;
+  tenant: string;
+  blocks: number;
+  tokens: number;
+  uses: number;
+  idle_seconds: number;
 }
 
 export interface TenantView {
@@ -82,7 +93,7 @@ export interface Status {
   tenants: TenantView[];
   budgets: { name: string; used_ratio: number | null; refused_requests: number }[];
   adapters: Record<string, unknown>[];
-  index: { followed: string[]; away: string[]; blocks: number; proof: string };
+  index: { followed: string[]; away: string[]; blocks: number; proof: string; hottest: HotPrefix[]; prompt_tokens: number; cached_tokens: number };
   problems: string[];
 }
 
@@ -94,6 +105,7 @@ export interface Point {
   workers: Record<string, [running: number, waiting: number, used: number, fetched: number]>;
   tenants: Record<string, [queued: number, running: number, served: number, refused: number]>;
   tiers: Record<string, [used: number, hitTokens: number]>;
+  prompts: [tokens: number, cached: number];
 }
 
 export function pointOf(status: Status, at: number): Point {
@@ -104,6 +116,7 @@ export function pointOf(status: Status, at: number): Point {
     workers: {},
     tenants: {},
     tiers: {},
+    prompts: [status.index.prompt_tokens, status.index.cached_tokens],
   };
   for (const { name, worker } of status.roles) {
     if (!worker) continue;

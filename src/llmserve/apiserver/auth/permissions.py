@@ -76,10 +76,19 @@ _SEEING = (
     "/admin/v1/caller",
     "/admin/v1/requests",
 )
-_READING = (*PROBES, *METRICS, "/admin/v1/status", "/admin/v1/events")
+_READING = (
+    *PROBES,
+    *METRICS,
+    "/admin/v1/status",
+    "/admin/v1/tenants",
+    "/admin/v1/kv",
+    "/admin/v1/events",
+)
 _ADMINISTERING = (
     "/admin/reload",
     "/admin/v1/manifest",
+    "/admin/v1/bench",
+    "/admin/v1/bench/{run_id}",
     "/admin/v1/workers/{worker}/drain",
     "/admin/v1/adapters",
     "/admin/v1/adapters/{name:path}/prefetch",

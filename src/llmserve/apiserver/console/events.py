@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 
 from llmserve.apiserver.auth.caller import Caller
-from llmserve.apiserver.console.sampler import HistoryPoint, Sampler, without_idle_pairs
+from llmserve.apiserver.console.sampler import HistoryPoint, Sampler, for_events
 from llmserve.overview.snapshot import Snapshot, for_tenant
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 def encoded(now: Snapshot) -> bytes:
     """Returns the JSON of overview.snapshot.as_json, without the copies that it makes on the way."""
-    return _encode(_shape(now))
+    return encode(_shape(now))
 
 
 def _shape(now: Snapshot) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class StatusEvents:
         self, caller: Caller, is_allowed: Callable[[], Awaitable[bool]]
     ) -> AsyncGenerator[bytes, None]:
         """is_allowed: whether the caller may still see them. They end with the first look at which not."""
-        yield _event("history", _encode({"points": self._history(caller)}))
+        yield _event("history", encode({"points": self._history(caller)}))
         async for now in self._sampler.watch():
             if not await is_allowed():
                 return
@@ -60,7 +60,7 @@ class StatusEvents:
 
 
 def _status_event(now: Snapshot) -> bytes:
-    return _event("status", encoded(without_idle_pairs(now)))
+    return _event("status", encoded(for_events(now)))
 
 
 def _event(name: str, data: bytes) -> bytes:

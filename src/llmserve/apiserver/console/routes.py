@@ -1,5 +1,6 @@
 """The routes of the console: who asks, the cluster's status, and orders to workers (docs/console.md)."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
@@ -8,13 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmserve import __version__
 from llmserve.apiserver.auth.caller import AccessScope
+from llmserve.apiserver.console.bench import BenchBody, BenchRuns
 from llmserve.apiserver.console.drain import drain, take_back
-from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
+from llmserve.apiserver.console.events import StatusEvents, encode, encoded, seen_by
 from llmserve.apiserver.console.look import ClusterLook
 from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.overview.snapshot import kv_part, tenants_part
 from llmserve.rpc.leader import RouterAddresses
 
 _ROOT = "/admin/v1"
@@ -34,14 +37,21 @@ class ConsoleData:
     """What the routes of all models share. Made inside a running loop. Life: aclose (idempotent)."""
 
     def __init__(
-        self, look: ClusterLook, routers: RouterAddresses, finder: RecordFinder, manifest: ManifestFile
+        self,
+        look: ClusterLook,
+        routers: RouterAddresses,
+        finder: RecordFinder,
+        manifest: ManifestFile,
+        bench: BenchRuns,
     ) -> None:
-        self.look, self.routers, self.finder, self.manifest = look, routers, finder, manifest
+        self.look, self.routers, self.finder = look, routers, finder
+        self.manifest, self.bench = manifest, bench
         self._sampler = Sampler(look.now)
         self.events = StatusEvents(self._sampler)
 
     async def aclose(self) -> None:
         await self._sampler.aclose()
+        await self.bench.aclose()
         await self.look.aclose()
 
 
@@ -50,6 +60,7 @@ def add_console(app: FastAPI, data: ConsoleData) -> None:
     _add_status(router, data)
     _add_requests(router, data)
     _add_manifest(router, data)
+    _add_bench(router, data.bench)
     _add_orders(router, data)
     app.include_router(router)
 
@@ -73,6 +84,18 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
         now = seen_by(current_scope().caller, await data.look.now())
         return Response(encoded(now), media_type="application/json")
 
+    @router.get("/tenants")
+    async def tenants() -> Response:
+        """The part of the status that is about tenants: shares, queues, budgets. Without the scope admin: no
+        other tenant."""
+        return _json(tenants_part(seen_by(current_scope().caller, await data.look.now())))
+
+    @router.get("/kv")
+    async def kv() -> Response:
+        """The part of the status that is about KV: blocks, leases, tiers, and which beginnings of prompts
+        were found cached most often in the last minutes; without the scope admin, those of the own tenant."""
+        return _json(kv_part(seen_by(current_scope().caller, await data.look.now())))
+
     @router.get("/events")
     async def events() -> StreamingResponse:
         """Server-sent events: `history` with points of the latest minutes, then `status` twice a second, as
@@ -82,6 +105,10 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
         scope = current_scope()
         events = data.events.of(scope.caller, scope.is_allowed)
         return StreamingResponse(events, media_type=_STREAM, headers=headers)
+
+
+def _json(shape: dict[str, Any]) -> Response:
+    return Response(encode(shape), media_type="application/json")
 
 
 def _add_requests(router: APIRouter, data: ConsoleData) -> None:
@@ -99,6 +126,29 @@ def _add_manifest(router: APIRouter, data: ConsoleData) -> None:
         """The manifest in force and where the file differs from it now, without secrets; and what a reload
         (`POST /admin/reload`) would change, or why it could not."""
         return await data.manifest.view()
+
+
+def _add_bench(router: APIRouter, bench: BenchRuns) -> None:
+    @router.get("/bench")
+    async def runs() -> dict[str, Any]:
+        """The latest runs of `llmserve bench` against this cluster, from here and from terminals, the latest
+        first, without their points; and which one goes on."""
+        return await asyncio.to_thread(bench.list)
+
+    @router.post("/bench")
+    async def start(body: BenchBody = BenchBody()) -> dict[str, Any]:  # noqa: B008
+        """Runs a small load, one at a time (429). Answers at once with its id."""
+        return await bench.start(body)
+
+    @router.delete("/bench")
+    async def stop() -> dict[str, Any]:
+        """Ends the run that goes on. What has ended by then is reported."""
+        return await asyncio.to_thread(bench.stop)
+
+    @router.get("/bench/{run_id}")
+    async def run(run_id: str) -> dict[str, Any]:
+        """One run, with its points."""
+        return await asyncio.to_thread(bench.read, run_id)
 
 
 def _add_orders(router: APIRouter, data: ConsoleData) -> None:

@@ -20,7 +20,7 @@ HISTORY_SECONDS = 300.0
 class HistoryPoint:
     """A moment in figures for charts. at: Unix time. By name: workers: (running, waiting, used part of the KV
     blocks, bytes of KV fetched since its start); tenants: (queued, running, served tokens, refused); tiers:
-    (used bytes, hit tokens)."""
+    (used bytes, hit tokens). prompts: (tokens, those of them that were cached) of requests that ended."""
 
     at: float
     queued_requests: int
@@ -28,6 +28,7 @@ class HistoryPoint:
     workers: dict[str, tuple[int, int, float, int]]
     tenants: dict[str, tuple[int, int, int, int]]
     tiers: dict[str, tuple[int, int]]
+    prompts: tuple[int, int]
 
 
 def point_of(now: Snapshot, at: float) -> HistoryPoint:
@@ -50,13 +51,14 @@ def point_of(now: Snapshot, at: float) -> HistoryPoint:
             for one in now.tenants
         },
         tiers={one.name: (one.used_bytes, one.hit_tokens) for one in now.tiers},
+        prompts=(now.index.prompt_tokens, now.index.cached_tokens),
     )
 
 
-def without_idle_pairs(now: Snapshot) -> Snapshot:
-    """Returns a snapshot that grows with the workers, not with their square: it leaves out ways that no KV
-    goes."""
-    return replace(now, roles=tuple(map(_used_pairs, now.roles)))
+def for_events(now: Snapshot) -> Snapshot:
+    """Returns a snapshot that is small enough to be sent twice a second. It grows with the workers, not with
+    their square: ways that no KV goes are left out, and so are the hottest prefixes."""
+    return replace(now, roles=tuple(map(_used_pairs, now.roles)), index=replace(now.index, hottest=()))
 
 
 def _used_pairs(role: RoleView) -> RoleView:

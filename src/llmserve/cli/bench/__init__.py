@@ -50,6 +50,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     _add_slo(parser)
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=W", help="of tenants, for fairness")
     _add_output(parser)
+    parser.add_argument(
+        "--run-file",
+        metavar="FILE",
+        help="keep the run in this file while it goes on and afterwards (default: one in the run directory "
+        "of the cluster, from where the console shows it; with --url: none)",
+    )
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.loadgen.drive import LoadOutcome, Ways, run_load
+from llmserve.loadgen.drive import Drive, LoadOutcome, Ways, run_load
 from llmserve.loadgen.endpoint import EndpointTarget, base_url, listed_adapters, only_model
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
+from llmserve.loadgen.run_file import RunFile, new_path
 from llmserve.loadgen.workload import AdapterMix, Mix, Tenant, parse_kind, parse_tenant, parse_weight
 from llmserve.traces import TracedRequest, at_speed, read_trace
 
@@ -31,9 +33,11 @@ def run(options: argparse.Namespace) -> int:
     slo = Slo.parse(options.slo)
     weights = dict(parse_weight(text) for text in options.weights)
     load = load_of(options)
-    url = base_url(options.url) if options.url else find_cluster(options).state.base_urls[0]
-    outcome = uvloop.run(_outcome(options, load, url))
-    report = make_report(outcome.records, outcome.about, slo, weights)
+    url, path = _where(options)
+    with RunFile(path, load.describe()) as file:
+        outcome = uvloop.run(_outcome(options, load, url, file))
+        report = make_report(outcome.records, outcome.about, slo, weights)
+        file.ended(report)
     if options.html:
         write_page(Path(options.html), page(report, outcome.records))
     if options.json:
@@ -43,11 +47,26 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_OK if report.served else EXIT_FAILED
 
 
-async def _outcome(options: argparse.Namespace, load: Load, url: str) -> LoadOutcome:
+def _where(options: argparse.Namespace) -> tuple[str, Path | None]:
+    """Returns the endpoint, and the file that the run is kept in. Errors: as find_cluster."""
+    given = Path(options.run_file) if options.run_file else None
+    if options.url:
+        return base_url(options.url), given
+    cluster = find_cluster(options)
+    return cluster.state.base_urls[0], given or new_path(cluster.run_dir)
+
+
+async def _outcome(options: argparse.Namespace, load: Load, url: str, file: RunFile) -> LoadOutcome:
     key = tenants_of(options)[0].key
     model = options.model or await only_model(url, key)
     load = replace(load, adapters=await adapters_of(options, url, key))
-    return await run_load(load, target_of(options, url, model), ways_of(options), watched)
+
+    @asynccontextmanager
+    async def watch(drive: Drive) -> AsyncIterator[None]:
+        async with watched(drive), file.watched(drive):
+            yield
+
+    return await run_load(load, target_of(options, url, model), ways_of(options), watch)
 
 
 async def adapters_of(options: argparse.Namespace, url: str, key: str | None) -> AdapterMix | None:

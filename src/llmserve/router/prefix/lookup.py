@@ -8,6 +8,7 @@ from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.router.events import CachedTokens, Prefetch
 from llmserve.router.placement.planner import Plan
 from llmserve.router.prefix.hash_check import HashConsistency
+from llmserve.router.prefix.hot import HotPrefixes
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 from llmserve.router.sessions import Prefilled, RequestEntry
 from llmserve.router.workers.membership import ClusterMembership
@@ -18,13 +19,16 @@ _PREFILLS = (WorkerRole.PREFILL, WorkerRole.AGGREGATED)
 
 
 class PrefixLookup:
-    """prefetches: blocks of waiting requests are loaded into DRAM (`kv_cache.prefetch_on_prefix`)."""
+    """prefetches: blocks of waiting requests are loaded into DRAM (`kv_cache.prefetch_on_prefix`).
+    prompt_tokens, cached_tokens: totals of the requests that have ended; cached ones were not computed."""
 
     def __init__(
         self, clock: Clock, index: PrefixIndex, membership: ClusterMembership, prefetches: bool
     ) -> None:
         self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), prefetches
         self._clock, self._membership = clock, membership
+        self.hot = HotPrefixes(clock)
+        self.prompt_tokens = self.cached_tokens = 0
 
     def look_up(self, entry: RequestEntry) -> None:
         """Refreshes the prefix match of a waiting request if it is older than STALE_AFTER_SECONDS."""
@@ -48,7 +52,7 @@ class PrefixLookup:
         adapter = entry.placement.adapter
         return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds, adapter)] if stretches else []
 
-    def placed(self, entry: RequestEntry, plan: Plan) -> int:
+    def placed(self, entry: RequestEntry, plan: Plan, tenant: TenantId) -> int:
         """Returns the prompt tokens that the worker is expected to have cached, and drops what the request
         kept while it waited."""
         spec, placement, hashes = (
@@ -58,6 +62,9 @@ class PrefixLookup:
         )
         predicted = placement.match.cached_tokens(spec.worker_id, placement.prompt_tokens)
         first_block = hashes[0] if hashes else None
+        if predicted:
+            blocks = predicted // placement.match.block_tokens
+            self.hot.used(hashes[blocks - 1], tenant, blocks, predicted)
         entry.prefilled = Prefilled(spec.worker_id, spec.epoch, predicted, first_block)
         entry.prompt = HashedPrompt()
         return predicted
@@ -71,6 +78,8 @@ class PrefixLookup:
             self.hash_check.ran(ran.worker_id, ran.epoch, ran.first_block)
         if actual is None:
             return None
+        self.prompt_tokens += entry.placement.prompt_tokens
+        self.cached_tokens += actual
         return CachedTokens(entry.placement.prompt_tokens, ran.predicted_cached_tokens, actual)
 
     def _could_run(self, entry: RequestEntry) -> WorkerId | None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from llmserve.core.process import is_resource_tracker, process_fields
+from llmserve.core.process import START_FIELD, is_resource_tracker, process_fields
 
 MEMBER_VARIABLE = "LLMSERVE_MEMBER"
 
@@ -24,7 +24,6 @@ _TRACKER_SECONDS = 3.0
 SHARED_MEMORY_DIR = Path("/dev/shm")
 _SHM = f"{SHARED_MEMORY_DIR}/"
 _DEAD = ("Z", "X")
-_START_FIELD = 19
 
 
 class Family(NamedTuple):
@@ -134,7 +133,7 @@ def start_ticks(pid: int) -> int:
     """Returns the time at which the process started, in clock ticks since boot: with the pid it names one
     process for good. Errors: ProcessLookupError."""
     try:
-        return int(process_fields(pid)[_START_FIELD])
+        return int(process_fields(pid)[START_FIELD])
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
 
@@ -145,4 +144,4 @@ def is_alive(pid: int, started: int) -> bool:
         fields = process_fields(pid)
     except OSError:
         return False
-    return int(fields[_START_FIELD]) == started and fields[0] not in _DEAD
+    return int(fields[START_FIELD]) == started and fields[0] not in _DEAD

@@ -7,7 +7,7 @@ from llmserve.config.schema import Api
 from llmserve.core.errors import Forbidden, NotFound
 
 INFERENCE, READ = AccessScope.INFERENCE, AccessScope.READ
-ONLY_SHOW = {f"/admin/v1/{name}" for name in ("caller", "events", "requests", "status")}
+ONLY_SHOW = {f"/admin/v1/{name}" for name in ("caller", "events", "kv", "requests", "status", "tenants")}
 
 
 def may(path: str, *scopes: AccessScope) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmserve.apiserver.console.events import StatusEvents, encoded
-from llmserve.apiserver.console.sampler import HISTORY_SECONDS, Sampler, without_idle_pairs
+from llmserve.apiserver.console.sampler import HISTORY_SECONDS, Sampler, for_events
 from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.snapshot import Snapshot, as_json, snapshot
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
@@ -167,7 +167,7 @@ async def test_an_admin_sees_all_and_a_tenant_itself() -> None:
 
 
 def test_only_ways_that_kv_went_are_sent_all_the_time() -> None:
-    (worker,) = (role.worker for role in without_idle_pairs(_now()).roles if role.worker)
+    (worker,) = (role.worker for role in for_events(_now()).roles if role.worker)
     assert [pair.transport for pair in worker.pairs] == ["shm"]
 
 

@@ -149,6 +149,21 @@ def test_what_was_cached_is_compared_with_what_was_expected(
     assert ended.cached.more is more
 
 
+def test_what_was_cached_is_counted_by_prefix_and_in_all(make_world: MakeWorld) -> None:
+    world = make_world(slots=9)
+    prefixes = world.controller.prefixes
+    world.admit("new")
+    assert prefixes.hot.hottest() == []
+    world.device(3)
+    world.admit("a", tenant=background_of(TENANT))
+    world.admit("b", HASHES[:2])
+    found = {one.block_hash: (one.tenant, one.blocks, one.tokens) for one in prefixes.hot.hottest()}
+    assert found == {HASHES[2]: (TENANT, 3, 48), HASHES[1]: (TENANT, 2, 32)}
+    world.done("a", 48)
+    world.done("b")
+    assert (prefixes.prompt_tokens, prefixes.cached_tokens) == (PROMPT_TOKENS, 48)
+
+
 def test_without_word_of_an_engine_nothing_is_compared(make_world: MakeWorld) -> None:
     world = make_world()
     world.admit("a")

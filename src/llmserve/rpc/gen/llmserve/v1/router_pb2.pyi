@@ -447,18 +447,40 @@ class GetClusterStatusResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., apiservers: _Optional[int] = ..., prefix_index: _Optional[_Union[PrefixIndexStatus, _Mapping]] = ..., leads: _Optional[bool] = ..., leader: _Optional[str] = ..., epoch: _Optional[int] = ..., state_trouble: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., budgets: _Optional[_Iterable[_Union[BudgetStatus, _Mapping]]] = ..., queue_limit_requests: _Optional[int] = ...) -> None: ...
 
 class PrefixIndexStatus(_message.Message):
-    __slots__ = ("followed", "away", "blocks", "proof", "problem")
+    __slots__ = ("followed", "away", "blocks", "proof", "problem", "hottest", "prompt_tokens", "cached_tokens")
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     AWAY_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    HOTTEST_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     followed: _containers.RepeatedScalarFieldContainer[str]
     away: _containers.RepeatedScalarFieldContainer[str]
     blocks: int
     proof: str
     problem: str
-    def __init__(self, followed: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ..., proof: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+    hottest: _containers.RepeatedCompositeFieldContainer[HotPrefix]
+    prompt_tokens: int
+    cached_tokens: int
+    def __init__(self, followed: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ..., proof: _Optional[str] = ..., problem: _Optional[str] = ..., hottest: _Optional[_Iterable[_Union[HotPrefix, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+
+class HotPrefix(_message.Message):
+    __slots__ = ("block_hash", "tenant", "blocks", "tokens", "uses", "idle_seconds")
+    BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    block_hash: bytes
+    tenant: str
+    blocks: int
+    tokens: int
+    uses: int
+    idle_seconds: float
+    def __init__(self, block_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., blocks: _Optional[int] = ..., tokens: _Optional[int] = ..., uses: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class PromiseRequest(_message.Message):
     __slots__ = ("leader", "epoch", "seconds")

@@ -1,0 +1,179 @@
+"""Small loads that an admin runs from the console: `llmserve bench` as a process of its own, which leaves the
+loop of this one alone and gives way to all others. A run is a file, which every apiserver of the host reads.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmserve.core.errors import NotFound, Overloaded
+from llmserve.core.process import START_FIELD, process_fields
+
+_FOLDER = "bench"  # loadgen/run_file.py
+_LOCK = "lock"
+_KEY_VARIABLE = "LLMSERVE_API_KEY"  # cli/bench
+_RUNNING = ("starting", "running")
+_REQUEST_SECONDS = 60.0
+_TRIES, _TRY_SECONDS = 100, 0.1
+_LEAST_PRIORITY = 19
+
+
+class BenchBody(BaseModel):
+    """A load of users who each wait for an answer before they ask again. prompt_tokens, output_tokens: sizes
+    of each request. seconds: nobody asks any more after this time. model: empty: the first one. api_key: the
+    key with which requests are sent; needed where the cluster asks for keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    users: Annotated[int, Field(ge=1, le=32)] = 4
+    requests: Annotated[int, Field(ge=1, le=500)] = 40
+    prompt_tokens: Annotated[int, Field(ge=1, le=8192)] = 200
+    output_tokens: Annotated[int, Field(ge=1, le=1024)] = 60
+    seconds: Annotated[float, Field(gt=0, le=120)] = 30.0
+    model: Annotated[str, Field(max_length=512)] = ""
+    api_key: Annotated[str | None, Field(max_length=16_384, repr=False)] = None
+
+    def arguments(self) -> list[str]:
+        """Returns the options of `llmserve bench`."""
+        named = {
+            "--mix": f"console={self.prompt_tokens}/{self.output_tokens}",
+            "--concurrency": self.users,
+            "--requests": self.requests,
+            "--seconds": self.seconds,
+            "--timeout": _REQUEST_SECONDS,
+            "--warmup": 1,
+            "--model": self.model,
+        }
+        return [f"{name}={value}" for name, value in named.items() if value != ""]
+
+
+class BenchRuns:
+    """run_dir: of the cluster; None: there is none, and the runs are this apiserver's own. url: returns the
+    address that loads are sent to. Life: aclose (idempotent), which ends a run of this apiserver."""
+
+    def __init__(self, run_dir: str | None, url: Callable[[], str]) -> None:
+        self._run_dir, self._url = run_dir, url
+        self._own: tempfile.TemporaryDirectory[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    def list(self) -> dict[str, Any]:
+        """Returns the runs without their points, the latest first. running: id of the one that goes on, which
+        `llmserve bench` may have begun; None: there is none."""
+        runs = [{**run, "points": []} for run in self._runs()]
+        running = next((run["id"] for run in runs if run["state"] in _RUNNING), None)
+        return {"running": running, "runs": runs}
+
+    def read(self, run_id: str) -> dict[str, Any]:
+        """Returns a run with its points. Errors: NotFound."""
+        for run in self._runs(run_id):
+            return run
+        raise NotFound(f"there is no run {run_id}")
+
+    async def start(self, body: BenchBody) -> dict[str, Any]:
+        """Errors: Overloaded while another one runs that a console began."""
+        folder = self._folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            await self._take(lock)
+            run_id = str(time.time_ns() // 1_000_000)
+            await self._spawn(body, folder / f"{run_id}.json", lock)
+        finally:
+            os.close(lock)
+        return {"id": run_id}
+
+    def stop(self) -> dict[str, Any]:
+        """Ends the run that goes on; what has ended by then is reported. Errors: NotFound."""
+        run_id = self.list()["running"]
+        if run_id is None:
+            raise NotFound("no load runs")
+        with suppress(ProcessLookupError):
+            os.kill(self.read(run_id)["process"][0], signal.SIGINT)
+        return {"id": run_id}
+
+    async def aclose(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+    async def _take(self, lock: int) -> None:
+        """Waits for a process that has reported and is about to end. Errors: Overloaded."""
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if self.list()["running"]:
+                break
+            await asyncio.sleep(_TRY_SECONDS)
+        raise Overloaded("a load runs already: one at a time")
+
+    async def _spawn(self, body: BenchBody, file: Path, lock: int) -> None:
+        """The process holds the lock for as long as it lives."""
+        environment = {name: value for name, value in os.environ.items() if name != _KEY_VARIABLE}
+        key = {_KEY_VARIABLE: body.api_key} if body.api_key else {}
+        command = [
+            sys.executable,
+            "-m",
+            "llmserve.cli",
+            "bench",
+            "--url",
+            self._url(),
+            "--run-file",
+            str(file),
+        ]
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            *body.arguments(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            env={**environment, **key},
+            pass_fds=(lock,),
+        )
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _LEAST_PRIORITY)
+
+    def _folder(self) -> Path:
+        if self._run_dir is not None:
+            return Path(self._run_dir) / _FOLDER
+        if self._own is None:
+            self._own = tempfile.TemporaryDirectory(prefix="llmserve-bench-")
+        return Path(self._own.name)
+
+    def _runs(self, only: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the runs, the latest first."""
+        for path in sorted(self._folder().glob("*.json"), reverse=True):
+            if only in (None, path.stem) and (run := _read(path)) is not None:
+                yield run
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns None for a file that is no run, or is gone."""
+    try:
+        run = {"id": path.stem, **json.loads(path.read_text())}
+        if run["state"] in _RUNNING and not _lives(*run["process"]):
+            run |= {"state": "failed", "error": "it ended without a report"}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return run
+
+
+def _lives(pid: int, started: str) -> bool:
+    with suppress(OSError):
+        return process_fields(pid)[START_FIELD] == started
+    return False
