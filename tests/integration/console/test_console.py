@@ -169,6 +169,33 @@ async def test_the_other_pages(cluster: Cluster, page: Page, name: str, shows: s
     await in_both_themes(page, name)
 
 
+async def test_prompts_that_begin_alike_are_among_the_hottest(cluster: Cluster, page: Page) -> None:
+    for _ in range(4):
+        await _complete(cluster, prompt=[*range(700, 860)])
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        hottest = (await client.get("/admin/v1/kv")).json()["index"]["hottest"]
+        assert [one["name"] for one in (await client.get("/admin/v1/tenants")).json()["tenants"]] == [
+            "default"
+        ]
+    assert any(one["tenant"] == "default" and one["uses"] >= 1 for one in hottest)
+    await _open(page, cluster, "kv")
+    hot = page.get_by_role("region", name="Prefixes, the hottest first")
+    await expect(hot).to_contain_text(hottest[0]["block_hash"][:16], timeout=_PATIENCE_MS)
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_goes(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "models")
+    await page.get_by_label("Source of the model").fill("dir:/nowhere/at/all")
+    await page.get_by_label("Name for clients").fill("ghost")
+    await page.get_by_role("button", name="Load model").click()
+    row = page.get_by_role("row").filter(has_text="ghost")
+    await expect(row).to_contain_text("failed", timeout=_PATIENCE_MS)
+    await expect(row).to_contain_text("/nowhere/at/all")
+    await in_both_themes(page, "models")
+    await row.get_by_role("button", name="Unload ghost").click()
+    await expect(row).to_have_count(0, timeout=_PATIENCE_MS)
+
+
 async def test_a_small_load_is_run_watched_and_stopped(cluster: Cluster, page: Page) -> None:
     await _open(page, cluster, "load")
     await page.get_by_label("Requests").fill("400")

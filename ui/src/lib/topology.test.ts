@@ -13,7 +13,7 @@ function role(name: string, pairs: Partial<Pair>[] | null = null, more: Partial<
 }
 
 function status(...roles: RoleView[]): Status {
-  return { roles, tiers: [], tenants: [], queued_requests: 5, running_requests: 6 } as unknown as Status;
+  return { roles, tiers: [], tenants: [], queued_requests: 5, running_requests: 6, index: { prompt_tokens: 9, cached_tokens: 3 } } as unknown as Status;
 }
 
 const shm = (bytes: number): Partial<Pair> => ({ peer: "prefill-0", transport: "shm", chosen: true, transfers: 1, bytes, seconds: 2 });
