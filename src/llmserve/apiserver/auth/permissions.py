@@ -131,6 +131,12 @@ def is_administrative(path: str) -> bool:
     return _needed(path) == frozenset({AccessScope.ADMIN})
 
 
+def needed_scopes(path: str) -> frozenset[AccessScope]:
+    """Returns the scopes of which one is enough for a path, which may be that of a route with names in
+    braces; empty: no key is needed, or there is nothing."""
+    return frozenset() if path in PROBES else _needed(path) or frozenset()
+
+
 def _needed(path: str) -> _Scopes | None:
     return NEEDS.get(path) or next((scopes for one, scopes in _PATTERNS if one.match(path)), None)
 

@@ -1,10 +1,13 @@
-"""The statuses of errors in `/openapi.json`: every route may answer with them, whatever else it documents."""
+"""What `/openapi.json` says of every route: the statuses of errors, which all may answer with, and the scopes
+of a key, of which one is enough."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
+
+from llmserve.apiserver.auth.permissions import needed_scopes
 
 _NAME = "LLMServeError"
 _TEXT = {"type": "string"}
@@ -43,17 +46,20 @@ _OF_BODIES: Mapping[int, str] = MappingProxyType(
         507: "There is no room for the file",
     }
 )
+_SCOPES = "x-llmserve-scopes"
 # What FastAPI documents for wrong fields, which are answered with 400.
 _NEVER = "422"
 
 
 def document_errors(app: FastAPI) -> None:
-    """Adds the statuses to the description that the application makes of itself."""
+    """Adds the statuses and scopes to the description that the application makes of itself."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _add_errors(make())
+            schema = make()
+            _add_errors(schema)
+            _add_scopes(schema)
         assert app.openapi_schema is not None, "FastAPI keeps what it made"
         return app.openapi_schema
 
@@ -67,6 +73,12 @@ def _add_errors(schema: dict[str, Any]) -> None:
         answers.pop(_NEVER, None)
         for status, description in {**_OF_ALL, **(_OF_BODIES if method == "post" else {})}.items():
             answers[str(status)] = _answer(description)
+
+
+def _add_scopes(schema: Mapping[str, Any]) -> None:
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            operation[_SCOPES] = sorted(needed_scopes(path))
 
 
 def _operations(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
