@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc.aio
@@ -83,18 +83,25 @@ async def far_away(address: str, seconds: float) -> AsyncIterator[str]:
     """Yields an address from which all that is sent to a server takes so long, and what it answers, too."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            await asyncio.sleep(seconds)
-            writer.write(data)
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                await asyncio.sleep(seconds)
+                writer.write(data)
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner = await asyncio.open_connection(*address.rsplit(":", 1))
         await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
 
-    front = await asyncio.start_server(serve, "127.0.0.1", 0)
+    serving: list[asyncio.Task[None]] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.create_task(serve(reader, writer)))
+
+    front = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with front:
         yield f"127.0.0.1:{front.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*serving)  # both ends have closed them
 
 
 async def test_a_handshake_may_take_its_time(place: Place, address: str) -> None:

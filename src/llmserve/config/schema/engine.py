@@ -168,7 +168,8 @@ class TransferConfig(ManifestSection):
     )
     """Transports in the order of preference. shm (on one host) and tcp always follow them, so an empty list
     means these two alone. `nccl` is gloo on machines without a GPU; engines on GPUs use it only where this
-    list is written out. In Kubernetes, `nixl` is in the default only with `deployment.k8s.rdma_resource`."""
+    list is written out. In Kubernetes, `nixl` is in the default only with `deployment.k8s.rdma_resource`;
+    with `security.mtls`, see `security.mtls.plain_transports`."""
     slow_factor: float = Field(default=3.0, ge=1)
     """Each pair of engines measures its transports. The first one that works is used, unless a later one is
     more than this many times faster."""
