@@ -5,7 +5,7 @@ are asked in turn, so that whatever else the machine does slows both. Engines sw
 pay. The first answer shows what it costs an engine to find that out; then come answers that are not
 counted, until the switch knows the text, as in a server that has run for long; then those that are.
 
-In quiet on two cores it takes about seven minutes.
+In quiet on two cores it takes about eight minutes.
 """
 
 import argparse
@@ -67,8 +67,8 @@ class _Size:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=5, help="of each text and cluster (default: 5)")
-    parser.add_argument("--warm", type=int, default=3, help="answers before those that count (default: 3)")
+    parser.add_argument("--rounds", type=int, default=4, help="of each text and cluster (default: 4)")
+    parser.add_argument("--warm", type=int, default=2, help="answers before those that count (default: 2)")
     parser.add_argument("--users", type=int, default=1, help="at the same time (default: 1)")
     parser.add_argument("--tokens", type=int, default=160, help="of an answer (default: 160)")
     parser.add_argument("--proposed", type=int, default=4, help="tokens in a step (default: 4)")
