@@ -39,6 +39,7 @@ from llmserve.apiserver.http.original_routes import BaselineTurn, add_original_r
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain, add_models, add_operations
 from llmserve.apiserver.http.spans import HttpSpans
+from llmserve.apiserver.limits.fetching import MediaConnection
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
@@ -116,6 +117,7 @@ class Apiserver:
             manifest.batches, options.run_dir, self._metrics, self._front_door, limits.body_kib << 10
         )
         self._store = build_store(manifest, os.environ, SystemClock())
+        self._media = MediaConnection(frozenset(manifest.security.allowed_media_hosts))
         self.models, self._compiler = ModelDoors(), SharedCompiler(limits, forked)
         self._baseline = BaselineTurn(self._limit)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
@@ -141,6 +143,7 @@ class Apiserver:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
         Errors: StartFailed; ManifestError when another try would end alike."""
         torch.set_num_threads(1)
+        self._media.register()
         self._router.start()
         for files, model in zip(self._options.models, self._manifest.served, strict=True):
             await self.add_model(files, self._manifest.alone(model))
@@ -292,6 +295,7 @@ class Apiserver:
             await self._http.aclose()
         for door in self.models:
             await door.aclose()
+        await self._media.aclose()
         await self._owner.aclose()
         await self._auth.aclose()
         await self._compiler.aclose()

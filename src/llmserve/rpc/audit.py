@@ -7,7 +7,7 @@ Refusals have files of their own, so that whoever is refused again and again pus
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -49,7 +49,8 @@ def record_refusal(entry: AuditEntry) -> None:
 def _write(to: logging.Logger, entry: AuditEntry) -> None:
     if to.isEnabledFor(logging.INFO):
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        given = {**entry.who, "what": entry.what, **entry.about, "result": entry.result}
+        about = {name: value for name, value in entry.about.items() if name not in entry.who}
+        given = {**entry.who, "what": entry.what, **about, "result": entry.result}
         line = {name: printable(value)[:_LONGEST] for name, value in given.items() if value}
         to.info("%s", json.dumps({"time": at, **line}, ensure_ascii=False))
 
@@ -95,8 +96,16 @@ _ADMINISTRATIVE = frozenset(
         *(f"{_PACKAGE}.KVManager/{name}" for name in ("VerifyBlocks", "ExportBlocks", "ImportBlocks")),
     }
 )
-# The fields of requests that say what a call is for.
-_ABOUT = ("worker_id", "name", "model", "swap")
+# The fields of requests that say what a call is for. All others may hold secrets, as manifests do.
+_ABOUT = frozenset(
+    {
+        *("worker_id", "name", "model", "source", "swap", "tier", "pin", "prefetch", "implicit", "wait"),
+        *("drain", "timeout_seconds", "file", "seconds", "tenant", "hash_prefix", "unpin", "share"),
+        *("lora_name", "lora_path", "pinned", "model_id", "custom_model_id"),  # of HTTP alone
+    }
+)
+_PARTS = frozenset({"order", "filter"})  # messages inside
+_ENTRY = "entry"  # of a model, as JSON
 
 
 def is_administrative(method: str) -> bool:
@@ -108,9 +117,35 @@ def call_ended(method: str, request: Any, context: Any, result: str = "ok") -> N
     """Records a call if it is administrative, and not only a question. request: that of a stream says
     nothing."""
     if is_administrative(method) and not getattr(request, "only_check", False):
-        given = ((name, getattr(request, name, "")) for name in _ABOUT)
-        about = {name: value for name, value in given if isinstance(value, str)}
-        record_call(AuditEntry(method, result, _who(context), about))
+        record_call(AuditEntry(method, result, _who(context), dict(_about(request))))
+
+
+def _about(request: Any) -> Iterator[tuple[str, str]]:
+    """request: a message; anything else says nothing."""
+    for field, value in getattr(request, "ListFields", tuple)():
+        if field.name in _PARTS:
+            yield from _about(value)
+        elif field.name == _ENTRY:
+            yield from named_in(value).items()
+        elif field.name in _ABOUT:
+            yield (
+                field.name,
+                field.enum_type.values_by_number[value].name if field.enum_type else _word(value),
+            )
+
+
+def named_in(text: str | bytes) -> dict[str, str]:
+    """Returns what the fields of a JSON object say that a call is for. Text of another kind says nothing."""
+    try:
+        fields = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    given = fields.items() if isinstance(fields, dict) else ()
+    return {name: _word(value) for name, value in given if name in _ABOUT and isinstance(value, str | bool)}
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def call_failed(method: str, context: Any, error: LLMServeError) -> None:

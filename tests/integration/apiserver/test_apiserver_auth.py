@@ -1,6 +1,7 @@
 """API keys, tenants and scopes."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,23 @@ async def test_every_route_of_the_application_is_in_the_table_of_scopes(cluster:
 
 
 @pytest.mark.parametrize("key", ["red-key", "red-watcher", "red-app"])
-async def test_only_an_admin_changes_the_cluster(cluster: Any, http: httpx.AsyncClient, key: str) -> None:
-    """Also from loopback, where this test is."""
+async def test_only_an_admin_changes_the_cluster(
+    cluster: Any, http: httpx.AsyncClient, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also from loopback, where this test is. Each try is in the audit log."""
+    caplog.set_level("INFO", logger="llmserve.rpc.audit")
     paths = cluster.apiserver.models.first.paths
     changing = [path for path in paths if NEEDS.get(path) == frozenset({AccessScope.ADMIN})]
-    assert len(changing) == 17
+    assert len(changing) == sum(scopes == {AccessScope.ADMIN} for scopes in NEEDS.values())
     for path in changing:
         for method in ("GET", "POST", "DELETE"):
             where = path.replace("{name:path}", "sql").replace("{worker}", "decode-0")
             refused = await http.request(method, where, headers={"x-api-key": key}, json={})
             assert refused.status_code == 403, (method, path)
             assert refused.json()["error"]["type"] == "PermissionDeniedError"
+            line = json.loads(caplog.messages[-1])
+            assert (line["tenant"], line["what"], line["result"]) == ("red", f"{method} {where}", "403")
+            assert line["key"].startswith("security.api_keys")
     assert not cluster.router.loads
     assert (await http.get("/admin/v1/adapters", headers={"x-api-key": "ops-key"})).status_code == 200
 

@@ -13,8 +13,10 @@ from llmserve.core.errors import StartFailed
 from llmserve.rpc import audit, permissions
 from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
 from llmserve.rpc.credentials import CallerRole
-from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
 
+BLOCKS = {"tier": "dram", "tenant": "red", "hash_prefix": "0f"}
+FILTER = kvmanager_pb2.BlockFilter(**BLOCKS)
 ENTRY = AuditEntry("POST /admin/reload", "200", {"tenant": "red", "address": ""}, {"request_id": "1"})
 
 
@@ -108,3 +110,77 @@ def test_all_that_operators_may_call_is_recorded_or_only_reads() -> None:
     allowed = {name for name, roles in permissions._CALLERS.items() if CallerRole.OPERATOR in roles}
     assert allowed - audit._ADMINISTRATIVE == {f"/llmserve.v1.{name}" for name in reading}
     assert allowed > audit._ADMINISTRATIVE
+
+
+REQUESTS: dict[str, Any] = {
+    "Router/Drain": router_pb2.DrainRequest(worker_id="decode-7", order=router_pb2.DrainOrder(drain=True)),
+    "Router/Reload": router_pb2.ReloadRequest(text="a secret", file="m.yaml"),
+    "Router/LoadAdapter": router_pb2.LoadAdapterRequest(
+        model="tiny", name="sql", source="dir:/sql", pin=True, prefetch=router_pb2.ADAPTER_TIER_DISK
+    ),
+    "Router/UnloadAdapter": router_pb2.UnloadAdapterRequest(model="tiny", name="sql"),
+    "Router/KeepAdapter": router_pb2.KeepAdapterRequest(name="sql", pin=False),
+    "Router/LoadModel": router_pb2.LoadModelRequest(
+        entry='{"name": "tiny", "source": "hub:a/b", "engine": {"env": "a secret"}}', swap="large"
+    ),
+    "Router/UnloadModel": router_pb2.UnloadModelRequest(name="tiny"),
+    "Worker/Profile": worker_pb2.ProfileRequest(seconds=2),
+    "KVManager/PinBlocks": kvmanager_pb2.PinBlocksRequest(filter=FILTER, unpin=True),
+    "KVManager/EvictBlocks": kvmanager_pb2.EvictBlocksRequest(filter=FILTER),
+    "KVManager/VerifyBlocks": kvmanager_pb2.VerifyBlocksRequest(filter=FILTER, share=0.5),
+    "KVManager/ExportBlocks": kvmanager_pb2.ExportBlocksRequest(filter=FILTER),
+    "KVManager/ImportBlocks": iter(()),  # a stream
+}
+ABOUT: dict[str, dict[str, str]] = {
+    "Router/Drain": {"worker_id": "decode-7", "drain": "true"},
+    "Router/Reload": {"file": "m.yaml"},
+    "Router/LoadAdapter": {
+        "model": "tiny",
+        "name": "sql",
+        "source": "dir:/sql",
+        "pin": "true",
+        "prefetch": "ADAPTER_TIER_DISK",
+    },
+    "Router/UnloadAdapter": {"model": "tiny", "name": "sql"},
+    "Router/KeepAdapter": {"name": "sql", "pin": "false"},
+    "Router/LoadModel": {"name": "tiny", "source": "hub:a/b", "swap": "large"},
+    "Router/UnloadModel": {"name": "tiny"},
+    "Worker/Profile": {"seconds": "2.0"},
+    "KVManager/PinBlocks": {**BLOCKS, "unpin": "true"},
+    "KVManager/EvictBlocks": BLOCKS,
+    "KVManager/VerifyBlocks": {**BLOCKS, "share": "0.5"},
+    "KVManager/ExportBlocks": BLOCKS,
+    "KVManager/ImportBlocks": {},
+}
+
+
+class Context:
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("llmserve-caller", "operator/me/00")]
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+
+@pytest.mark.parametrize("method", sorted(audit._ADMINISTRATIVE))
+def test_a_line_says_by_names_what_a_call_is_for(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    name = method.removeprefix("/llmserve.v1.")
+    audit.call_ended(method, REQUESTS[name], Context(), "NotFound")
+    line = json.loads(caplog.messages[-1])
+    assert line.pop("time")
+    who = {"role": "operator", "caller": "me", "address": "ipv4:127.0.0.1:1"}
+    assert line == {**who, "what": method, **ABOUT[name], "result": "NotFound"}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[1]", b"{", b"[" * 100_000, b"\xff", b'{"name": {"a": 1}, "key": "k"}']
+)
+def test_a_body_without_names_says_nothing(text: bytes) -> None:
+    assert audit.named_in(text) == {}
+
+
+def test_what_is_said_of_a_call_is_not_taken_for_who_made_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    record_call(AuditEntry("POST /admin/reload", "200", {"tenant": "red"}, {"tenant": "blue", "name": "a"}))
+    assert json.loads(caplog.messages[-1])["tenant"] == "red"

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.apiserver.auth.audit import audit
+from llmserve.apiserver.auth.audit import about, audit
 from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.auth.credential import without_credentials
@@ -139,7 +139,9 @@ class Gate:
         if (limit_bytes := self._paths.streamed.get(scope["path"])) is not None:
             return bounded(headers, receive, BodyLimits(limit_bytes, self._limits.seconds))
         first = await read_body(headers, receive, self._limits)
-        check_body(headers, first.get("body", b""))
+        body = first.get("body", b"")
+        request.about = about(scope, body)
+        check_body(headers, body)
         return replay(first, receive)
 
     async def _caller_of(self, scope: Scope) -> Caller:

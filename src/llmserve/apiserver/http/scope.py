@@ -4,7 +4,7 @@ vLLM's layer stands between the two and passes neither tenants in nor early erro
 variable reaches around it (it is copied into every task that the layer makes for the request).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -34,7 +34,7 @@ class RequestScope:
     fine, and a run was begun. text_events: those of its stream; None: all of its events are vLLM's. adapter:
     the version that `lora_path` has chosen. version: that on which all its sequences run. waited_seconds: how
     much of the request's time has passed already. is_allowed: whether its key or token would still let the
-    same caller in."""
+    same caller in. about: what a change of the cluster is for, in the audit log."""
 
     caller: Caller = NOBODY
     early_error: Exception | None = None
@@ -50,6 +50,7 @@ class RequestScope:
     version: RequestVersion | None = None
     waited_seconds: float = 0.0
     is_allowed: Callable[[], Awaitable[bool]] = _always
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tenant(self) -> TenantId:

@@ -73,8 +73,9 @@ class Security(ManifestSection):
     limits: SecurityLimits = SecurityLimits()
     allowed_media_hosts: tuple[Annotated[str, Field(pattern=_HOST)], ...] = Field(default=(), strict=False)
     """Images, sounds, videos and files in requests may be URLs of these hosts; all other URLs are refused,
-    and redirects are never followed. Without hosts, clients send data inline. Models that take anything but
-    text are not available yet, so that nothing is fetched in this release."""
+    and redirects are never followed. A host that leads to a private, loopback or link-local address is asked
+    only if that address is in this list, too. Without hosts, clients send data inline. Models that take
+    anything but text are not available yet, so that nothing is fetched in this release."""
     audit: bool = True
     """Each process writes a line of JSON for every administrative call (`audit-NAME.jsonl`), and for every
     call that it refuses because of who asks or how often (`refusals-NAME.jsonl`), in the log directory. Files

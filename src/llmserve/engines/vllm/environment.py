@@ -40,11 +40,13 @@ _FIXED = {
 # path a request names.
 _OPEN_NAMES = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 
+MEDIA_CONNECTOR = "llmserve"  # apiserver/limits/fetching.py: it checks addresses
 # This process computes nothing, so one thread of everything is enough. stdout is for the supervisor.
 _APISERVER = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # a host that is allowed could send it to any other
+    "VLLM_MEDIA_CONNECTOR": MEDIA_CONNECTOR,
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -277,7 +277,7 @@ async def test_what_changes_the_cluster_and_what_is_refused_is_in_the_audit_log(
     gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
 
     async def nothing(*_: Message) -> Any:
-        return {"type": "http.request"}
+        return {"type": "http.request", "body": b'{"name": "sql", "tenant": "blue", "entry": "a-secret"}'}
 
     asked = [
         ("POST", "/admin/reload", b"red-key"),
@@ -298,6 +298,7 @@ async def test_what_changes_the_cluster_and_what_is_refused_is_in_the_audit_log(
         ("refusals", None, "GET /v1/models", "401"),
     ]
     assert {line["address"] for _, line in lines} == {"10.0.0.1"}
+    assert [line.get("name") for _, line in lines] == ["sql", "sql", None, None]
     assert not any(secret in caplog.text for secret in ("red-key", "wrong-key", "a-secret"))
 
 
