@@ -33,7 +33,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs ui ui-test deploy image clean install sbom help
+.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs ui ui-test deploy image clean install sbom hashes help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -106,6 +106,10 @@ install: $(RUNTIME)  ## Only install
 
 sbom: $(DEV)  ## Write sbom.json: all packages of the installation, with versions and licences (CycloneDX)
 	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o sbom.json $(BIN)/python
+
+hashes: | $(BIN)/python  ## Write deploy/docker/hashes-*.txt for DEVICE: the image then installs files of these hashes only
+	$(BIN)/python deploy/docker/hashes.py $(PACKAGES) $(if $(CPU_TORCH),--extra-index-url $(TORCH_INDEX)) > hashes.part
+	mv hashes.part deploy/docker/hashes-$(TARGET).txt
 
 clean:  ## Remove the virtual environment, caches and run files
 	rm -rf $(VENV) .llmserve .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

