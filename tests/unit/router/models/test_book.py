@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from llmserve.config.wanted_models import AnsweringModels, ModelState
+from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
-from llmserve.router.models.book import LINGER_SECONDS, ON_KUBERNETES, USE_CHECK_SECONDS
+from llmserve.router.models.book import LINGER_SECONDS, ON_KUBERNETES, USE_CHECK_SECONDS, ModelBook
+from llmserve.router.models.snapshot import ModelBookSnapshot
 from tests.unit.router.models.conftest import DRAIN_SECONDS, ModelWorld, entry
 
 REGISTERED, FETCHING, STARTING = ModelState.REGISTERED, ModelState.FETCHING, ModelState.STARTING
@@ -315,6 +317,15 @@ def test_each_change_is_told(world: ModelWorld) -> None:
     assert seen == sorted(set(seen))
 
 
+def test_the_first_load_of_all_is_number_one_and_saved(clock: VirtualClock) -> None:
+    book = ModelBook(clock, lambda name: 0, tuple, drain_seconds=DRAIN_SECONDS, manages=True)
+    assert book.load("b", entry("b")).number == 1
+    assert book.snapshot() != ""
+    next_book = ModelBook(clock, lambda name: 0, tuple, drain_seconds=DRAIN_SECONDS, manages=True)
+    next_book.take_over(ModelBookSnapshot(), 0)
+    assert next_book.load("b", entry("b")).number == 1
+
+
 def test_the_same_text_is_saved_until_something_changes(world: ModelWorld) -> None:
     text = world.book.snapshot()
     assert world.book.snapshot() is text
@@ -479,6 +490,7 @@ def test_time_matters_while_a_model_drains(world: ModelWorld) -> None:
     world.users["a"] = 1
     world.book.unload("a")
     assert world.book.next_due() == world.clock.now() + USE_CHECK_SECONDS
+    assert USE_CHECK_SECONDS <= LINGER_SECONDS / 2, "a model without requests leaves soon"
     world.users["a"] = 0
     world.pass_time(0)
     world.pass_time(LINGER_SECONDS)
