@@ -41,15 +41,17 @@ _log = logging.getLogger(__name__)
 
 class CommandHandler:
     """Carries out what the router asks of an apiserver. apply: takes over settings that were checked. find:
-    returns the record of a request. manifest_text: the manifest in force."""
+    returns the record of a request. rows: returns the latest requests. manifest_text: the manifest in
+    force."""
 
     def __init__(
         self,
         apply: Callable[[LiveSettings], None],
         find: Callable[[router_pb2.RecordQuestion], bytes],
+        rows: Callable[[router_pb2.RowsQuestion], bytes],
         manifest_text: str = "",
     ) -> None:
-        self._apply, self._find = apply, find
+        self._apply, self._find, self._rows = apply, find, rows
         self.manifest_text = manifest_text
 
     def answer(self, question: router_pb2.Question) -> router_pb2.Answer:
@@ -66,6 +68,8 @@ class CommandHandler:
                 return b""
             case "record":
                 return self._find(question.record)
+            case "rows":
+                return self._rows(question.rows)
             case "echo":
                 return b""
             case other:

@@ -99,7 +99,9 @@ class Apiserver:
         self._metrics = ApiserverMetrics(registry)
         credentials = options.routers.credentials
         self._workers, self._adapters = WorkerLinks(self._metrics, credentials), AdapterNames()
-        commands = CommandHandler(self._apply, self._finder.find_here, options.manifest_text)
+        commands = CommandHandler(
+            self._apply, self._finder.find_here, self._finder.rows_here, options.manifest_text
+        )
         self._manifest_file = ManifestFile(options.manifest, options.routers, lambda: commands.manifest_text)
         self._router = RouterLink(
             options.routers,

@@ -177,6 +177,13 @@ class OperatorCommands:
                 return router_pb2.ExplainResponse(record=answer.record)
         raise NotFound(f"no apiserver remembers a request {request.record.request_id}")
 
+    async def list_requests(self, request: router_pb2.ListRequestsRequest) -> router_pb2.ListRequestsResponse:
+        self._leader_check.check()
+        others = {name: send for name, send in self._apiservers().items() if name != request.asker}
+        result = await self._broadcast.ask(others, router_pb2.Question(rows=request.rows))
+        answers = [answer.record for answer in result.answers.values() if not answer.error]
+        return router_pb2.ListRequestsResponse(answers=answers, silent=sorted(result.silent))
+
     # -- apiservers
 
     async def until_heard(self) -> None:

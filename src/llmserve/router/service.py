@@ -112,6 +112,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> router_pb2.ExplainResponse:
         return await self._term.services.commands.explain(request)
 
+    async def ListRequests(  # noqa: N802
+        self, request: router_pb2.ListRequestsRequest, context: _Context
+    ) -> router_pb2.ListRequestsResponse:
+        return await self._term.services.commands.list_requests(request)
+
     # -- adapters
 
     async def LoadAdapter(  # noqa: N802

@@ -99,6 +99,17 @@ async def explain_request(routers: RouterAddresses, request_id: str, tenant: str
     return bytes(answer.record)
 
 
+async def list_requests(
+    routers: RouterAddresses, asker: str, question: router_pb2.RowsQuestion
+) -> router_pb2.ListRequestsResponse:
+    """Asks all apiservers but the asker. Errors: Unavailable."""
+    request = router_pb2.ListRequestsRequest(asker=asker, rows=question)
+    answer: router_pb2.ListRequestsResponse = await ask_leader(
+        routers, lambda stub: stub.ListRequests(request, timeout=_EXPLAIN_SECONDS)
+    )
+    return answer
+
+
 _RELOAD_SECONDS = 15.0  # the router asks its apiservers twice, and gives them 5 s each time
 
 

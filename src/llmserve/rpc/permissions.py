@@ -22,6 +22,7 @@ _CALLERS: dict[str, frozenset[CallerRole]] = {
             "Drain": {_OPERATOR, _APISERVER},
             "Reload": {_OPERATOR, _APISERVER},
             "Explain": {_OPERATOR, _APISERVER},
+            "ListRequests": {_APISERVER},
             "Promise": {_ROUTER},
             "LoadAdapter": {_OPERATOR, _APISERVER},
             "UnloadAdapter": {_OPERATOR, _APISERVER},

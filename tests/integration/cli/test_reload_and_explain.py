@@ -177,6 +177,24 @@ def test_what_a_reload_would_change_is_shown_and_nothing_changes(it: Running) ->
     assert "srpt_bias: 2.0" in view["text"]
 
 
+def test_the_list_of_requests_has_those_of_all_apiservers(it: Running) -> None:
+    def look(key: str = "ops-key", after: str = "") -> tuple[dict[str, str], str]:
+        found = it.get(f"/admin/v1/requests?after={after}", key).raise_for_status().json()
+        assert found["problem"] is None
+        ended = [one for one in found["requests"] if not one["running"]]
+        return {one["request_id"]: one["source"].partition("@")[0] for one in ended}, found["after"]
+
+    ids = [it.complete(at=at).headers["x-request-id"] for at in (0, 1)]
+    it.until(lambda: set(ids) <= look()[0].keys(), "both have ended")
+    rows, after = look()
+    assert [rows[one] for one in ids] == ["apiserver-0", "apiserver-1"]
+    assert set(ids) <= set(look("red-key")[0])
+    assert set(ids).isdisjoint(look("blue-key")[0])
+    new = it.complete(at=1).headers["x-request-id"]
+    it.until(lambda: look(after=after)[0] == {new: "apiserver-1"}, "only what is new is listed")
+    assert it.get("/admin/v1/requests?after=x").status_code == 400
+
+
 @pytest.mark.parametrize(("heavy", "light"), [("red", "blue"), ("blue", "red")])
 def test_weights_take_effect_on_what_waits(it: Running, heavy: str, light: str) -> None:
     """Twelve requests of each of two tenants wait for the one place; then the weights change."""

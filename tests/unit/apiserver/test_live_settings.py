@@ -12,7 +12,7 @@ _MANIFEST = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"
 class _Apiserver:
     def __init__(self) -> None:
         self.obeyed: list[LiveSettings] = []
-        self._questions = CommandHandler(self.obeyed.append, self._find, _MANIFEST)
+        self._questions = CommandHandler(self.obeyed.append, self._find, self._rows, _MANIFEST)
 
     @property
     def text(self) -> str:
@@ -22,6 +22,13 @@ class _Apiserver:
         if question.request_id != "known":
             raise NotFound("not here")
         return b"{}"
+
+    def _rows(self, question: router_pb2.RowsQuestion) -> bytes:
+        return f"{question.tenant} {question.limit}".encode()
+
+    def rows(self) -> router_pb2.Answer:
+        about = router_pb2.RowsQuestion(tenant="red", limit=3)
+        return self._questions.answer(router_pb2.Question(number=11, rows=about))
 
     def manifest(self, text: str, *, only_check: bool = False) -> router_pb2.Answer:
         about = router_pb2.ManifestQuestion(text=text, file="m.yaml", only_check=only_check)
@@ -76,6 +83,10 @@ def test_what_cannot_be_obeyed_is_told(
 def test_records(apiserver: _Apiserver) -> None:
     assert apiserver.record("known").record == b"{}"
     assert apiserver.record("other").error == "NotFound"
+
+
+def test_rows(apiserver: _Apiserver) -> None:
+    assert apiserver.rows().record == b"red 3"
 
 
 def test_a_question_of_a_later_release(apiserver: _Apiserver) -> None:

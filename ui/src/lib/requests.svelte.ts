@@ -1,9 +1,11 @@
-/** The latest requests of this apiserver, newest first, asked for while the page shows them. */
+/** The latest requests of all apiservers, newest first, asked for while the page shows them. */
 
 import { getJson, messageOf } from "./api";
 
 /** A row of GET /admin/v1/requests. */
 export interface RequestRow {
+  /** An apiserver from its start to its end; `number` is one of its own. */
+  source: string;
   number: number;
   request_id: string;
   tenant: string;
@@ -31,7 +33,10 @@ export interface RequestRow {
 interface Answer {
   apiserver: string;
   requests: RequestRow[];
-  after: number;
+  /** What the next question begins after: `SOURCE:NUMBER` of each source. */
+  after: string;
+  /** Why some may be missing. */
+  problem: string | null;
 }
 
 export interface Filter {
@@ -47,9 +52,10 @@ const PAUSE_MS = 2000;
 
 export class Requests {
   rows = $state.raw<RequestRow[]>([]);
-  apiserver = $state("");
+  /** Names of the apiservers. */
+  apiservers = $state.raw<string[]>([]);
   problem = $state("");
-  private after = 0;
+  private after = "";
 
   /** Asks again and again until the returned function is called. */
   watch(): () => void {
@@ -59,35 +65,50 @@ export class Requests {
   }
 
   take(answer: Answer): void {
-    // An apiserver that started again begins anew.
-    const known = answer.after < this.after || answer.apiserver !== this.apiserver ? [] : this.rows;
+    const sources = sourcesOf(answer.after);
+    // One that started again numbers its requests anew, and has forgotten those before.
+    const known = this.rows.filter((row) => sources.includes(row.source));
     this.rows = merged(known, answer.requests);
     this.after = answer.after;
-    this.apiserver = answer.apiserver;
+    this.apiservers = sources.map((one) => one.split("@")[0] ?? one);
+    this.problem = answer.problem ?? "";
   }
 
   private async follow(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       try {
-        const limit = this.after === 0 ? MOST_ROWS : 500;
-        this.take(await getJson<Answer>(`/admin/v1/requests?after=${this.after}&limit=${limit}`, signal));
-        this.problem = "";
+        const limit = this.after === "" ? MOST_ROWS : 500;
+        this.take(await getJson<Answer>(`/admin/v1/requests?after=${encodeURIComponent(this.after)}&limit=${limit}`, signal));
       } catch (error) {
         if (signal.aborted) return;
         this.problem = messageOf(error);
-        this.after = 0;
+        this.after = "";
       }
       await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
     }
   }
 }
 
+function sourcesOf(after: string): string[] {
+  return after.split(",").filter(Boolean).map((one) => one.slice(0, one.lastIndexOf(":")));
+}
+
+/** Returns what tells a row from all others. */
+export function keyOf(row: RequestRow): string {
+  return `${row.source} ${row.number}`;
+}
+
 /** Returns all rows, the newest first. A row that came again replaces the one before; one that ran and did not come
  * again was not worth keeping. */
 export function merged(known: readonly RequestRow[], fresh: readonly RequestRow[]): RequestRow[] {
-  const numbers = new Set(fresh.map((row) => row.number));
-  const kept = known.filter((row) => !row.running && !numbers.has(row.number));
-  return [...fresh, ...kept].sort((one, other) => other.number - one.number).slice(0, MOST_ROWS);
+  const keys = new Set(fresh.map(keyOf));
+  const kept = known.filter((row) => !row.running && !keys.has(keyOf(row)));
+  return [...fresh, ...kept].sort(newestFirst).slice(0, MOST_ROWS);
+}
+
+function newestFirst(one: RequestRow, other: RequestRow): number {
+  if (one.source === other.source) return other.number - one.number;
+  return one.came_at < other.came_at ? 1 : -1;
 }
 
 export function failed(row: RequestRow): boolean {

@@ -15,13 +15,14 @@ from llmserve.apiserver.console.events import StatusEvents, encode, encoded, see
 from llmserve.apiserver.console.look import ClusterLook
 from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.sampler import Sampler
-from llmserve.apiserver.explain.records import RecordFinder
+from llmserve.apiserver.explain.records import RecordFinder, after_text, parse_after
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.overview.snapshot import kv_part, tenants_part
 from llmserve.rpc.leader import RouterAddresses
 
 _ROOT = "/admin/v1"
 _Limit = Annotated[int, Query(ge=1, le=5000)]
+_After = Annotated[str, Query(max_length=4096)]
 _STREAM = "text/event-stream"
 
 
@@ -113,11 +114,14 @@ def _json(shape: dict[str, Any]) -> Response:
 
 def _add_requests(router: APIRouter, data: ConsoleData) -> None:
     @router.get("/requests")
-    async def requests(after: Annotated[int, Query(ge=0)] = 0, limit: _Limit = 500) -> dict[str, Any]:
-        """The latest requests of this apiserver, the latest first: those that run, and those that ended since
-        the answer whose `after` is given. Without the scope admin: those of the own tenant."""
+    async def requests(after: _After = "", limit: _Limit = 500) -> dict[str, Any]:
+        """The latest requests of all apiservers, the latest first: those that run, and those that ended since
+        the answer whose `after` is given. `limit`: of this apiserver; others give 500 at most. Without the
+        scope admin: those of the own tenant."""
         caller = current_scope().caller
-        return data.finder.latest("" if caller.admin else caller.tenant, after, limit)
+        tenant = "" if caller.admin else caller.tenant
+        found = await data.finder.rows_anywhere(tenant, parse_after(after), limit)
+        return found | {"after": after_text(found["after"])}
 
 
 def _add_manifest(router: APIRouter, data: ConsoleData) -> None:

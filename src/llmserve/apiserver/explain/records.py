@@ -1,8 +1,11 @@
 """The records of the latest requests, within a number and a size."""
 
 import json
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, count, islice, takewhile
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -10,13 +13,15 @@ import msgspec
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
 from llmserve.apiserver.explain.rows import row
 from llmserve.apiserver.explain.view import view
-from llmserve.core.errors import NotFound
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import RouterAddresses, explain_request
+from llmserve.rpc.leader import RouterAddresses, explain_request, list_requests
 
 MAX_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
 _FIRST_ERROR_STATUS = 400
+_DIGITS = 19  # of a number that fits into 64 bits, and one more
+_MOST_OF_OTHERS = 500  # rows that one answer carries through the router
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(HttpRecord).decode
 
@@ -136,17 +141,61 @@ def _is_worth_keeping(record: HttpRecord) -> bool:
     return bool(record.sequences) or record.status >= _FIRST_ERROR_STATUS
 
 
+def parse_after(text: str) -> dict[str, int]:
+    """Reads what `after_text` has written. Errors: InvalidRequest."""
+    pairs = [one.rpartition(":") for one in text.split(",") if one]
+    if not all(source and number.isdecimal() and len(number) < _DIGITS for source, _, number in pairs):
+        raise InvalidRequest("after: give what the last answer had", field="after")
+    return {source: int(number) for source, _, number in pairs}
+
+
+def after_text(after: Mapping[str, int]) -> str:
+    return ",".join(f"{source}:{number}" for source, number in sorted(after.items()))
+
+
+def _merged(
+    own: Mapping[str, Any], others: router_pb2.ListRequestsResponse, after: Mapping[str, int]
+) -> dict[str, Any]:
+    """after: of sources that did not answer, so that they are asked for what follows."""
+    answers = [own, *map(json.loads, others.answers)]
+    rows = sorted(chain(*(one["requests"] for one in answers)), key=itemgetter("came_at"), reverse=True)
+    names = {one["source"].partition("@")[0] for one in answers}
+    silent = {source: n for source, n in after.items() if source.partition("@")[0] not in names}
+    return {"requests": rows, "after": silent | {one["source"]: one["after"] for one in answers}}
+
+
 class RecordFinder:
-    """apiserver: the name of this one. routers: the one that leads asks the others."""
+    """apiserver: the name of this one. routers: the one that leads asks the others. A source is an apiserver
+    from its start to its end: another start numbers its requests anew."""
 
     def __init__(self, records: RequestRecords, apiserver: str, routers: RouterAddresses) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
+        self._source = f"{apiserver}@{secrets.token_hex(3)}"
 
-    def latest(self, tenant: str, after: int, limit: int) -> dict[str, Any]:
-        """As RequestRecords.latest, of this apiserver alone, as rows."""
-        found, following = self._records.latest(tenant, after, limit)
-        rows = [{"number": number, **row(record)} for number, record in found]
-        return {"apiserver": self._apiserver, "requests": rows, "after": following}
+    def rows_here(self, question: router_pb2.RowsQuestion) -> bytes:
+        """Returns as JSON what _rows returns."""
+        return json.dumps(self._rows(question)).encode()
+
+    async def rows_anywhere(self, tenant: str, after: Mapping[str, int], limit: int) -> dict[str, Any]:
+        """Returns rows of the latest requests of all apiservers, the latest first. after: by source, what the
+        last answer said. problem: why some may be missing."""
+        own = self._rows(router_pb2.RowsQuestion(tenant=tenant, after=after, limit=limit))
+        asked = router_pb2.RowsQuestion(tenant=tenant, after=after, limit=min(limit, _MOST_OF_OTHERS))
+        problem, others = None, router_pb2.ListRequestsResponse()
+        try:
+            others = await list_requests(self._routers, self._apiserver, asked)
+            if others.silent:
+                problem = f"no answer from {', '.join(others.silent)}"
+        except LLMServeError as error:
+            problem = f"requests of other apiservers are not known now: {error.message}"
+        return {"apiserver": self._apiserver, "problem": problem, **_merged(own, others, after)}
+
+    def _rows(self, question: router_pb2.RowsQuestion) -> dict[str, Any]:
+        found, following = self._records.latest(
+            question.tenant, question.after.get(self._source, 0), question.limit
+        )
+        rows = [{"source": self._source, "number": number, **row(record)} for number, record in found]
+        return {"source": self._source, "requests": rows, "after": following}
 
     def find_here(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound."""

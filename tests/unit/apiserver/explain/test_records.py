@@ -1,8 +1,15 @@
 """What is remembered, for how long, and for whom."""
 
+import json
+
+import pytest
+
 from llmserve.apiserver.explain.record import RecordHandle
-from llmserve.apiserver.explain.records import RequestRecords
+from llmserve.apiserver.explain.records import RecordFinder, RequestRecords, after_text, parse_after
+from llmserve.core.errors import InvalidRequest
 from llmserve.core.outcome import Outcome
+from llmserve.rpc.gen.llmserve.v1.router_pb2 import RowsQuestion
+from llmserve.rpc.leader import RouterAddresses
 
 
 def _request(records: RequestRecords, name: str, tenant: str = "red", *response_ids: str) -> RecordHandle:
@@ -140,3 +147,38 @@ def test_a_look_is_of_one_tenant_and_of_bounded_size() -> None:
     assert _latest(records, limit=2) == (["d", "c"], 4)
     assert _latest(records, tenant="red", limit=2) == (["c", "b"], 4)
     assert _latest(records, tenant="blue") == (["d"], 4)
+
+
+async def test_without_a_router_only_the_own_rows_are_known() -> None:
+    records = RequestRecords(10)
+    finder = RecordFinder(records, "a", RouterAddresses(()))
+    _request(records, "mine", "red")
+    _request(records, "yours", "blue")
+    found = await finder.rows_anywhere("red", {}, 10)
+    assert [one["request_id"] for one in found["requests"]] == ["mine"]
+    assert "other apiservers" in found["problem"]
+    (source,) = found["after"]
+    assert source.startswith("a@")
+    _request(records, "next", "red")
+    later = await finder.rows_anywhere("red", {**found["after"], "b@1": 7, "a@0": 9}, 10)
+    assert [one["request_id"] for one in later["requests"]] == ["next"]
+    assert later["after"].keys() == {source, "b@1"}
+
+
+def test_the_rows_of_this_apiserver_are_json() -> None:
+    records = RequestRecords(10)
+    _request(records, "mine")
+    answer = json.loads(RecordFinder(records, "a", RouterAddresses(())).rows_here(RowsQuestion(limit=5)))
+    assert [one["source"] for one in answer["requests"]] == [answer["source"]]
+
+
+@pytest.mark.parametrize("wrong", ["x", "a:", ":1", "a:-1", "a:1,b", "a:99999999999999999999"])
+def test_what_no_answer_had_is_refused(wrong: str) -> None:
+    with pytest.raises(InvalidRequest, match="after"):
+        parse_after(wrong)
+
+
+def test_what_an_answer_had_is_read() -> None:
+    after = {"apiserver-0@ab": 3, "apiserver-1@cd": 0}
+    assert parse_after(after_text(after)) == after
+    assert parse_after("") == {}

@@ -613,16 +613,18 @@ class PlacementCandidate(_message.Message):
     def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Question(_message.Message):
-    __slots__ = ("number", "manifest", "record", "echo")
+    __slots__ = ("number", "manifest", "record", "echo", "rows")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     number: int
     manifest: ManifestQuestion
     record: RecordQuestion
     echo: Echo
-    def __init__(self, number: _Optional[int] = ..., manifest: _Optional[_Union[ManifestQuestion, _Mapping]] = ..., record: _Optional[_Union[RecordQuestion, _Mapping]] = ..., echo: _Optional[_Union[Echo, _Mapping]] = ...) -> None: ...
+    rows: RowsQuestion
+    def __init__(self, number: _Optional[int] = ..., manifest: _Optional[_Union[ManifestQuestion, _Mapping]] = ..., record: _Optional[_Union[RecordQuestion, _Mapping]] = ..., echo: _Optional[_Union[Echo, _Mapping]] = ..., rows: _Optional[_Union[RowsQuestion, _Mapping]] = ...) -> None: ...
 
 class Echo(_message.Message):
     __slots__ = ()
@@ -645,6 +647,23 @@ class RecordQuestion(_message.Message):
     request_id: str
     tenant: str
     def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class RowsQuestion(_message.Message):
+    __slots__ = ("tenant", "after", "limit")
+    class AfterEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    after: _containers.ScalarMap[str, int]
+    limit: int
+    def __init__(self, tenant: _Optional[str] = ..., after: _Optional[_Mapping[str, int]] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("number", "error", "message", "record")
@@ -695,6 +714,22 @@ class NeedsRestart(_message.Message):
     path: str
     processes: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, path: _Optional[str] = ..., processes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListRequestsRequest(_message.Message):
+    __slots__ = ("asker", "rows")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    rows: RowsQuestion
+    def __init__(self, asker: _Optional[str] = ..., rows: _Optional[_Union[RowsQuestion, _Mapping]] = ...) -> None: ...
+
+class ListRequestsResponse(_message.Message):
+    __slots__ = ("answers", "silent")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedScalarFieldContainer[bytes]
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, answers: _Optional[_Iterable[bytes]] = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("record",)

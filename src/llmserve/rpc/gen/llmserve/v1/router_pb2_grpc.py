@@ -77,6 +77,11 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/llmserve.v1.Router/ListRequests',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
         self.Promise = channel.unary_unary(
                 '/llmserve.v1.Router/Promise',
                 request_serializer=llmserve_dot_v1_dot_router__pb2.PromiseRequest.SerializeToString,
@@ -179,6 +184,13 @@ class RouterServicer:
 
     def Explain(self, request, context):
         """What is remembered of a request, by whichever apiserver had it. NOT_FOUND: by none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRequests(self, request, context):
+        """The latest requests of all apiservers but the one that asks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,6 +301,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.ListRequestsRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ListRequestsResponse.SerializeToString,
             ),
             'Promise': grpc.unary_unary_rpc_method_handler(
                     servicer.Promise,
@@ -555,6 +572,33 @@ class Router:
             '/llmserve.v1.Router/Explain',
             llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/ListRequests',
+            llmserve_dot_v1_dot_router__pb2.ListRequestsRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ListRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,
