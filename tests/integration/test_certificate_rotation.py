@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc.aio
@@ -17,6 +16,7 @@ from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 from llmserve.rpc.wires.authority import Authority
 from llmserve.rpc.wires.certificates import CertificateFolder
 from tests.support.certificates import CLUSTER, make_certificates
+from tests.support.far_away import far_away
 
 
 class Place:
@@ -76,32 +76,6 @@ async def test_no_call_fails_while_certificates_change(place: Place, address: st
         end.set()
         await asyncio.gather(*loads)
         assert not watch.done(), "a stream outlasts the certificate with which it began"
-
-
-@asynccontextmanager
-async def far_away(address: str, seconds: float) -> AsyncIterator[str]:
-    """Yields an address from which all that is sent to a server takes so long, and what it answers, too."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                await asyncio.sleep(seconds)
-                writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner = await asyncio.open_connection(*address.rsplit(":", 1))
-        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
-
-    serving: list[asyncio.Task[None]] = []
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.append(asyncio.create_task(serve(reader, writer)))
-
-    front = await asyncio.start_server(accept, "127.0.0.1", 0)
-    async with front:
-        yield f"127.0.0.1:{front.sockets[0].getsockname()[1]}"
-        await asyncio.gather(*serving)  # both ends have closed them
 
 
 async def test_a_handshake_may_take_its_time(place: Place, address: str) -> None:

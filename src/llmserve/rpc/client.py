@@ -36,8 +36,9 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     # After a peer's restart, reconnect in tenths of a second rather than in gRPC's default 20.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # gRPC's name for the time that each try to connect gets: a busy peer may take longer than a tenth.
+    ("grpc.min_reconnect_backoff_ms", 1000),
 )
 
 

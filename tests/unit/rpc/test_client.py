@@ -1,11 +1,23 @@
-"""Backoff grows to its bound, with jitter, and starts anew after a success."""
+"""Backoff grows to its bound, with jitter, and starts anew after a success. A busy peer is connected to."""
 
 import asyncio
 import random
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from llmserve.rpc.client import Backoff
+from llmserve.rpc.client import Backoff, open_channel
+from llmserve.rpc.server import RpcServer
+from tests.support.far_away import far_away
+
+
+async def test_a_peer_that_takes_its_time_is_connected_to() -> None:
+    server = RpcServer("127.0.0.1:0")
+    address = f"127.0.0.1:{await server.start()}"
+    async with far_away(address, 0.1) as far, open_channel(far) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    await server.aclose()
 
 
 def test_grows_to_the_bound_and_resets() -> None:

@@ -9,8 +9,7 @@ import grpc.aio
 from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS
 
-# gRPC has one option for the least time that a try to connect gets and for the least pause between two of
-# them. The pause is the smaller one all the same, as "initial_reconnect_backoff" says.
+# gRPC's name for the time that each try to connect gets; the pauses between them are other options.
 _TO_CONNECT = "grpc.min_reconnect_backoff_ms"
 _Option = tuple[str, Any]
 
