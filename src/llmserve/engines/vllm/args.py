@@ -32,6 +32,7 @@ PROFILES = "profiles"
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
 STORE_MODULE = "llmserve.engines.store.spec"
+CPU_WORKER = "llmserve.engines.vllm.cpu_worker.CpuWorker"
 CPU_LORA_WORKER = "llmserve.engines.vllm.cpu_lora.CpuLoraWorker"
 BOTH_MODULE = "llmserve.engines.vllm.both"
 SCHEDULER_MODULE = "llmserve.engines.speculation.scheduler"
@@ -70,6 +71,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         "enforce_eager": is_eager(engine),
         "quantization": engine.quantization,
         "optimization_level": engine.optimization_level,
+        "worker_cls": _worker_class(spec),
     }
     return AsyncEngineArgs(
         model=str(spec.model_dir),
@@ -164,12 +166,18 @@ def set_scheduler(config: VllmConfig, speculation: Speculation | None) -> None:
         config.scheduler_config.scheduler_cls = f"{SCHEDULER_MODULE}.{name}"
 
 
+def _worker_class(spec: EngineSpec) -> str | None:
+    """None: vLLM's own."""
+    if not current_platform.is_cpu():
+        return None
+    return CPU_LORA_WORKER if spec.lora.slots else CPU_WORKER
+
+
 def _lora(lora: LoraShape) -> dict[str, Any]:
     """vLLM holds no more adapters than there are slots: it never moves one into a slot in a step."""
     if not lora.slots:
         return {}
-    cpu = {"worker_cls": CPU_LORA_WORKER} if current_platform.is_cpu() else {}
-    return cpu | {
+    return {
         "enable_lora": True,
         "max_loras": lora.slots,
         "max_cpu_loras": lora.slots,

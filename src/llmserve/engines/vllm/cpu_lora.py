@@ -18,7 +18,8 @@ from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
-from vllm.v1.worker.cpu_worker import CPUWorker
+
+from llmserve.engines.vllm.cpu_worker import CpuWorker
 
 Stacked = tuple[torch.Tensor, ...]
 SlotRows = Sequence[tuple[int, slice | torch.Tensor]]
@@ -155,7 +156,7 @@ class ReadingLoraManager(LRUCacheLoRAModelManager):
             punica.adapters.pop(lora_id, None)
 
 
-class CpuLoraWorker(CPUWorker):
+class CpuLoraWorker(CpuWorker):
     """vLLM's worker for CPUs, which loads a model with these ops (AsyncEngineArgs.worker_cls)."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
