@@ -10,15 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
 from llmserve.cli import main
 from llmserve.config.schema.models import ModelSpec
 from llmserve.models import resolve
 from tests.support.adapters import AdapterShape, random_adapter
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -62,7 +61,7 @@ class Adapted:
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
     """The example, with fewer workers, and adapters of the test's."""
     folder = tmp_path_factory.mktemp("adapters")
-    manifest = yaml.safe_load((ROOT / "examples" / "adapters.yaml").read_text())
+    manifest = simulated("adapters.yaml")
     spec = manifest["spec"]
     spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}}
     spec["lora"] |= {"slots": 2, "allowed_sources": [f"dir:{folder}"]}

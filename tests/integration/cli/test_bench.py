@@ -15,15 +15,15 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 LOAD = ("--mix", "long=600/12:1", "short=50/6:2", "--requests", "12", "--concurrency", "4", "--seed", "3")
 pytestmark = pytest.mark.timeout(180)
 
 
 def manifest(**sections: Any) -> dict[str, Any]:
     """One process for all but the engines, which are fast."""
-    document: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    document: dict[str, Any] = simulated()
     spec = document["spec"]
     spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}, "local": {"single_process": True}}
     spec["engine"]["sim"] |= {"decode_step_seconds": 0.002, "decode_seconds_per_sequence": 0.0}

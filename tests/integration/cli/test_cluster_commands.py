@@ -7,17 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
+from tests.support.simulated import simulated
 from tests.support.terminal import terminal
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(120)
 _REGISTERED = "registered: worker=decode-0"
 # Where both shapes of a cluster would show the same.
@@ -26,7 +24,7 @@ _once = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["process
 
 @pytest.fixture(scope="module", params=[False, True], ids=["processes", "single_process"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = simulated()
     deployment = manifest["spec"]["deployment"]
     deployment["replicas"] = {"prefill": 1, "decode": 2}
     deployment["local"] = {"single_process": request.param}

@@ -9,16 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)
 MODEL = "SmolLM2-135M-Instruct"
 CLIENTS = 64
@@ -27,7 +25,7 @@ _APISERVERS = ("apiserver-0", "apiserver-1")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = simulated()
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"apiserver": 2, "prefill": 1, "decode": 1}
     spec["engine"]["sim"]["decode_step_seconds"] = 0.05

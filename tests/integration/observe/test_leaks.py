@@ -18,12 +18,11 @@ from unittest import mock
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
 from tests.support.otlp import OtlpReceiver, otlp_receiver
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 MODEL = "SmolLM2-135M-Instruct"
 pytestmark = pytest.mark.timeout(240)
 
@@ -124,7 +123,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="module")
 def cluster(receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = simulated()
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
     spec["lora"] = {"allowed_sources": [f"dir:{tmp_path_factory.mktemp('adapters')}"]}

@@ -8,18 +8,16 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import httpx
 import pytest
-import yaml
 
 from bench.cluster import Cluster, running
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver, tree
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
 MODEL = "SmolLM2-135M-Instruct"
 DROPPED_SECONDS = 40.0
 pytestmark = pytest.mark.timeout(240)
@@ -45,11 +43,11 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="module")
 def cluster(receiver: OtlpReceiver) -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest = simulated()
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["scheduling"] = {"disaggregate": "always"}
-    spec["transfer"] = {"mode": "auto", "push_min_tokens": 1000}
+    spec["transfer"] |= {"mode": "auto", "push_min_tokens": 1000}
     spec["observability"] = {"log_format": "json", "tracing": {"endpoint": receiver.endpoint}}
     # A batch that is not taken is given up soon; one that is, has time enough on a busy machine.
     environment = {"OTEL_EXPORTER_OTLP_TIMEOUT": "5", "OTEL_EXPORTER_OTLP_HEADERS": "x-token=secret"}
