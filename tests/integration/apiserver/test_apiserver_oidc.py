@@ -26,7 +26,12 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "ma
 def issuer_of(provider: OidcProvider) -> dict[str, Any]:
     rules = [
         {"when": {"scope": "llm.admin"}, "tenant": "ops", "scopes": ["admin"]},
-        {"when": {"scope": "llm.use"}, "tenant_claim": "org", "scopes": ["inference"]},
+        {
+            "when": {"scope": "llm.use"},
+            "tenant_claim": "org",
+            "scopes": ["inference"],
+            "max_requests_in_flight": 7,
+        },
     ]
     return {"issuer": provider.issuer, "audience": ["llmserve"], "rules": rules}
 
@@ -37,7 +42,7 @@ def manifest(oidc_provider: OidcProvider) -> dict[str, Any]:
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
         "security": {
-            "api_keys": [{"tenant": "blue", "key": "blue-key"}],
+            "api_keys": [{"tenant": "blue", "key": "blue-key", "max_requests_per_second": 90.0}],
             "oidc": [issuer_of(oidc_provider)],
         },
     }
@@ -93,6 +98,10 @@ async def test_tokens_and_keys_at_once(
     for headers in shown:
         assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 200
     assert [admit.tenant for admit in cluster.router.admits] == ["red", "red", "blue", "ops"]
+    of_red, again, of_blue, of_ops = (admit.key_limits for admit in cluster.router.admits)
+    assert (of_red.max_requests_in_flight, of_red.key) == (7, again.key)
+    assert (of_blue.requests_per_second, of_blue.key) == (90.0, "security.api_keys[0]")
+    assert not of_ops.key  # its rule has none
     asked = [await http.get("/admin/v1/adapters", headers=headers) for headers in shown]
     assert [answer.status_code for answer in asked] == [403, 403, 403, 200]
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from llmserve.core.errors import TransferError
+from llmserve.core.logs import ScarceWarnings
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import UcxWorker, UnexpectedMessage
 from llmserve.transfer.ucx.link import PackBuffers
@@ -54,6 +55,7 @@ class UcxLoop:
         self.worker = UcxWorker()
         self.on_hello: Callable[[wire.ControlMessage], None] | None = None  # receives every HELLO
         self.buffers = PackBuffers()
+        self._warnings = ScarceWarnings(_log)
         self._members: dict[int, LoopMember] = {}
         self._last_number = 0
         self._arriving: list[UnexpectedMessage] = []
@@ -194,7 +196,7 @@ class UcxLoop:
         try:
             message = wire.unpack(raw)
         except TransferError as error:
-            _log.warning("%s", error.message)
+            self._warnings.warning("%s", error.message)
             return
         if message.kind is wire.MessageKind.HELLO:
             if self.on_hello:
