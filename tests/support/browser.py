@@ -58,6 +58,15 @@ async def in_both_themes(page: Page, name: str = "") -> None:
             await page.screenshot(path=PICTURES / f"console-{name}-{theme}.png")
 
 
-def draws_pictures() -> bool:
+async def waterfall(page: Page) -> tuple[dict[str, float], float]:
+    """Returns the seconds of each phase of the last waterfall, and the time of its request."""
+    drawn = page.locator(".waterfall").last
+    total = float(await drawn.get_attribute("data-total") or 0)
+    parts = await drawn.locator("li").evaluate_all(
+        "all => all.map((one) => [one.dataset.phase, Number(one.dataset.seconds)])"
+    )
+    return dict(parts), total
 
+
+def draws_pictures() -> bool:
     return bool(os.environ.get("LLMSERVE_PICTURES"))

@@ -1,5 +1,6 @@
 """The chat of the console in a real browser, in front of workers that tests script."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import BrowserContext, Page, expect
 
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import QueueFull
+from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import HandoverReport
-from tests.support.browser import in_both_themes, open_browser
+from tests.support.browser import in_both_themes, open_browser, waterfall
 
+_PATIENCE_MS = 20_000.0  # of a busy machine
 HOSTILE = (
     b"<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
     b"[a](javascript:document.title='hit') "
@@ -25,6 +29,7 @@ def manifest() -> dict[str, Any]:
     return {
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
+        "engine": {"tool_call_parser": "hermes"},
         "security": {"api_keys": keys},
     }
 
@@ -60,16 +65,6 @@ async def _ask(page: Page, text: str = "hello") -> None:
     await page.keyboard.press("Enter")
 
 
-async def _seconds(page: Page) -> tuple[dict[str, float], float]:
-    """The phases of the last waterfall, and the time of its request."""
-    waterfall = page.locator(".waterfall").last
-    total = float(await waterfall.get_attribute("data-total") or 0)
-    parts = await waterfall.locator("li").evaluate_all(
-        "all => all.map((one) => [one.dataset.phase, Number(one.dataset.seconds)])"
-    )
-    return dict(parts), total
-
-
 async def test_an_answer_and_where_its_time_went(cluster: Any, page: Page) -> None:
     cluster.decode.handover = HandoverReport("shm", 2**20, 0.001)
     cluster.decode.cached_tokens = cluster.prefill.cached_tokens = 4
@@ -78,7 +73,7 @@ async def test_an_answer_and_where_its_time_went(cluster: Any, page: Page) -> No
     await expect(answer).to_contain_text("brown fox jumps")
     await expect(answer).to_contain_text("+ 40 tokens")
     await expect(answer.locator("li")).to_have_count(6)
-    phases, total = await _seconds(page)
+    phases, total = await waterfall(page)
     assert list(phases) == ["prepare", "queue", "prefill", "hand-over", "decode", "finish"]
     assert sum(phases.values()) == pytest.approx(total, abs=1e-5)
     await expect(answer).to_contain_text("pull over shm")
@@ -133,6 +128,48 @@ async def test_what_a_model_writes_is_only_shown(cluster: Any, page: Page) -> No
     assert await answer.locator(".markdown :is(img, script, iframe)").count() == 0
     assert await answer.locator("a[href^='javascript' i]").count() == 0
     assert await page.title() == "Chat · LLMServe"
+
+
+def _answers(cluster: Any, message: str, answer: str) -> None:
+    """The model answers this message, the first of a conversation, with these words."""
+    text = bytes(len(message)) + answer.encode() + b"\0"
+    cluster.prefill.text = cluster.decode.text = text
+
+
+async def test_a_tool_call_is_a_card_and_its_result_goes_back(cluster: Any, page: Page) -> None:
+    call = {"name": "weather", "arguments": {"city": "<b>Oslo</b>"}}
+    _answers(cluster, "Is it cold?", f"<tool_call>\n{json.dumps(call)}\n</tool_call>")
+    tool = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Max tokens").fill("150")
+    await page.get_by_label("Tools, as a JSON list").fill(
+        json.dumps([{"type": "function", "function": tool}])
+    )
+    await page.get_by_role("button", name="Settings").click()
+    await _ask(page, "Is it cold?")
+    card = page.get_by_role("region", name="Tool call weather")
+    await expect(card.locator("pre")).to_have_text('{\n  "city": "<b>Oslo</b>"\n}', timeout=_PATIENCE_MS)
+    assert "tool_call" not in await page.get_by_role("article", name="Answer").inner_text()
+    await in_both_themes(page)
+    _answers(cluster, "", "It is minus ten. ")
+    await card.get_by_label("Its result").fill("-10")
+    await card.get_by_role("button", name="Send result").click()
+    await expect(card).to_contain_text("-10")
+    second = page.get_by_role("article", name="Answer").nth(1)
+    await expect(second).to_contain_text("tokens/s", timeout=_PATIENCE_MS)
+    assert cluster.router.admits[-1].prompt_tokens > cluster.router.admits[0].prompt_tokens
+
+
+async def test_an_adapter_is_chosen(cluster: Any, page: Page) -> None:
+    digest = AdapterDigest("a" * 64)
+    await cluster.named(NamedAdapter("sql", digest, "tiny"))
+    await page.reload()
+    await page.get_by_label("Model").select_option("sql")
+    await _ask(page)
+    await expect(page.get_by_role("article", name="Answer")).to_contain_text(
+        "+ 40 tokens", timeout=_PATIENCE_MS
+    )
+    assert [admit.adapter for admit in cluster.router.admits] == [digest]
 
 
 async def test_two_tabs_share_conversations_and_neither_loses_any(
