@@ -66,18 +66,20 @@ class FakeProcesses:
         await self._step(f"stop {','.join(workers)}")
 
 
+def _nothing() -> None:
+    """Nobody listens."""
+
+
 class Followed:
-    """A manager of a cluster whose only model runs."""
+    """A manager of a cluster whose only model runs. tell: is called when a report has changed."""
 
     def __init__(self) -> None:
-        self.processes, self.changes = FakeProcesses(), 0
+        self.processes = FakeProcesses()
+        self.tell: Callable[[], object] = _nothing
         self.owner = TaskOwner("test")
-        self.manager = ModelManager(MANIFEST, {"a": ["a-0"]}, self.processes, self.owner, self._changed)
+        self.manager = ModelManager(MANIFEST, {"a": ["a-0"]}, self.processes, self.owner, lambda: self.tell())
         self.manager.apply([A])
         self.manager.became_ready("a", "/models/a", NeededMemory(7.0))
-
-    def _changed(self) -> None:
-        self.changes += 1
 
     def states(self) -> dict[int, ModelState]:
         return {report.number: report.state for report in self.manager.reports()}
@@ -225,6 +227,29 @@ async def test_a_model_that_was_unloaded_is_not_started_again() -> None:
 
 async def test_a_model_of_the_manifest_is_started(followed: Followed) -> None:
     assert await followed.manager.wants("a")
+
+
+async def test_a_router_that_does_not_answer_holds_up_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmserve.runner.models.manager._FIRST_ORDERS_SECONDS", 0.01)
+    manager = ModelManager(MANIFEST, {"a": ["a-0"]}, FakeProcesses(), TaskOwner("test"), lambda: None)
+    assert await manager.wants("a")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_each_step_of_a_load_is_told(followed: Followed, fails: bool) -> None:
+    told: list[tuple[ModelState, str]] = []
+    followed.tell = lambda: told.extend((one.state, one.detail) for one in followed.manager.reports()[1:])
+    if fails:
+        followed.processes.failures["start b-0"] = StartFailed("no")
+    followed.manager.apply([A, order("b", 2)])
+    assert told == [(ModelState.FETCHING, "")]
+    await followed.settle()
+    assert told[1:] == [
+        (ModelState.FETCHING, "looking for it"),
+        (ModelState.STARTING, ""),
+        (ModelState.STARTING, "its engines start"),
+        (ModelState.FAILED if fails else ModelState.READY, ""),
+    ]
 
 
 async def test_without_orders_there_are_no_numbers_to_report() -> None:

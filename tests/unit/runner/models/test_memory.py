@@ -43,6 +43,11 @@ def test_engines_on_gpus_take_these_and_pin_memory() -> None:
     assert "6.0 GiB of weights and KV on each GPU" in needed.text
 
 
+def test_an_engine_on_one_gpu_has_all_of_its_weights_there() -> None:
+    needed = NeededMemory.of(manifest(), 8 * GIB, workers((0,), (1,)))
+    assert needed.gpu_bytes == {0: 10 * GIB, 1: 10 * GIB}
+
+
 def test_simulated_engines_take_next_to_nothing() -> None:
     assert NeededMemory.of(manifest(kind="sim"), 8 * GIB, workers(())) == NOTHING
 
