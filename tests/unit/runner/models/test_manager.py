@@ -75,7 +75,7 @@ class Followed:
 
     def __init__(self) -> None:
         self.processes = FakeProcesses()
-        self.tell: Callable[[], object] = _nothing
+        self.tell: Callable[[], None] = _nothing
         self.owner = TaskOwner("test")
         self.manager = ModelManager(MANIFEST, {"a": ["a-0"]}, self.processes, self.owner, lambda: self.tell())
         self.manager.apply([A])
