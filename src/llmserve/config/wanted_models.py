@@ -83,11 +83,6 @@ class AnsweringModels:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
-NO_SLEEP = (
-    "engines do not sleep here: vLLM's cannot on a CPU, and on a GPU other processes have their memory "
-    "registered, to fetch KV from it. An unload gives all memory back; a load or a swap brings a model back"
-)
-
 # The router knows these of the manifest's models only.
 _ONLY_IN_MANIFEST = {
     "adapters": "load them when the model is ready: `llmserve adapters load`",

@@ -8,7 +8,6 @@ import pytest
 
 from llmserve.cli import main
 from llmserve.cli.models.cluster import _entry, models_table
-from llmserve.config.wanted_models import NO_SLEEP
 from llmserve.core.errors import InvalidRequest
 
 MANIFEST = """
@@ -53,12 +52,6 @@ def test_keys_are_set_as_yaml(manifest: str) -> None:
 def test_what_is_no_key_and_value_is_refused(manifest: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match="has to be KEY=VALUE"):
         asked(manifest, "hub:o/b", text)
-
-
-@pytest.mark.parametrize("action", ["sleep", "wake"])
-def test_engines_do_not_sleep(action: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", action, "large", "--router", "h:1"]) == 2
-    assert NO_SLEEP in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_the_file_of_another_cluster_a_word_is_a_source() -> None:

@@ -95,8 +95,6 @@ _ADMINISTERING = (
     "/admin/v1/adapters/{name:path}/pin",
     "/admin/v1/adapters/{name:path}",
     "/admin/v1/models",
-    "/admin/v1/models/{name:path}/sleep",
-    "/admin/v1/models/{name:path}/wake",
     "/admin/v1/models/{name:path}",
     "/models/load",
     "/models/unload",

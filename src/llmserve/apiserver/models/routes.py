@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI
 from pydantic import BaseModel, Field
 
-from llmserve.config.wanted_models import NO_SLEEP
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.model_calls import ModelClient, model_row
 
@@ -39,12 +38,6 @@ def add_model_manager(app: FastAPI, client: ModelClient, limit_seconds: Callable
     async def unload_model(name: str, wait: bool = True) -> dict[str, Any]:
         """Unloads a model. What runs on it goes on. wait: the answer comes when no process of it is left."""
         return model_row(await client.unload(name, limit_seconds() if wait else 0.0))
-
-    @app.post(MODELS_PATH + "/{name:path}/sleep")
-    @app.post(MODELS_PATH + "/{name:path}/wake")
-    async def sleep_model(name: str) -> None:
-        """Is refused, with the reason: engines do not sleep."""
-        raise InvalidRequest(NO_SLEEP)
 
 
 class TorchWeaveModel(BaseModel):

@@ -14,7 +14,7 @@ from llmserve.cli.cluster import add_cluster_or_router, find_cluster, find_route
 from llmserve.cli.command import EXIT_OK, add_json, add_timeout
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
-from llmserve.config.wanted_models import NO_SLEEP, entry_of
+from llmserve.config.wanted_models import entry_of
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.model_calls import ModelClient, OnStatus, model_row
@@ -46,8 +46,6 @@ def add_cluster_actions(actions: Actions) -> None:
     unload = _action(actions, "unload", _unload, "let a model's requests end, and stop its engines")
     unload.add_argument("model", metavar="NAME", help="of the model, as clients use it")
     _add_wait(unload)
-    for name in ("sleep", "wake"):
-        _action(actions, name, _sleep, "is refused, with the reason").add_argument("model", metavar="NAME")
 
 
 def _action(actions: Actions, name: str, ask: Ask, about: str) -> argparse.ArgumentParser:
@@ -103,10 +101,6 @@ async def _unload(options: argparse.Namespace, router: ModelClient) -> int:
         status = await router.unload(options.model, _seconds(options), on_status=_showing(shown.update))
     left = "its requests end" if options.no_wait else "no process of it is left"
     return _show(options, status, f"{status.name} is unloaded: {left}")
-
-
-async def _sleep(options: argparse.Namespace, router: ModelClient) -> int:
-    raise InvalidRequest(NO_SLEEP)
 
 
 def _seconds(options: argparse.Namespace) -> float:

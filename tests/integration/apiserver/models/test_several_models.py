@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Manifest
-from llmserve.config.wanted_models import NO_SLEEP, ServedName
+from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, NotFound, StartFailed
 from llmserve.core.ids import AdapterDigest
@@ -365,9 +365,6 @@ async def test_admins_load_and_unload_models(cluster: TwoModels) -> None:
         assert (await http.delete(f"{path}/o/b?wait=false")).json()["state"] == "draining"
         assert (await http.delete(f"{path}/o/b")).status_code == 200, "it is not in the list any more"
         assert (await http.delete(f"{path}/nope")).status_code == 404
-        for action in ("sleep", "wake"):
-            refused = await http.post(f"{path}/o/b/{action}")
-            assert (refused.status_code, refused.json()["error"]["message"]) == (400, NO_SLEEP)
         for wrong in ({**entry, "swap": 5}, {**entry, "wait": "no"}):
             assert (await http.post(path, json=wrong)).status_code == 400
     async with cluster.client() as http:
