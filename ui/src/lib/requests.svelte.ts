@@ -5,7 +5,7 @@ import { getJson, messageOf } from "./api";
 /** A row of GET /admin/v1/requests. */
 export interface RequestRow {
   /** An apiserver from its start to its end; `number` is one of its own. */
-  source: string;
+  instance: string;
   number: number;
   request_id: string;
   tenant: string;
@@ -33,7 +33,7 @@ export interface RequestRow {
 interface Answer {
   apiserver: string;
   requests: RequestRow[];
-  /** What the next question begins after: `SOURCE:NUMBER` of each source. */
+  /** What the next question begins after: `INSTANCE:NUMBER` of each instance. */
   after: string;
   /** Why some may be missing. */
   problem: string | null;
@@ -65,12 +65,12 @@ export class Requests {
   }
 
   take(answer: Answer): void {
-    const sources = sourcesOf(answer.after);
+    const instances = instancesOf(answer.after);
     // One that started again numbers its requests anew, and has forgotten those before.
-    const known = this.rows.filter((row) => sources.includes(row.source));
+    const known = this.rows.filter((row) => instances.includes(row.instance));
     this.rows = merged(known, answer.requests);
     this.after = answer.after;
-    this.apiservers = sources.map((one) => one.split("@")[0] ?? one);
+    this.apiservers = instances.map((one) => one.split("@")[0] ?? one);
     this.problem = answer.problem ?? "";
   }
 
@@ -89,13 +89,13 @@ export class Requests {
   }
 }
 
-function sourcesOf(after: string): string[] {
+function instancesOf(after: string): string[] {
   return after.split(",").filter(Boolean).map((one) => one.slice(0, one.lastIndexOf(":")));
 }
 
 /** Returns what tells a row from all others. */
 export function keyOf(row: RequestRow): string {
-  return `${row.source} ${row.number}`;
+  return `${row.instance} ${row.number}`;
 }
 
 /** Returns all rows, the newest first. A row that came again replaces the one before; one that ran and did not come
@@ -107,7 +107,7 @@ export function merged(known: readonly RequestRow[], fresh: readonly RequestRow[
 }
 
 function newestFirst(one: RequestRow, other: RequestRow): number {
-  if (one.source === other.source) return other.number - one.number;
+  if (one.instance === other.instance) return other.number - one.number;
   return one.came_at < other.came_at ? 1 : -1;
 }
 

@@ -3,7 +3,7 @@ import { filtered, inSight, merged, Requests, type Filter, type RequestRow } fro
 
 function row(number: number, more: Partial<RequestRow> = {}): RequestRow {
   return {
-    source: "a@1", number, request_id: `r${number}`, tenant: "red", model: "m", adapter: null, path: "/v1/completions", came_at: "",
+    instance: "a@1", number, request_id: `r${number}`, tenant: "red", model: "m", adapter: null, path: "/v1/completions", came_at: "",
     running: false, status: 200, outcome: "completed", error: null, seconds: 1, queue_seconds: 0, first_token_seconds: 0.1,
     prompt_tokens: 1, cached_tokens: 0, output_tokens: 1, prefill: "prefill-0", decode: "decode-0", transport: "shm",
     fell_back: false, attempts: 1, ...more,
@@ -23,13 +23,13 @@ test("new rows come first, and what ran is replaced by what became of it", () =>
 test("rows of several apiservers are together, and those of one that started again are forgotten", () => {
   const requests = new Requests();
   const take = (after: string, ...rows: RequestRow[]) => requests.take({ apiserver: "a", requests: rows, after, problem: null });
-  const of = (source: string, number: number, second: number) => row(number, { source, came_at: `2026-01-01T00:00:0${second}` });
+  const of = (instance: string, number: number, second: number) => row(number, { instance, came_at: `2026-01-01T00:00:0${second}` });
   take("a@1:7,b@1:7", of("a@1", 7, 1), of("b@1", 7, 3));
   take("a@1:8,b@1:7", of("a@1", 8, 4));
-  expect(requests.rows.map((one) => `${one.source}:${one.number}`)).toEqual(["a@1:8", "b@1:7", "a@1:7"]);
+  expect(requests.rows.map((one) => `${one.instance}:${one.number}`)).toEqual(["a@1:8", "b@1:7", "a@1:7"]);
   expect(requests.apiservers).toEqual(["a", "b"]);
   take("a@1:8,b@2:1", of("b@2", 1, 5));
-  expect(requests.rows.map((one) => `${one.source}:${one.number}`)).toEqual(["b@2:1", "a@1:8", "a@1:7"]);
+  expect(requests.rows.map((one) => `${one.instance}:${one.number}`)).toEqual(["b@2:1", "a@1:8", "a@1:7"]);
 });
 
 test.each([

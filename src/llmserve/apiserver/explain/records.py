@@ -144,40 +144,40 @@ def _is_worth_keeping(record: HttpRecord) -> bool:
 def parse_after(text: str) -> dict[str, int]:
     """Reads what `after_text` has written. Errors: InvalidRequest."""
     pairs = [one.rpartition(":") for one in text.split(",") if one]
-    if not all(source and number.isdecimal() and len(number) < _DIGITS for source, _, number in pairs):
+    if not all(instance and number.isdecimal() and len(number) < _DIGITS for instance, _, number in pairs):
         raise InvalidRequest("after: give what the last answer had", field="after")
-    return {source: int(number) for source, _, number in pairs}
+    return {instance: int(number) for instance, _, number in pairs}
 
 
 def after_text(after: Mapping[str, int]) -> str:
-    return ",".join(f"{source}:{number}" for source, number in sorted(after.items()))
+    return ",".join(f"{instance}:{number}" for instance, number in sorted(after.items()))
 
 
 def _merged(
     own: Mapping[str, Any], others: router_pb2.ListRequestsResponse, after: Mapping[str, int]
 ) -> dict[str, Any]:
-    """after: of sources that did not answer, so that they are asked for what follows."""
+    """after: of instances that did not answer, so that they are asked for what follows."""
     answers = [own, *map(json.loads, others.answers)]
     rows = sorted(chain(*(one["requests"] for one in answers)), key=itemgetter("came_at"), reverse=True)
-    names = {one["source"].partition("@")[0] for one in answers}
-    silent = {source: n for source, n in after.items() if source.partition("@")[0] not in names}
-    return {"requests": rows, "after": silent | {one["source"]: one["after"] for one in answers}}
+    names = {one["instance"].partition("@")[0] for one in answers}
+    silent = {instance: n for instance, n in after.items() if instance.partition("@")[0] not in names}
+    return {"requests": rows, "after": silent | {one["instance"]: one["after"] for one in answers}}
 
 
 class RecordFinder:
-    """apiserver: the name of this one. routers: the one that leads asks the others. A source is an apiserver
+    """apiserver: the name of this one. routers: the one that leads asks the others. An instance is an apiserver
     from its start to its end: another start numbers its requests anew."""
 
     def __init__(self, records: RequestRecords, apiserver: str, routers: RouterAddresses) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
-        self._source = f"{apiserver}@{secrets.token_hex(3)}"
+        self._instance = f"{apiserver}@{secrets.token_hex(3)}"
 
     def rows_here(self, question: router_pb2.RowsQuestion) -> bytes:
         """Returns as JSON what _rows returns."""
         return json.dumps(self._rows(question)).encode()
 
     async def rows_anywhere(self, tenant: str, after: Mapping[str, int], limit: int) -> dict[str, Any]:
-        """Returns rows of the latest requests of all apiservers, the latest first. after: by source, what the
+        """Returns rows of the latest requests of all apiservers, the latest first. after: by instance, what the
         last answer said. problem: why some may be missing."""
         own = self._rows(router_pb2.RowsQuestion(tenant=tenant, after=after, limit=limit))
         asked = router_pb2.RowsQuestion(tenant=tenant, after=after, limit=min(limit, _MOST_OF_OTHERS))
@@ -192,10 +192,10 @@ class RecordFinder:
 
     def _rows(self, question: router_pb2.RowsQuestion) -> dict[str, Any]:
         found, following = self._records.latest(
-            question.tenant, question.after.get(self._source, 0), question.limit
+            question.tenant, question.after.get(self._instance, 0), question.limit
         )
-        rows = [{"source": self._source, "number": number, **row(record)} for number, record in found]
-        return {"source": self._source, "requests": rows, "after": following}
+        rows = [{"instance": self._instance, "number": number, **row(record)} for number, record in found]
+        return {"instance": self._instance, "requests": rows, "after": following}
 
     def find_here(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound."""

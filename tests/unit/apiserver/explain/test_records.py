@@ -157,19 +157,19 @@ async def test_without_a_router_only_the_own_rows_are_known() -> None:
     found = await finder.rows_anywhere("red", {}, 10)
     assert [one["request_id"] for one in found["requests"]] == ["mine"]
     assert "other apiservers" in found["problem"]
-    (source,) = found["after"]
-    assert source.startswith("a@")
+    (instance,) = found["after"]
+    assert instance.startswith("a@")
     _request(records, "next", "red")
     later = await finder.rows_anywhere("red", {**found["after"], "b@1": 7, "a@0": 9}, 10)
     assert [one["request_id"] for one in later["requests"]] == ["next"]
-    assert later["after"].keys() == {source, "b@1"}
+    assert later["after"].keys() == {instance, "b@1"}
 
 
 def test_the_rows_of_this_apiserver_are_json() -> None:
     records = RequestRecords(10)
     _request(records, "mine")
     answer = json.loads(RecordFinder(records, "a", RouterAddresses(())).rows_here(RowsQuestion(limit=5)))
-    assert [one["source"] for one in answer["requests"]] == [answer["source"]]
+    assert [one["instance"] for one in answer["requests"]] == [answer["instance"]]
 
 
 @pytest.mark.parametrize("wrong", ["x", "a:", ":1", "a:-1", "a:1,b", "a:99999999999999999999"])
