@@ -165,8 +165,8 @@ def _merged(
 
 
 class RecordFinder:
-    """apiserver: the name of this one. routers: the one that leads asks the others. An instance is an apiserver
-    from its start to its end: another start numbers its requests anew."""
+    """apiserver: the name of this one. routers: the one that leads asks the others. An instance is an
+    apiserver from its start to its end: another start numbers its requests anew."""
 
     def __init__(self, records: RequestRecords, apiserver: str, routers: RouterAddresses) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
@@ -177,8 +177,8 @@ class RecordFinder:
         return json.dumps(self._rows(question)).encode()
 
     async def rows_anywhere(self, tenant: str, after: Mapping[str, int], limit: int) -> dict[str, Any]:
-        """Returns rows of the latest requests of all apiservers, the latest first. after: by instance, what the
-        last answer said. problem: why some may be missing."""
+        """Returns rows of the latest requests of all apiservers, the latest first. after: by instance, what
+        the last answer said. problem: why some may be missing."""
         own = self._rows(router_pb2.RowsQuestion(tenant=tenant, after=after, limit=limit))
         asked = router_pb2.RowsQuestion(tenant=tenant, after=after, limit=min(limit, _MOST_OF_OTHERS))
         problem, others = None, router_pb2.ListRequestsResponse()
