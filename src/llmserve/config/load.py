@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmserve.core.errors import ManifestError
 MAX_FILE_BYTES = 1_000_000
 
 _HEAD = ("apiVersion", "kind", "metadata")
-_SECRETS = (("security", "api_keys"), ("state", "redis"))
+_SECRETS = frozenset({("security", "api_keys"), ("state", "redis"), ("engine", "env")})
 _ABSENT = object()
 _NO_MODEL = {"models": {"primary": {"source": "stand/in"}}}
 _MISSING_HINTS: Mapping[Path, str] = {
@@ -217,7 +218,7 @@ def _child(value: Any, part: str | int) -> Any:
 def _message(path: Path, details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
         return unknown_key(Manifest, path)
-    text = describe(details, secret=path[:2] in _SECRETS)
+    text = describe(details, secret=not _SECRETS.isdisjoint(pairwise(path)))
     return text + _MISSING_HINTS.get(path, "") if details["type"] == "missing" else text
 
 

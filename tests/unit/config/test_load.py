@@ -596,6 +596,8 @@ def test_a_secret_is_never_shown() -> None:
         - {tenant: b, key: [sesame]}
         - {tenant: c, key_env: not-a-name-but-secret}
         - {tenant: d, kye: open-sesame}
+    engine:
+      env: [HF_TOKEN=sesame]
     """)
     text = "\n".join(found)
     assert "m.yaml:7: security.api_keys[0].key: expected text" in text
