@@ -2,7 +2,7 @@
 from the cluster's answers. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -298,28 +298,5 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"
 
 
-_OF_TENANTS = ("queued_requests", "running_requests", "queue_limit_requests", "tenants", "budgets")
-_OF_KV = ("directory_blocks", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "index")
-
-
-def tenants_part(now: Snapshot) -> dict[str, Any]:
-    """Returns what `/admin/v1/tenants` shows, with the names of the whole."""
-    return {name: getattr(now, name) for name in _OF_TENANTS}
-
-
-def kv_part(now: Snapshot) -> dict[str, Any]:
-    """Returns what `/admin/v1/kv` shows, with the names of the whole."""
-    return {name: getattr(now, name) for name in _OF_KV}
-
-
 def as_json(now: Snapshot) -> dict[str, Any]:
     return {"healthy": not now.problems, **asdict(now)}
-
-
-def for_tenant(now: Snapshot, tenant: str) -> Snapshot:
-    """Returns what somebody may see who is no admin: no other tenant, and not where processes run."""
-    roles = (replace(role, pid=0, address="", log="") for role in now.roles)
-    own = tuple(one for one in now.tenants if one.name == tenant)
-    hottest = tuple(one for one in now.index.hottest if one.tenant == tenant)
-    index = replace(now.index, hottest=hottest)
-    return replace(now, pid=0, base_urls=(), roles=tuple(roles), tenants=own, index=index)

@@ -8,7 +8,8 @@ import msgspec
 
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.console.sampler import HistoryPoint, Sampler, for_events
-from llmserve.overview.snapshot import Snapshot, for_tenant
+from llmserve.overview.parts import for_tenant
+from llmserve.overview.snapshot import Snapshot
 
 encode = msgspec.json.Encoder().encode
 

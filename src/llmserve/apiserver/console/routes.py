@@ -17,7 +17,7 @@ from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder, after_text, parse_after
 from llmserve.apiserver.http.scope import current_scope
-from llmserve.overview.snapshot import kv_part, tenants_part
+from llmserve.overview.parts import kv_part, tenants_part
 from llmserve.rpc.leader import RouterAddresses
 
 _ROOT = "/admin/v1"

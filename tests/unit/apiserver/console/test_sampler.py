@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmserve.apiserver.console.events import StatusEvents, encoded
+from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
 from llmserve.apiserver.console.sampler import HISTORY_SECONDS, Sampler, for_events
 from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.snapshot import Snapshot, as_json, snapshot
@@ -167,6 +167,27 @@ async def test_an_admin_sees_all_and_a_tenant_itself() -> None:
     async with aclosing(events.of(ADMIN, always)) as admin:
         assert b"blue" in await anext(admin)
     await looks.sampler.aclose()
+
+
+def test_a_tenant_does_not_see_where_processes_run() -> None:
+    whole = _now()
+    decode = replace(whole.roles[1], health="restarting: see /run/llmserve/logs/decode-0.log")
+    now = replace(
+        whole,
+        roles=(whole.roles[0], decode),
+        index=replace(whole.index, followed=("10.0.0.7:7001",), away=("kvmanager-1.mine:7001",)),
+        problems=(
+            "the router at 10.0.0.7:7001 does not answer: failed to connect to ipv4:10.0.0.7:7001; 3/4",
+            "the router does not follow the kvmanager at kvmanager-1.mine:7001: what it has is not known",
+            "storage class disk: [Errno 28] No space left on device: '/var/lib/llmserve/kv'",
+        ),
+    )
+    shown = encoded(seen_by(RED, now)).decode()
+    for hidden in ("10.0.0.7", "kvmanager-1", "/run/", "/var/"):
+        assert hidden in encoded(seen_by(ADMIN, now)).decode()
+        assert hidden not in shown
+    assert "; 3/4" in shown
+    assert "the router does not follow the kvmanager at …: what it has" in shown
 
 
 def test_only_ways_that_kv_went_are_sent_all_the_time() -> None:
