@@ -79,6 +79,8 @@ class GrammarCheck:
             return error
         finally:
             self._waiting[tenant] -= 1
+            if not self._waiting[tenant]:  # an issuer of tokens may have any number of tenants
+                del self._waiting[tenant], self._turns[tenant]
         if not answer.limited:
             self._known[key] = answer
             if len(self._known) > _KNOWN:

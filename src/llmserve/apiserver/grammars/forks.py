@@ -128,15 +128,20 @@ class ForkServer:
     def _run(self, task: Task, pipe: int) -> None:
         """Runs in the child, and does not return."""
         try:
+            answer = self._result(task)
+            os.write(pipe, json.dumps([answer.problem[:_MAX_PROBLEM_LENGTH], answer.limited]).encode())
+        finally:
+            os._exit(0)  # nothing of the server may run on in the child, which may be out of memory
+
+    def _result(self, task: Task) -> CompileResult:
+        try:
             _silence()
             _limit(self._limits)
-            answer = CompileResult(self._work(task))
+            return CompileResult(self._work(task))
         except MemoryError:
-            answer = self._over()
-        except BaseException as error:  # nothing of the server may run on in the child
-            answer = CompileResult(f"{type(error).__name__}: {error}")
-        os.write(pipe, json.dumps([answer.problem[:_MAX_PROBLEM_LENGTH], answer.limited]).encode())
-        os._exit(0)
+            return self._over()
+        except BaseException as error:
+            return CompileResult(f"{type(error).__name__}: {error}")
 
     def _hear(self, child: _Child) -> None:
         said = os.read(child.pipe, _READ_BYTES)

@@ -180,6 +180,13 @@ async def test_a_tenant_that_sends_too_many_is_refused(check: GrammarCheck, proc
     await asyncio.gather(*own)
 
 
+async def test_tenants_whose_grammars_are_compiled_are_forgotten(check: GrammarCheck) -> None:
+    for tenant in ("a", "b"):
+        await check.check(wanted(f"{tenant}1"), tenant)
+    assert not check._turns
+    assert not check._waiting
+
+
 async def test_a_client_that_leaves_takes_nothing_from_others(
     check: GrammarCheck, process: FakeProcess
 ) -> None:

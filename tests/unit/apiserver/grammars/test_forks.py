@@ -14,6 +14,10 @@ from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
 
 prepared = []
 
+class Mute(Exception):
+    def __str__(self):
+        raise MemoryError
+
 def work(task):
     match task["do"]:
         case "well": return ""
@@ -26,6 +30,7 @@ def work(task):
         case "sleep": time.sleep(60)
         case "hoard": return str(len(bytearray(2**28)))
         case "die": os.abort()
+        case "mute": raise Mute
     return ""
 
 limits = ForkLimits(cpu_seconds=1, seconds=0.5, memory_bytes=2**26)
@@ -83,6 +88,14 @@ def test_a_child_that_takes_too_much_or_dies_is_an_answer(served: Served) -> Non
     assert served.answer("hoard") == memory
     assert served.answer("die") == memory
     assert served.answer("well") == ("", False)
+
+
+def test_a_child_that_cannot_even_answer_ends_and_nobody_else(served: Served) -> None:
+    served.send(1, "sleep")
+    served.send(2, "mute")
+    heard = served.hear()
+    assert (heard["number"], heard["limited"]) == (2, True)
+    assert served.hear()["problem"] == "it takes more than 1 s of computing"
 
 
 @pytest.mark.parametrize("do", ["compute", "sleep"])
