@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from llmserve.core.errors import NotFound, Overloaded
+from llmserve.core.errors import Forbidden, NotFound, Overloaded
 from llmserve.core.process import START_FIELD, process_fields
 
 _FOLDER = "bench"  # loadgen/run_file.py
@@ -41,8 +41,19 @@ class BenchBody(BaseModel):
     prompt_tokens: Annotated[int, Field(ge=1, le=8192)] = 200
     output_tokens: Annotated[int, Field(ge=1, le=1024)] = 60
     seconds: Annotated[float, Field(gt=0, le=120)] = 30.0
-    model: Annotated[str, Field(max_length=512)] = ""
-    api_key: Annotated[str | None, Field(max_length=16_384, repr=False)] = None
+    model: Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")] = ""
+    api_key: Annotated[str | None, Field(max_length=16_384, pattern=r"^[!-~]*$", repr=False)] = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _show_no_value(cls, fields: Any, validate: ModelWrapValidatorHandler["BenchBody"]) -> "BenchBody":
+        """Errors: one that names fields without what they hold: an answer is kept in the request's record."""
+        try:
+            return validate(fields)
+        except ValidationError as error:
+            found = error.errors(include_input=False, include_url=False)
+            said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+            raise ValueError("; ".join(said)) from None
 
     def arguments(self) -> list[str]:
         """Returns the options of `llmserve bench`."""
@@ -94,12 +105,17 @@ class BenchRuns:
         return {"id": run_id}
 
     def stop(self) -> dict[str, Any]:
-        """Ends the run that goes on; what has ended by then is reported. Errors: NotFound."""
+        """Ends the run that goes on; what has ended by then is reported. Errors: NotFound; Forbidden for a
+        run that another user of the machine began."""
         run_id = self.list()["running"]
         if run_id is None:
             raise NotFound("no load runs")
-        with suppress(ProcessLookupError):
+        try:
             os.kill(self.read(run_id)["process"][0], signal.SIGINT)
+        except PermissionError:
+            raise Forbidden("another user of the machine began this load") from None
+        except ProcessLookupError:
+            pass  # it has just ended
         return {"id": run_id}
 
     async def aclose(self) -> None:

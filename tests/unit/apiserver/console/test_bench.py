@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmserve.apiserver.console.bench import BenchBody, BenchRuns
-from llmserve.core.errors import NotFound, Overloaded
+from llmserve.core.errors import Forbidden, NotFound, Overloaded
 from llmserve.core.process import START_FIELD, process_fields
 
 HERE = [os.getpid(), process_fields(os.getpid())[START_FIELD]]
@@ -50,6 +50,16 @@ def test_a_run_whose_process_is_gone_has_failed(tmp_path: Path) -> None:
     assert runs.list()["running"] == "102"
 
 
+def test_a_load_of_another_user_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    _keep(tmp_path, "101", state="running")
+    monkeypatch.setattr(os, "kill", refuse)
+    with pytest.raises(Forbidden, match="another user"):
+        BenchRuns(str(tmp_path), lambda: "").stop()
+
+
 async def test_one_load_runs_at_a_time_over_all_apiservers(tmp_path: Path) -> None:
     _keep(tmp_path, "101", state="running")
     other = os.open(tmp_path / "bench" / "lock", os.O_RDWR | os.O_CREAT)
@@ -77,6 +87,8 @@ async def test_without_a_run_directory_runs_are_the_apiserver_s_own() -> None:
         {"output_tokens": 1025},
         {"seconds": 121},
         {"x": 1},
+        {"model": "a\0b"},
+        {"api_key": "a\0b"},
     ],
 )
 def test_a_load_is_small(wrong: dict[str, Any]) -> None:
@@ -89,3 +101,12 @@ def test_a_key_is_no_argument() -> None:
     assert "secret" not in repr(body)
     assert "--model=-m" in body.arguments()
     assert not any("secret" in text for text in body.arguments())
+
+
+@pytest.mark.parametrize("wrong", [{"apikey": "secret"}, {"api_key": ["secret"]}, {"api_key": "secret\n"}])
+def test_a_refusal_which_is_kept_in_the_record_shows_no_key(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(wrong))}: ") as caught:
+        BenchBody.model_validate(wrong)
+    (problem,) = caught.value.errors()
+    assert problem["input"] == wrong, "vLLM's layer shows the size of a mapping, and not what is in it"
+    assert "secret" not in str({**problem, "input": None})
