@@ -182,7 +182,8 @@ class OperatorCommands:
         others = {name: send for name, send in self._apiservers().items() if name != request.asker}
         result = await self._broadcast.ask(others, router_pb2.Question(rows=request.rows))
         answers = [answer.record for answer in result.answers.values() if not answer.error]
-        return router_pb2.ListRequestsResponse(answers=answers, silent=sorted(result.silent))
+        refused = {name for name, answer in result.answers.items() if answer.error}
+        return router_pb2.ListRequestsResponse(answers=answers, silent=sorted(result.silent | refused))
 
     # -- apiservers
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,7 +11,7 @@ from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, ManifestError, Unavailable
 from llmserve.core.ids import ApiserverId
-from llmserve.router.commands import ManifestReload
+from llmserve.router.commands import ManifestReload, OperatorCommands
 from llmserve.router.streams import Broadcast
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -133,3 +134,19 @@ async def test_a_late_or_unasked_answer_is_ignored(cluster: _Cluster) -> None:
     cluster.polls.answered(ApiserverId("api-0"), router_pb2.Answer(number=99))
     outcome = await cluster.polls.ask({}, router_pb2.Question())
     assert not outcome.answers
+
+
+async def test_an_apiserver_that_cannot_list_its_requests_is_named_as_one_that_is_silent() -> None:
+    answers = {"api-1": router_pb2.Answer(record=b"{}"), "api-2": router_pb2.Answer(error="InvalidRequest")}
+
+    def send_to(name: str) -> Callable[[router_pb2.RouterSessionResponse], None]:
+        def send(response: router_pb2.RouterSessionResponse) -> None:
+            answers[name].number = response.question.number
+            commands.answered(ApiserverId(name), answers[name])
+
+        return send
+
+    apiservers = {ApiserverId(name): send_to(name) for name in answers}
+    commands = OperatorCommands(Mock(), Mock(), Mock(), Mock(), Mock(), lambda: apiservers, None)
+    listed = await commands.list_requests(router_pb2.ListRequestsRequest(asker="api-0"))
+    assert (list(listed.answers), list(listed.silent)) == ([b"{}"], ["api-2"])
