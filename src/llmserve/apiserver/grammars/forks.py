@@ -4,6 +4,7 @@ The server is one thread that reads tasks as lines of JSON and writes answers th
 the tasks need once, and forks for each of them. A child that dies, or has to be killed, is an answer too.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ Task = Mapping[str, Any]
 _MAX_PROBLEM_LENGTH = 1000  # a pipe holds more: a child never waits for its reader
 _READ_BYTES = 65536
 _PATIENCE = 3.0
+_PARENT_DEATH_SIGNAL = 1  # of prctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class ForkServer:
     ) -> None:
         self._work, self._limits, self._tasks, self._answers = work, limits, tasks, answers
         self._prepare = prepare
+        self._pid, self._libc = os.getpid(), ctypes.CDLL(None)
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}  # by pipe
         self._unread = b""
@@ -135,6 +138,7 @@ class ForkServer:
 
     def _result(self, task: Task) -> CompileResult:
         try:
+            self._end_with_server()
             _silence()
             _limit(self._limits)
             return CompileResult(self._work(task))
@@ -142,6 +146,12 @@ class ForkServer:
             return self._over()
         except BaseException as error:
             return CompileResult(f"{type(error).__name__}: {error}")
+
+    def _end_with_server(self) -> None:
+        """A child has the end of the channel: while it lives, nobody sees that the server is gone."""
+        self._libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != self._pid:
+            os._exit(0)
 
     def _hear(self, child: _Child) -> None:
         said = os.read(child.pipe, _READ_BYTES)

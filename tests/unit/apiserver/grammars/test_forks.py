@@ -113,3 +113,13 @@ def test_what_is_no_task_is_prepared_for_all_later_ones(served: Served) -> None:
     served.write(number=7, what="another")
     assert served.hear() == {"number": 7, "problem": "", "limited": False}
     assert served.answer("prepared") == ("another", False)
+
+
+def test_no_child_outlives_a_server_that_is_killed() -> None:
+    """A child has the end of the channel, too: while it lives, nobody sees that the server has ended."""
+    served = Served()
+    served.send(1, "sleep")
+    served.send(2, "well")
+    assert served.hear()["number"] == 2
+    served.process.kill()
+    assert served.process.communicate(timeout=5) == ("", "")
