@@ -134,7 +134,7 @@ class BenchRuns:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            if self.list()["running"]:
+            if (await asyncio.to_thread(self.list))["running"]:
                 break
             await asyncio.sleep(_TRY_SECONDS)
         raise Overloaded("a load runs already: one at a time")
