@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(180)
 
 def manifest(**sections: Any) -> dict[str, Any]:
     """One process for all but the engines, which are fast."""
-    document: dict[str, Any] = simulated()
+    document: dict[str, Any] = simulated("sim.yaml")
     spec = document["spec"]
     spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}, "local": {"single_process": True}}
     spec["engine"]["sim"] |= {"decode_step_seconds": 0.002, "decode_seconds_per_sequence": 0.0}

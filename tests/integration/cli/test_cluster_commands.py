@@ -24,7 +24,7 @@ _once = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["process
 
 @pytest.fixture(scope="module", params=[False, True], ids=["processes", "single_process"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     deployment = manifest["spec"]["deployment"]
     deployment["replicas"] = {"prefill": 1, "decode": 2}
     deployment["local"] = {"single_process": request.param}

@@ -25,7 +25,7 @@ _APISERVERS = ("apiserver-0", "apiserver-1")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"apiserver": 2, "prefill": 1, "decode": 1}
     spec["engine"]["sim"]["decode_step_seconds"] = 0.05

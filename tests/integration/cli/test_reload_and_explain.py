@@ -112,7 +112,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Running]:
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     spec = manifest["spec"]
     spec["deployment"] = {
         "replicas": {"apiserver": 2, "prefill": 1, "decode": 1},
@@ -182,7 +182,7 @@ def test_the_list_of_requests_has_those_of_all_apiservers(it: Running) -> None:
         found = it.get(f"/admin/v1/requests?after={after}", key).raise_for_status().json()
         assert found["problem"] is None
         ended = [one for one in found["requests"] if not one["running"]]
-        return {one["request_id"]: one["source"].partition("@")[0] for one in ended}, found["after"]
+        return {one["request_id"]: one["instance"].partition("@")[0] for one in ended}, found["after"]
 
     ids = [it.complete(at=at).headers["x-request-id"] for at in (0, 1)]
     it.until(lambda: set(ids) <= look()[0].keys(), "both have ended")

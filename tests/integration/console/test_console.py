@@ -24,7 +24,7 @@ _PATIENCE_MS = 60_000.0  # of a busy machine: a worker that was killed comes bac
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    manifest: dict[str, Any] = simulated()
+    manifest: dict[str, Any] = simulated("sim.yaml")
     manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     manifest["spec"]["scheduling"]["disaggregate"] = "always"
     with running(manifest) as started:

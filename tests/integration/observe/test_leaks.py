@@ -123,7 +123,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="module")
 def cluster(receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
     spec["lora"] = {"allowed_sources": [f"dir:{tmp_path_factory.mktemp('adapters')}"]}

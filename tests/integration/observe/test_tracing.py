@@ -19,6 +19,7 @@ from tests.support.otlp import OtlpReceiver, Received, otlp_receiver, tree
 from tests.support.simulated import simulated
 
 MODEL = "SmolLM2-135M-Instruct"
+LINE_SECONDS = 5.0  # the line is written after the answer
 DROPPED_SECONDS = 40.0
 pytestmark = pytest.mark.timeout(240)
 
@@ -43,7 +44,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="module")
 def cluster(receiver: OtlpReceiver) -> Iterator[Cluster]:
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["scheduling"] = {"disaggregate": "always"}
@@ -152,9 +153,13 @@ def test_a_request_that_is_explained_names_its_trace(cluster: Cluster) -> None:
 
 def test_logs_are_json_and_name_request_and_trace(cluster: Cluster) -> None:
     answer = ask(cluster)
-    lines = _said(cluster, "apiserver-0")
-    mine = [line for line in lines if line.get("trace_id") == answer.headers["x-llmserve-trace-id"]]
-    assert mine, "no line of the request"
+    mine: list[dict[str, Any]] = []
+    deadline = time.monotonic() + LINE_SECONDS
+    while not mine:
+        assert time.monotonic() < deadline, "no line of the request"
+        lines = _said(cluster, "apiserver-0")
+        mine = [line for line in lines if line.get("trace_id") == answer.headers["x-llmserve-trace-id"]]
+        time.sleep(0.05)
     assert mine[-1]["request_id"].startswith(answer.json()["id"])
     assert {line["process"] for line in lines} == {"apiserver-0"}
     assert any(line["logger"].startswith("vllm") for line in lines), "vLLM's own lines"

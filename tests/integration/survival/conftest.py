@@ -13,7 +13,7 @@ HANG_SECONDS = 5.0
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """It has as many processes of each role as the module's REPLICAS say."""
-    manifest = simulated()
+    manifest = simulated("sim.yaml")
     manifest["spec"]["engine"]["hang_seconds"] = HANG_SECONDS
     local = {"hang_seconds": HANG_SECONDS}
     manifest["spec"]["deployment"] = {"replicas": request.module.REPLICAS, "local": local}

@@ -8,7 +8,9 @@ from llmserve.engines.vllm.cpu_worker import one_gloo_device
 
 
 def _gloo_threads() -> int:
-    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+    """Counts those that wake by themselves. A group's `pt_gloo_runloop` sleeps until it has work."""
+    names = ((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    return sum(name == "gloo_tcp_loop" for name in names)
 
 
 def test_all_groups_of_a_process_have_one_thread() -> None:
