@@ -223,7 +223,9 @@ class Planner:
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         choices = self._by_role(request, serving)
-        return choices._replace(whole=[member for member in choices.whole if member.has_prompt_place])
+        # Where no places are kept, HasFreeSlot has asked already: a prompt takes one place, as every request does.
+        whole = [m for m in choices.whole if not m.spec.min_decode_slots or m.has_prompt_place]
+        return choices._replace(whole=whole)
 
     def _by_role(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
