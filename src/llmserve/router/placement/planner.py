@@ -223,7 +223,7 @@ class Planner:
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         choices = self._by_role(request, serving)
-        # Where no places are kept, HasFreeSlot has asked already: a prompt takes one place, as every request does.
+        # HasFreeSlot has asked the others already: a prompt takes one place, as every request does.
         whole = [m for m in choices.whole if not m.spec.min_decode_slots or m.has_prompt_place]
         return choices._replace(whole=whole)
 
