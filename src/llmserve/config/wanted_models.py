@@ -17,12 +17,13 @@ from llmserve.core.errors import InvalidRequest
 
 class ModelState(StrEnum):
     """The life of a model in a cluster. registered: nobody works on it yet. fetching: its files are fetched
-    and checked. starting: its engines start, and its requests wait for them. ready: it answers. draining: new
-    requests do not know it, and those that it has go on. gone: no process of it is left. failed: it cannot be
-    had."""
+    and checked. fetched: they are here, and nobody has asked for more. starting: its engines start, and its
+    requests wait for them. ready: it answers. draining: new requests do not know it, and those that it has go
+    on. gone: no process of it is left. failed: it cannot be had."""
 
     REGISTERED = "registered"
     FETCHING = "fetching"
+    FETCHED = "fetched"
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
@@ -30,7 +31,7 @@ class ModelState(StrEnum):
     FAILED = "failed"
 
 
-PENDING_STATES = (ModelState.REGISTERED, ModelState.FETCHING, ModelState.STARTING)
+PENDING_STATES = (ModelState.REGISTERED, ModelState.FETCHING, ModelState.FETCHED, ModelState.STARTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ModelOrder:
     """What a router orders of who runs the processes: to have this model. number: of its registration, by
     which it is reported. entry: JSON, as an entry of `models` in the manifest. declared: the manifest has it.
     may_start: its engines may be started; else it is prepared only. swap: name of the model whose place its
-    engines get; empty: none."""
+    engines get; empty: none. pull: it is fetched and checked only."""
 
     number: int
     name: str
@@ -46,13 +47,14 @@ class ModelOrder:
     declared: bool = False
     may_start: bool = True
     swap: str = ""
+    pull: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What became of an order. state: fetching; starting, when it is prepared; ready; or failed. detail: what
-    is done now. directory: of the prepared model. error: name of a class of core/errors.py with `message`,
-    when it cannot be had."""
+    """What became of an order. state: fetching; fetched, for a pull; starting, when it is prepared; ready; or
+    failed. detail: what is done now. directory: of the prepared model. error: name of a class of
+    core/errors.py with `message`, when it cannot be had."""
 
     number: int
     state: ModelState

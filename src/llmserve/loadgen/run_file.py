@@ -20,6 +20,9 @@ from llmserve.loadgen.report import LoadReport
 
 FOLDER = "bench"  # in the run directory of a cluster
 _KEPT_FILES = 20
+# Writing takes milliseconds: an unfinished file of this age is that of a run which was killed.
+_ABANDONED_SECONDS = 60.0
+_UNFINISHED = ".new"
 _EVERY_SECONDS = 0.5
 _MOST_POINTS = 600
 
@@ -129,7 +132,7 @@ class RunFile:
 
     def _write(self) -> None:
         assert self._path is not None, "there is no file"
-        fresh = self._path.with_suffix(".new")
+        fresh = self._path.with_suffix(_UNFINISHED)
         text = json.dumps({**self._about, "points": [asdict(one) for one in self._points]})
         fresh.write_text(text)
         os.replace(fresh, self._path)
@@ -141,5 +144,10 @@ def new_path(run_dir: Path) -> Path:
 
 
 def _forget_old(folder: Path) -> None:
+    """Removes the oldest runs, and what runs that were killed have left."""
     for path in sorted(folder.glob("*.json"))[:-_KEPT_FILES]:
         path.unlink(missing_ok=True)
+    for path in folder.glob(f"*{_UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()

@@ -30,16 +30,23 @@ class ModelClient:
         self._routers = routers
 
     async def load(
-        self, entry: str, seconds: float, *, swap: str = "", on_status: OnStatus = _ignore
+        self,
+        entry: str,
+        seconds: float,
+        *,
+        swap: str = "",
+        pull: bool = False,
+        on_status: OnStatus = _ignore,
     ) -> router_pb2.ModelStatus:
-        """Returns when requests may use the model. entry: JSON, as an entry of `models` in the manifest.
-        swap: name of the model whose place it gets; empty: none. seconds 0: returns at once. Errors: also
-        that of the load."""
-        request = router_pb2.LoadModelRequest(entry=entry, swap=swap)
+        """Returns when requests may use the model; with `pull` when its files are here and checked. entry:
+        JSON, as an entry of `models` in the manifest. swap: name of the model whose place it gets; empty:
+        none. seconds 0: returns at once. Errors: also that of the load."""
+        request = router_pb2.LoadModelRequest(entry=entry, swap=swap, pull=pull)
+        is_done = _is_pulled if pull else _is_loaded
         status: router_pb2.ModelStatus = await ask_leader(
             self._routers, lambda stub: stub.LoadModel(request, timeout=_ASK_SECONDS)
         )
-        return await self._until(status, _is_loaded, seconds, on_status) if seconds else status
+        return await self._until(status, is_done, seconds, on_status) if seconds else status
 
     async def unload(
         self, name: str, seconds: float, *, on_status: OnStatus = _ignore
@@ -92,6 +99,11 @@ def _is_loaded(status: router_pb2.ModelStatus) -> bool:
     if status.state == ModelState.DRAINING:
         raise NotFound(f"model {status.name} was unloaded before it was ready")
     return bool(status.state == ModelState.READY)
+
+
+def _is_pulled(status: router_pb2.ModelStatus) -> bool:
+    """Errors: as _is_loaded."""
+    return _is_loaded(status) or status.state == ModelState.FETCHED
 
 
 def model_row(status: router_pb2.ModelStatus) -> dict[str, Any]:

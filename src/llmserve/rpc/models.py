@@ -6,7 +6,13 @@ from llmserve.config.wanted_models import AnsweringModels, ModelOrder, ModelRepo
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
-_REPORTED = (ModelState.FETCHING, ModelState.STARTING, ModelState.READY, ModelState.FAILED)
+_REPORTED = (
+    ModelState.FETCHING,
+    ModelState.FETCHED,
+    ModelState.STARTING,
+    ModelState.READY,
+    ModelState.FAILED,
+)
 
 
 def encode_served(models: Iterable[ServedName]) -> router_pb2.ServedModels:
@@ -46,12 +52,19 @@ def encode_model_order(order: ModelOrder) -> router_pb2.ModelOrder:
         declared=order.declared,
         may_start=order.may_start,
         swap=order.swap,
+        pull=order.pull,
     )
 
 
 def decode_model_order(message: router_pb2.ModelOrder) -> ModelOrder:
     return ModelOrder(
-        message.number, message.name, message.entry, message.declared, message.may_start, message.swap
+        message.number,
+        message.name,
+        message.entry,
+        message.declared,
+        message.may_start,
+        message.swap,
+        message.pull,
     )
 
 

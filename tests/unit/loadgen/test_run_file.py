@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +75,14 @@ def test_the_latest_twenty_are_kept(tmp_path: Path) -> None:
         with RunFile(tmp_path / f"{number}.json", ""):
             pass
     assert sorted(path.stem for path in tmp_path.iterdir()) == [str(number) for number in range(105, 125)]
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name, age in (("left.new", 61), ("being-written.new", 1)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with RunFile(tmp_path / "run.json", ""):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["being-written.new", "run.json"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,15 @@ class BenchBody(BaseModel):
         return [f"{name}={value}" for name, value in named.items() if value != ""]
 
 
+@dataclass(frozen=True, slots=True)
+class _ListedRun:
+    """A file as it was when it was read last. version: its time of change and its size. run: without its
+    points; None: the file is no run."""
+
+    version: tuple[int, int]
+    run: dict[str, Any] | None
+
+
 class BenchRuns:
     """run_dir: of the cluster; None: there is none, and the runs are this apiserver's own. url: returns the
     address that loads are sent to. Life: aclose (idempotent), which ends a run of this apiserver."""
@@ -77,19 +87,25 @@ class BenchRuns:
         self._run_dir, self._url = run_dir, url
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._listed: dict[Path, _ListedRun] = {}
 
     def list(self) -> dict[str, Any]:
         """Returns the runs without their points, the latest first. running: id of the one that goes on, which
-        `llmserve bench` may have begun; None: there is none."""
-        runs = [{**run, "points": []} for run in self._runs()]
+        `llmserve bench` may have begun; None: there is none. Every open page asks once a second, so only
+        files that have changed are read."""
+        found = {path: self._look(path) for path in self._paths()}
+        self._listed = {path: one for path, one in found.items() if one is not None}
+        runs = [_as_it_is(one.run) for one in self._listed.values() if one.run is not None]
         running = next((run["id"] for run in runs if run["state"] in _RUNNING), None)
         return {"running": running, "runs": runs}
 
     def read(self, run_id: str) -> dict[str, Any]:
         """Returns a run with its points. Errors: NotFound."""
-        for run in self._runs(run_id):
-            return run
-        raise NotFound(f"there is no run {run_id}")
+        path = next((path for path in self._paths() if path.stem == run_id), None)
+        run = _read(path) if path is not None else None
+        if run is None:
+            raise NotFound(f"there is no run {run_id}")
+        return _as_it_is(run)
 
     async def start(self, body: BenchBody) -> dict[str, Any]:
         """Errors: Overloaded while another one runs that a console began."""
@@ -171,21 +187,39 @@ class BenchRuns:
             self._own = tempfile.TemporaryDirectory(prefix="llmserve-bench-")
         return Path(self._own.name)
 
-    def _runs(self, only: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yields the runs, the latest first."""
-        for path in sorted(self._folder().glob("*.json"), reverse=True):
-            if only in (None, path.stem) and (run := _read(path)) is not None:
-                yield run
+    def _paths(self) -> Sequence[Path]:
+        """Returns the files of all runs, the latest first."""
+        return sorted(self._folder().glob("*.json"), reverse=True)
+
+    def _look(self, path: Path) -> _ListedRun | None:
+        """Returns None for a file that is gone."""
+        try:
+            about = path.stat()
+        except OSError:
+            return None
+        version = about.st_mtime_ns, about.st_size
+        known = self._listed.get(path)
+        if known is not None and known.version == version:
+            return known
+        run = _read(path)
+        return _ListedRun(version, run and {**run, "points": []})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Returns None for a file that is no run, or is gone."""
     try:
         run = {"id": path.stem, **json.loads(path.read_text())}
-        if run["state"] in _RUNNING and not _lives(*run["process"]):
-            run |= {"state": "failed", "error": "it ended without a report"}
+        pid, started = run["process"]
+        is_run = isinstance(pid, int) and isinstance(started, str) and isinstance(run["state"], str)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    return run if is_run else None
+
+
+def _as_it_is(run: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run as failed when its file says that it goes on, and its process is gone."""
+    if run["state"] in _RUNNING and not _lives(*run["process"]):
+        return run | {"state": "failed", "error": "it ended without a report"}
     return run
 
 

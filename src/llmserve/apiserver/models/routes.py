@@ -26,12 +26,15 @@ def add_model_manager(app: FastAPI, client: ModelClient, limit_seconds: Callable
     @app.post(MODELS_PATH)
     async def load_model(entry: _Entry) -> dict[str, Any]:
         """Loads a model: an entry of `models`, as in the manifest. `swap` names a model whose place it gets.
-        Answers when requests may use it; with `wait: false` at once."""
-        swap, wait = entry.pop("swap", ""), entry.pop("wait", True)
-        if not isinstance(swap, str) or not isinstance(wait, bool):
-            raise InvalidRequest("swap has to be the name of a model, and wait true or false")
+        Answers when requests may use it; with `wait: false` at once. `pull: true` only fetches and checks it,
+        so that a later load of it is short."""
+        swap, wait, pull = entry.pop("swap", ""), entry.pop("wait", True), entry.pop("pull", False)
+        if not isinstance(swap, str) or not isinstance(wait, bool) or not isinstance(pull, bool):
+            raise InvalidRequest("swap has to be the name of a model, wait and pull true or false")
+        if pull and swap:
+            raise InvalidRequest("swap: a pull starts no engines, so it takes nobody's place", field="swap")
         seconds = limit_seconds() if wait else 0.0
-        return model_row(await client.load(json.dumps(entry), seconds, swap=swap))
+        return model_row(await client.load(json.dumps(entry), seconds, swap=swap, pull=pull))
 
     # Names may contain slashes.
     @app.delete(MODELS_PATH + "/{name:path}")

@@ -56,9 +56,10 @@ class ModelBook:
 
     # -- what operators ask
 
-    def load(self, name: str, entry: str, swap: str = "") -> ModelRegistration:
+    def load(self, name: str, entry: str, swap: str = "", *, pull: bool = False) -> ModelRegistration:
         """entry: JSON, as an entry of `models` in the manifest; the caller has checked it. swap: name of the
-        model that leaves for it; empty: none. A load of the same entry joins the one that is there. Errors:
+        model that leaves for it; empty: none. pull: it is fetched and checked only, and
+        loads of this name may follow. A load of the same entry joins the one that is there. Errors:
         InvalidRequest; NotFound for a model that is to leave, and is not there; Unavailable while a model of
         this name leaves."""
         self._check_managed()
@@ -71,7 +72,11 @@ class ModelBook:
             raise Unavailable(f"model {name} is being unloaded: try again", retry_after_seconds=1.0)
         if swap:
             self._check_swap(swap)
-        return self._register(name, entry, swap=swap)
+        if known is not None and known.ordered:
+            if known.entry == entry:
+                return self._go_on(known, swap, pull)
+            self._remove(known)
+        return self._register(name, entry, swap=swap, pull=pull)
 
     def unload(self, name: str) -> ModelRegistration:
         """Returns the registration whose end the caller may wait for. One that is draining is unloaded
@@ -80,6 +85,8 @@ class ModelBook:
         found = self._known(name)
         if found.state is ModelState.FAILED:
             self._remove(found)
+        elif found.pull and found.ordered:
+            self._drain(found)
         elif found.wanted:
             if not any(one.wanted for one in self if one is not found):
                 raise InvalidRequest(f"model {name} is the only one: load another one before, or swap it")
@@ -195,13 +202,20 @@ class ModelBook:
     def _hear(self, one: ModelRegistration, report: ModelReport | None) -> None:
         if one.state is ModelState.DRAINING and report is None:
             self._remove(one)
-        elif one.wanted and report is None:
+        elif one.ordered and report is None:
             one.begin_again()
-        elif one.wanted and report is not None and report.error:
+        elif one.ordered and report is not None and report.error:
             self._fail(one, report.error, report.message)
         elif one.pending and report is not None:
             one.hear(report)
             self._begin_swap(one)
+
+    def _go_on(self, pulled: ModelRegistration, swap: str, pull: bool) -> ModelRegistration:
+        """Returns a model that is pulled; its load goes on from there."""
+        if not pull:
+            pulled.load(swap)
+            self._changed()
+        return pulled
 
     def _begin_swap(self, one: ModelRegistration) -> None:
         """Called when a model is prepared: the one that it takes the place of leaves."""
@@ -221,12 +235,12 @@ class ModelBook:
         self._changed()
 
     def _register(
-        self, name: str, entry: str, *, swap: str = "", declared: bool = False
+        self, name: str, entry: str, *, swap: str = "", declared: bool = False, pull: bool = False
     ) -> ModelRegistration:
         for failed in [one for one in self if one.name == name and one.state is ModelState.FAILED]:
             self._remove(failed)
         self._last_number += 1
-        made = ModelRegistration(self._last_number, name, entry, declared, swap)
+        made = ModelRegistration(self._last_number, name, entry, declared, swap, pull=pull)
         if not self.manages:
             made.state = ModelState.READY
         self._registrations[made.number] = made

@@ -35,7 +35,9 @@ class ModelCalls:
         with self._event_loop.deciding():
             if self._book.manages:
                 self._check(model, request.swap)
-            registration = self._book.load(model.served_name, entry_of(model), request.swap)
+            registration = self._book.load(
+                model.served_name, entry_of(model), request.swap, pull=request.pull
+            )
         return self._status(registration)
 
     def unload(self, request: router_pb2.UnloadModelRequest) -> router_pb2.ModelStatus:

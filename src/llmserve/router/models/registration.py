@@ -6,16 +6,30 @@ from typing import Any, Self
 
 from llmserve.config.wanted_models import PENDING_STATES, ModelOrder, ModelReport, ModelState, ServedName
 
-_SAVED = ("number", "name", "entry", "declared", "state", "directory", "error", "message", "swap", "swapped")
+_SAVED = (
+    "number",
+    "name",
+    "entry",
+    "declared",
+    "state",
+    "directory",
+    "error",
+    "message",
+    "swap",
+    "swapped",
+    "pull",
+)
+_NOT_SAVED_BEFORE: dict[str, Any] = {"pull": False}  # by earlier releases
 
 
 @dataclass(eq=False, slots=True)
 class ModelRegistration:
     """number: larger ones are later. entry: JSON, as an entry of `models` in the manifest. declared: the
     manifest has it. swap: name of the model that leaves for it; swapped: that model's entry, once it has
-    begun to leave, so that it can come back. detail, directory, error, message: as in ModelReport.
-    engines_run: as reported last. drains_since, idle_since: times on the clock, while it is draining; None:
-    requests still have it. released: its processes are to end."""
+    begun to leave, so that it can come back. pull: it is fetched only, until a load asks for more. detail,
+    directory, error, message: as in ModelReport. engines_run: as reported last. drains_since, idle_since:
+    times on the clock, while it is draining; None: requests still have it. released: its processes are to
+    end."""
 
     number: int
     name: str
@@ -23,6 +37,7 @@ class ModelRegistration:
     declared: bool = False
     swap: str = ""
     swapped: str = ""
+    pull: bool = False
     state: ModelState = ModelState.REGISTERED
     detail: str = ""
     directory: str = ""
@@ -38,9 +53,14 @@ class ModelRegistration:
         return self.state in PENDING_STATES
 
     @property
-    def wanted(self) -> bool:
-        """Whether it answers, or is on its way."""
+    def ordered(self) -> bool:
+        """Whether whoever runs the processes is to have it."""
         return self.pending or self.state is ModelState.READY
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it answers, or is on its way to that."""
+        return self.ordered and not self.pull
 
     @property
     def source(self) -> str:
@@ -60,9 +80,15 @@ class ModelRegistration:
     def become_ready(self) -> None:
         self.state, self.detail, self.swap, self.swapped = ModelState.READY, "", "", ""
 
+    def load(self, swap: str) -> None:
+        """Asks for more than a pull."""
+        self.pull, self.swap = False, swap
+
     def drain(self, now: float) -> None:
         """One that is not prepared yet has no requests, so that it ends at once."""
-        self.released = self.state in (ModelState.REGISTERED, ModelState.FETCHING) and not self.declared
+        self.released = self.pull or (
+            self.state in (ModelState.REGISTERED, ModelState.FETCHING) and not self.declared
+        )
         self.state, self.detail, self.drains_since, self.idle_since = ModelState.DRAINING, "", now, None
 
     def fail(self, error: str, message: str) -> None:
@@ -70,7 +96,7 @@ class ModelRegistration:
         self.detail, self.engines_run = "", False
 
     def order(self, *, may_start: bool) -> ModelOrder:
-        return ModelOrder(self.number, self.name, self.entry, self.declared, may_start, self.swap)
+        return ModelOrder(self.number, self.name, self.entry, self.declared, may_start, self.swap, self.pull)
 
     def served(self) -> ServedName:
         entry, is_ready = self.entry, self.state is ModelState.READY
@@ -84,6 +110,7 @@ class ModelRegistration:
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> Self:
         """Errors: KeyError, TypeError, ValueError for what `saved` did not return."""
+        saved = _NOT_SAVED_BEFORE | saved
         if set(saved) != set(_SAVED):
             raise ValueError(f"a model was saved as {sorted(saved)}")
         return cls(**saved | {"state": ModelState(saved["state"]), "number": int(saved["number"])})

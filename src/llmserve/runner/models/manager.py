@@ -52,17 +52,27 @@ class ModelProcesses(Protocol):
 
 @dataclass(eq=False, slots=True)
 class HeldModel:
-    """A model that is here, or is on its way in or out. may_start: the router lets its engines start.
+    """A model that is here, or is on its way in or out. is_loaded: the router asks for more than a pull.
+    may_start: the router lets its engines start.
     is_starting: they take their memory now."""
 
     order: ModelOrder
     report: ModelReport
     workers: tuple[str, ...] = ()
     needed: NeededMemory = NOTHING
+    is_loaded: asyncio.Event = field(default_factory=asyncio.Event)
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     leaving: bool = False
     is_starting: bool = False
+
+    def follow(self, order: ModelOrder) -> None:
+        """Takes in an order for the same model."""
+        self.order, self.report = order, replace(self.report, number=order.number)
+        if not order.pull:
+            self.is_loaded.set()
+        if order.may_start:
+            self.may_start.set()
 
 
 class ModelManager:
@@ -111,7 +121,7 @@ class ModelManager:
         return [
             name
             for name, held in self._held.items()
-            if not held.leaving and held.report.state is not ModelState.FAILED
+            if not held.leaving and not held.order.pull and held.report.state is not ModelState.FAILED
         ]
 
     def apply(self, orders: Sequence[ModelOrder]) -> None:
@@ -125,9 +135,7 @@ class ModelManager:
             if order is None or not _is_same(held.order, order):
                 self._leave(held)
                 continue
-            held.order, held.report = order, replace(held.report, number=order.number)
-            if order.may_start:
-                held.may_start.set()
+            held.follow(order)
         for name, order in wanted.items():
             if name not in self._held:
                 self._begin(order)
@@ -138,8 +146,7 @@ class ModelManager:
 
     def _begin(self, order: ModelOrder) -> None:
         held = HeldModel(order, ModelReport(order.number, ModelState.FETCHING))
-        if order.may_start:
-            held.may_start.set()
+        held.follow(order)
         self._held[order.name] = held
         held.task = self._owner.spawn(f"load.{order.name}", self._load(held))
 
@@ -161,6 +168,9 @@ class ModelManager:
         directory = await self._processes.prepare(
             manifest, lambda text: self._say(held, ModelState.FETCHING, text)
         )
+        if held.order.pull:
+            self._say(held, ModelState.FETCHED, directory=directory)
+            await held.is_loaded.wait()
         swapped = self._held.get(held.order.swap)
         leaving = swapped.workers if swapped else ()
         planned = await self._processes.plan(manifest, directory, leaving)

@@ -39,6 +39,29 @@ def test_runs_are_listed_the_latest_first_and_read_with_their_points(tmp_path: P
             runs.read(wrong)
 
 
+def test_files_that_have_not_changed_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, opened, read = BenchRuns(str(tmp_path), lambda: ""), list[str](), Path.read_text
+
+    def read_and_tell(path: Path) -> str:
+        opened.append(path.stem)
+        return read(path)
+
+    for name in ("101", "102"):
+        _keep(tmp_path, name)
+    (tmp_path / "bench" / "103.json").write_text("{")
+    first = runs.list()
+    monkeypatch.setattr(Path, "read_text", read_and_tell)
+    assert runs.list() == first
+    assert opened == []
+    _keep(tmp_path, "102", error="it ended badly")
+    assert runs.list()["runs"][0]["error"] == "it ended badly"
+    (tmp_path / "bench" / "101.json").unlink()
+    assert [run["id"] for run in runs.list()["runs"]] == ["102"]
+    assert opened == ["102"]
+
+
 def test_a_run_whose_process_is_gone_has_failed(tmp_path: Path) -> None:
     runs = BenchRuns(str(tmp_path), lambda: "")
     _keep(tmp_path, "101", state="running", process=[HERE[0], "1"])

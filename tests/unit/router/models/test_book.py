@@ -11,7 +11,8 @@ from llmserve.router.models.book import LINGER_SECONDS, ON_KUBERNETES, USE_CHECK
 from llmserve.router.models.snapshot import ModelBookSnapshot
 from tests.unit.router.models.conftest import DRAIN_SECONDS, ModelWorld, entry
 
-REGISTERED, FETCHING, STARTING = ModelState.REGISTERED, ModelState.FETCHING, ModelState.STARTING
+REGISTERED, FETCHING, FETCHED = ModelState.REGISTERED, ModelState.FETCHING, ModelState.FETCHED
+STARTING = ModelState.STARTING
 READY, DRAINING, GONE, FAILED = ModelState.READY, ModelState.DRAINING, ModelState.GONE, ModelState.FAILED
 
 
@@ -511,3 +512,42 @@ def test_on_kubernetes_models_come_with_the_manifest(make_world: Callable[..., M
 
 def test_it_shows_its_state(world: ModelWorld) -> None:
     assert repr(world.book) == f"<ModelBook ['a#{world.orders()['a'].number}:ready']>"
+
+
+def test_a_pull_ends_with_the_files_and_a_load_goes_on_from_there(world: ModelWorld) -> None:
+    b = world.book.load("b", entry("b"), pull=True)
+    assert world.orders()["b"].pull
+    world.say("b", FETCHING)
+    world.say("b", FETCHED, directory="/models/b")
+    assert (b.state, world.served()) == (FETCHED, ["a"])
+    assert world.book.load("b", entry("b"), pull=True) is b
+    with pytest.raises(InvalidRequest, match="the only one"):
+        world.book.unload("a")
+    assert world.book.load("b", entry("b"), "a") is b
+    assert (world.orders()["b"].pull, world.orders()["b"].may_start) == (False, False)
+    world.say("b", STARTING, directory="/models/b")
+    assert (world.state("a"), world.served()) == (DRAINING, ["b"])
+
+
+def test_a_load_of_another_entry_takes_the_place_of_a_pull(world: ModelWorld) -> None:
+    world.book.load("b", entry("b"), pull=True)
+    world.say("b", FETCHED)
+    other = world.book.load("b", entry("b", "hub/other"))
+    assert [(one.number, one.pull) for one in world.book if one.name == "b"] == [(other.number, False)]
+
+
+def test_a_pull_that_is_unloaded_goes_at_once(world: ModelWorld) -> None:
+    world.book.load("b", entry("b"), pull=True)
+    world.say("b", FETCHED)
+    world.book.unload("b")
+    assert "b" not in world.orders()
+    world.carry_out()
+    assert world.state("b") is None
+
+
+def test_the_next_router_knows_that_a_model_is_pulled_only(world: ModelWorld) -> None:
+    world.book.load("b", entry("b"), pull=True)
+    world.say("b", FETCHED)
+    world.begin_term({"a": entry("a")}, world.book.snapshot())
+    assert world.orders()["b"].pull
+    assert world.state("b") is FETCHED

@@ -110,6 +110,19 @@ async def test_a_model_is_fetched_checked_and_started(followed: Followed) -> Non
     assert followed.manager.names() == ["a", "b"]
 
 
+async def test_a_pull_takes_no_place_until_a_load_asks_for_more(followed: Followed) -> None:
+    followed.manager.apply([A, order("b", 2, pull=True)])
+    await followed.settle()
+    assert followed.processes.done == ["prepare b"]
+    assert followed.manager.reports()[1].directory == "/models/b"
+    assert followed.states()[2] is ModelState.FETCHED
+    assert followed.manager.names() == ["a"]
+    followed.manager.apply([A, order("b", 2)])
+    await followed.settle()
+    assert followed.processes.done[1:] == ["plan b in /models/b instead of ", "check b", "start b-0"]
+    assert followed.states()[2] is ModelState.READY
+
+
 async def test_a_swap_waits_until_its_place_is_free(followed: Followed) -> None:
     b = order("b", 2, swap="a", may_start=False)
     followed.manager.apply([A, b])

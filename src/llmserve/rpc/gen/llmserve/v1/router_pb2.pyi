@@ -868,12 +868,14 @@ class AdapterPlace(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("entry", "swap")
+    __slots__ = ("entry", "swap", "pull")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     SWAP_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     entry: str
     swap: str
-    def __init__(self, entry: _Optional[str] = ..., swap: _Optional[str] = ...) -> None: ...
+    pull: bool
+    def __init__(self, entry: _Optional[str] = ..., swap: _Optional[str] = ..., pull: _Optional[bool] = ...) -> None: ...
 
 class UnloadModelRequest(_message.Message):
     __slots__ = ("name",)
@@ -932,20 +934,22 @@ class FollowModelsResponse(_message.Message):
     def __init__(self, version: _Optional[int] = ..., orders: _Optional[_Iterable[_Union[ModelOrder, _Mapping]]] = ...) -> None: ...
 
 class ModelOrder(_message.Message):
-    __slots__ = ("number", "name", "entry", "declared", "may_start", "swap")
+    __slots__ = ("number", "name", "entry", "declared", "may_start", "swap", "pull")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     DECLARED_FIELD_NUMBER: _ClassVar[int]
     MAY_START_FIELD_NUMBER: _ClassVar[int]
     SWAP_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     number: int
     name: str
     entry: str
     declared: bool
     may_start: bool
     swap: str
-    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., entry: _Optional[str] = ..., declared: _Optional[bool] = ..., may_start: _Optional[bool] = ..., swap: _Optional[str] = ...) -> None: ...
+    pull: bool
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., entry: _Optional[str] = ..., declared: _Optional[bool] = ..., may_start: _Optional[bool] = ..., swap: _Optional[str] = ..., pull: _Optional[bool] = ...) -> None: ...
 
 class ModelReport(_message.Message):
     __slots__ = ("number", "state", "detail", "directory", "error", "message")
