@@ -14,10 +14,20 @@ class Outbox(Generic[T]):
         self._waiting: list[T] = []
         self._ready = asyncio.Event()
         self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
 
-    def put(self, item: T) -> None:
+    def put(self, item: T, within_seconds: float = 0.0) -> None:
+        """within_seconds: so long the item may wait for others to travel with. It is never overtaken."""
         self._waiting.append(item)
-        self._ready.set()
+        if not within_seconds:
+            self._ready.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(within_seconds, self._time_is_over)
+
+    def _time_is_over(self) -> None:
+        self._timer = None
+        if self._waiting:
+            self._ready.set()
 
     def close(self) -> None:
         """Ends `take` once it has returned what still waits. Idempotent."""
@@ -26,8 +36,8 @@ class Outbox(Generic[T]):
 
     async def take(self) -> list[T]:
         """Waits for items and returns them in order. An empty list: the outbox is closed."""
-        while not self._waiting and not self._closed:
-            self._ready.clear()
-            await self._ready.wait()
+        await self._ready.wait()
         taken, self._waiting = self._waiting, []
+        if not self._closed:
+            self._ready.clear()
         return taken

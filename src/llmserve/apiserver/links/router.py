@@ -38,6 +38,8 @@ _HELLO_TIMEOUT_SECONDS = 5.0
 _RETRY_AFTER_SECONDS = 2.0
 # With several routers: a leader sends something every 0.4 s, and its lease is 2 s.
 _LONGEST_SILENCE_SECONDS = 1.5
+# So long a message that needs no answer waits for others. A place is free by so much later.
+_COMPANY_SECONDS = 0.005
 
 _UNKNOWN_SHAPE = KvShape()
 _Message = router_pb2.RouterSessionRequest
@@ -141,12 +143,13 @@ class RouterLink:
         entry = self._entries.get(request_id)
         if entry is not None and entry.placement is not None:
             entry.placement = router_pb2.Placement(decode=entry.placement.decode)
-        self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
+        first_token = router_pb2.FirstToken(request_id=request_id)
+        self._post(_Message(first_token=first_token), _COMPANY_SECONDS)
 
     def progress(self, request_id: str, output_tokens: int) -> None:
         """Reports the number of tokens since the placement."""
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
-        self._post(_Message(progress=progress))
+        self._post(_Message(progress=progress), _COMPANY_SECONDS)
 
     def answer_models(self, models: AnsweringModels) -> None:
         """Says for which models this apiserver takes requests."""
@@ -170,12 +173,12 @@ class RouterLink:
                 cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
                 handover_seconds=end.handover_seconds,
             )
-            self._post(_Message(done=done))
+            self._post(_Message(done=done), _COMPANY_SECONDS)
 
-    def _post(self, message: _Message) -> None:
+    def _post(self, message: _Message, within_seconds: float = 0.0) -> None:
         """Without a session nothing is lost: the next one begins with all that is still true."""
         if self._outbox is not None:
-            self._outbox.put(message)
+            self._outbox.put(message, within_seconds)
 
     # -- the session
 
