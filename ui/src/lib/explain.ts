@@ -1,5 +1,7 @@
 /** The record of a request, as GET /v1/requests/{id}/explain shows it (docs/explain.md). */
 
+import { count, rate } from "./format";
+
 export type PhaseName = "prepare" | "queue" | "prefill" | "hand-over" | "decode" | "retry" | "finish";
 
 export interface Phase {
@@ -85,7 +87,7 @@ export function explained(phase: Phase, sequence: Sequence): string {
     case "hand-over":
       return handoverWords(sequence.handovers.at(-1));
     case "decode":
-      return `${sequence.output_tokens} tokens on ${attempt?.decode ?? "?"}`;
+      return `${count(sequence.output_tokens)} tokens on ${attempt?.decode ?? "?"}`;
     case "retry":
       return "a worker failed, another went on";
     case "finish":
@@ -97,7 +99,7 @@ function queueWords(attempt: Attempt | undefined): string {
   const queue = attempt?.queue;
   if (!queue) return "waits for a place";
   const budgets = Object.keys(queue.used_up_seconds);
-  return `${queue.requests_ahead} ahead${budgets.length > 0 ? `; no room: ${budgets.join(", ")}` : ""}`;
+  return `${queue.requests_ahead === 0 ? "nobody" : count(queue.requests_ahead)} ahead${budgets.length > 0 ? `; no room: ${budgets.join(", ")}` : ""}`;
 }
 
 function prefillWords(sequence: Sequence, attempt: Attempt | undefined): string {
@@ -105,15 +107,19 @@ function prefillWords(sequence: Sequence, attempt: Attempt | undefined): string 
   const computed = Math.max(0, sequence.prompt_tokens - device - store);
   const predicted = attempt?.predicted_cached_tokens ?? 0;
   const where = attempt?.prefill ?? attempt?.decode ?? "?";
-  return `${computed} computed, ${device} cached, ${store} loaded (predicted ${predicted} cached) on ${where}`;
+  const parts = [`${count(computed)} tokens computed`];
+  if (device > 0) parts.push(`${count(device)} cached`);
+  if (store > 0) parts.push(`${count(store)} loaded`);
+  if (predicted !== device + store) parts.push(`${count(predicted)} predicted to be cached`);
+  return `${parts.join(", ")} on ${where}`;
 }
 
 function handoverWords(handover: Handover | undefined): string {
   if (!handover) return "waits for decode";
   if (!handover.transport) return `computed again: ${handover.reason ?? "no way"}`;
-  const speed = handover.seconds > 0 ? handover.bytes / handover.seconds / 2 ** 30 : 0;
+  const speed = handover.seconds > 0 ? handover.bytes / handover.seconds : 0;
   const fell = handover.fallbacks.length > 0 ? `; fell back: ${handover.fallbacks.join("; ")}` : "";
-  return `${handover.mode} over ${handover.transport}, ${speed.toPrecision(2)} GiB/s${fell}`;
+  return `${handover.mode} over ${handover.transport}, ${rate(speed)}${fell}`;
 }
 
 /** Returns predicted seconds until the first token, of the placement that was chosen; null: not known. */

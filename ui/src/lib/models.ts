@@ -48,6 +48,14 @@ export function stateOf(model: ServedModel): string {
   return model.detail ? `${model.state}: ${model.detail}` : model.state;
 }
 
-export function isComing(model: ServedModel): boolean {
-  return ["registered", "fetching", "starting", "draining"].includes(model.state);
+/** Whether a model or an adapter comes or goes. */
+export function isComing(one: { state: string }): boolean {
+  return ["registered", "fetching", "starting", "draining"].includes(one.state);
+}
+
+/** Returns which part of a download is here, 0 to 1; undefined: nothing is known, or something else goes on. */
+export function partDone(model: ServedModel): number | undefined {
+  const found = /([\d.]+) of ([\d.]+) GB/.exec(model.detail ?? "");
+  const [done, total] = [Number(found?.[1]), Number(found?.[2])];
+  return total > 0 ? Math.min(1, done / total) : undefined;
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 _MICROSECONDS = 1e6
 _PROCESS = 1
+_HTTP_TRACK = 1  # Perfetto takes 0 for the idle thread
 
 _Record = Mapping[str, Any]
 
@@ -20,11 +21,11 @@ def chrome_trace(record: _Record) -> dict[str, Any]:
 
 
 def _events(record: _Record) -> Iterator[dict[str, Any]]:
-    yield _named("process_name", 0, f"request {record['request_id']}")
-    yield _named("thread_name", 0, "HTTP")
+    yield _named("process_name", _HTTP_TRACK, f"request {record['request_id']}")
+    yield _named("thread_name", _HTTP_TRACK, "HTTP")
     facts = {name: record[name] for name in ("status", "model", "error")}
-    yield _span(f"POST {record['path']}", 0, 0.0, record["seconds"], facts)
-    for track, sequence in enumerate(record["sequences"], 1):
+    yield _span(f"POST {record['path']}", _HTTP_TRACK, 0.0, record["seconds"], facts)
+    for track, sequence in enumerate(record["sequences"], _HTTP_TRACK + 1):
         yield _named("thread_name", track, sequence["request_id"])
         for phase in sequence["phases"]:
             begin, end = phase["begin_seconds"], phase["end_seconds"]
@@ -47,15 +48,17 @@ def _facts(phase: str, sequence: _Record) -> dict[str, Any]:
 
 
 def _span(name: str, track: int, begin: float, end: float, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """begin, end: seconds."""
+    """begin, end: seconds. Times are whole microseconds: with fractions, a span could begin a little before
+    the one ahead of it had ended, and Perfetto drops such spans."""
+    start, stop = round(begin * _MICROSECONDS), round(end * _MICROSECONDS)
     return {
         "ph": "X",
         "name": name,
         "cat": "request",
         "pid": _PROCESS,
         "tid": track,
-        "ts": round(begin * _MICROSECONDS, 3),
-        "dur": round((end - begin) * _MICROSECONDS, 3),
+        "ts": start,
+        "dur": stop - start,
         "args": dict(facts),
     }
 

@@ -1,7 +1,11 @@
 """A request as a trace for Perfetto, and as a row."""
 
+import itertools
 import json
+import random
 from typing import Any
+
+import pytest
 
 from llmserve.apiserver.explain.chrome_trace import chrome_trace
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle
@@ -55,6 +59,22 @@ def test_each_phase_is_a_span_in_microseconds_within_that_of_http() -> None:
     decode = phases[-2]
     assert (decode["ts"], decode["dur"]) == (0.6e6, 1.4e6)
     assert sum(one["dur"] for one in phases) == http["dur"]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_no_span_begins_before_the_one_ahead_of_it_has_ended(number: int) -> None:
+    """Perfetto would drop it (slice_drop_overlapping_complete_event). It reads times as whole nanoseconds."""
+    ends = [0.0, *itertools.accumulate(random.Random(number).uniform(1e-7, 0.3) for _ in range(6))]
+    shown = view(_served(), "apiserver-0")
+    phases = shown["sequences"][0]["phases"]
+    for phase, (begin, end) in zip(phases, itertools.pairwise(ends), strict=False):
+        phase |= {"begin_seconds": begin, "end_seconds": end}
+    trace = json.loads(json.dumps(chrome_trace(shown)))["traceEvents"]
+    spans = [one for one in trace if one["ph"] == "X" and one["tid"] == 2]
+    assert len(spans) == len(phases) >= 4
+    for one, following in itertools.pairwise(spans):
+        assert int(1000 * one["ts"]) + int(1000 * one["dur"]) == int(1000 * following["ts"])
+    assert all(one["dur"] >= 0 and one["pid"] > 0 and one["tid"] > 0 for one in trace if one["ph"] == "X")
 
 
 def test_spans_say_what_is_known_of_them() -> None:
