@@ -32,7 +32,7 @@ from llmserve.core.request import (
     PrefillStats,
     SamplingLimits,
 )
-from llmserve.engines.base import EngineInfo, EngineProfile
+from llmserve.engines.base import EngineInfo
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_request
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
@@ -108,7 +108,7 @@ class InstantEngine:
 
     async def set_peers(self, peers: Sequence[KvPeer]) -> None: ...
 
-    async def profile(self, seconds: float) -> EngineProfile:
+    async def profile(self, seconds: float) -> Sequence[Path]:
         raise InvalidRequest("this engine computes nothing")
 
     async def aclose(self) -> None: ...

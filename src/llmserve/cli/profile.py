@@ -2,14 +2,16 @@
 
 import argparse
 import asyncio
+import gzip
+import json
 import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc.aio
 
@@ -24,6 +26,7 @@ from llmserve.rpc.status import from_grpc
 _WORKERS = ("prefill", "decode", "aggregated")
 _WRITE_SECONDS = 300.0  # for the record itself, beyond the time that is recorded
 _SUMMARY_ROWS = 15
+_NAME_LETTERS = 80
 _SAMPLES_PER_SECOND = 100
 
 _ABOUT = """\
@@ -56,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"recording {options.name} for {options.seconds:g} s", flush=True)
     if role["role"] in _WORKERS and not options.python:
         pieces = _ask(role["listen"], cluster.credentials, options.seconds)
-        summary, files = asyncio.run(save(pieces, options.out))
+        files = asyncio.run(save(pieces, options.out))
+        summary = "\n".join(summary_of_trace(files[0]))
     else:
         summary, files = _sample(role, options.seconds, options.out)
     print(summary)
@@ -89,18 +93,16 @@ async def _ask(
             raise from_grpc(error) from error
 
 
-async def save(pieces: AsyncIterator[worker_pb2.ProfilePiece], out: Path) -> tuple[str, list[Path]]:
-    """Writes the files, each whole or not at all, and returns the summary and their paths. Errors:
-    LLMServeError for a file that cannot be written, those of the pieces."""
-    summary, parts = "", dict[Path, Path]()
+async def save(pieces: AsyncIterator[worker_pb2.ProfilePiece], out: Path) -> list[Path]:
+    """Writes the files, each whole or not at all, and returns their paths. Errors: LLMServeError for a file
+    that cannot be written, those of the pieces."""
+    parts = dict[Path, Path]()
     try:
         async for piece in pieces:
-            summary = summary or piece.summary
-            if piece.file:
-                path = out / Path(piece.file).name
-                parts[path] = path.with_name(f"{path.name}.part")
-                with parts[path].open("ab") as file:
-                    file.write(piece.data)
+            path = out / Path(piece.file).name
+            parts[path] = path.with_name(f"{path.name}.part")
+            with parts[path].open("ab") as file:
+                file.write(piece.data)
         for path, part in parts.items():
             part.rename(path)
     except OSError as error:
@@ -108,7 +110,61 @@ async def save(pieces: AsyncIterator[worker_pb2.ProfilePiece], out: Path) -> tup
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
-    return summary, list(parts)
+    return list(parts)
+
+
+class TraceSpan(NamedTuple):
+    """An operation of a trace. place: its thread, or its stream on a GPU. Times in microseconds."""
+
+    place: str
+    start: float
+    end: float
+    name: str
+    on_gpu: bool
+
+
+_ON_CPU = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
+_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+def summary_of_trace(path: Path) -> Iterator[str]:
+    """Yields the operations that took most time on GPUs and on the CPU, without those that they began, each
+    with its share. path: a trace, compressed."""
+    spans: list[TraceSpan] = json.loads(gzip.decompress(path.read_bytes()), object_hook=_without_rest)
+    if not spans:
+        yield "nothing was computed: no request ran here meanwhile"
+    for device, on_gpu in (("GPU", True), ("CPU", False)):
+        times, calls = own_times(span for span in spans if span.on_gpu is on_gpu)
+        total = sum(times.values())
+        if times:
+            yield f"the {device} computed for {total / 1e6:.2f} s; most of it"
+        for name in sorted(times, key=times.__getitem__, reverse=True)[:_SUMMARY_ROWS]:
+            yield f"{100 * times[name] / total:5.1f} %  {calls[name]:7d} x  {name[:_NAME_LETTERS]}"
+
+
+def _without_rest(fields: dict[str, Any]) -> Any:
+    """Keeps the operations of a trace, whose text is mostly details of them."""
+    if "traceEvents" in fields:
+        return [event for event in fields["traceEvents"] if event is not None]
+    if fields.get("cat") not in _ON_CPU + _ON_GPU:
+        return None
+    place, start = f"{fields['pid']} {fields['tid']}", fields["ts"]
+    return TraceSpan(place, start, start + fields["dur"], fields["name"], fields["cat"] in _ON_GPU)
+
+
+def own_times(spans: Iterable[TraceSpan]) -> tuple[dict[str, float], Counter[str]]:
+    """Returns the time of each operation without those that began in it, and how often it ran."""
+    times, calls = defaultdict[str, float](float), Counter[str]()
+    around: list[TraceSpan] = []
+    for span in sorted(spans, key=lambda one: (one.place, one.start, -one.end)):
+        while around and (around[-1].place != span.place or around[-1].end <= span.start):
+            around.pop()
+        if around:
+            times[around[-1].name] -= span.end - span.start
+        times[span.name] += span.end - span.start
+        calls[span.name] += 1
+        around.append(span)
+    return times, calls
 
 
 # -- what its Python code does
@@ -142,7 +198,7 @@ def summary_of(folded: str, taken: int) -> Iterator[str]:
         stack, _, number = line.rpartition(" ")
         counts[stack.rpartition(";")[2]] += int(number)
     total = counts.total()
-    yield f"Python code ran in {total} of {taken} samples; most of them in"
+    yield f"Python code ran in {total} of {taken} samples{'; most of them in' if total else ''}"
     for function, samples in counts.most_common(_SUMMARY_ROWS):
         yield f"{100 * samples / total:5.1f} %  {function}"
 

@@ -34,15 +34,6 @@ class EngineInfo:
     lora: LoraShape = NO_ADAPTERS
 
 
-@dataclass(frozen=True, slots=True)
-class EngineProfile:
-    """What an engine computed for a while. files: of the record, for whoever asked, who removes them.
-    summary: a table of what took most time."""
-
-    files: tuple[Path, ...]
-    summary: str
-
-
 class Engine(Protocol):
     async def start(self) -> EngineInfo:
         """Returns when the engine can take requests. Errors: StartFailed; ManifestError when
@@ -91,9 +82,10 @@ class Engine(Protocol):
         """All workers that tickets may come from; replaces those of the call before. They are
         connected to and probed in the background; `load` reports the result."""
 
-    async def profile(self, seconds: float) -> EngineProfile:
+    async def profile(self, seconds: float) -> Sequence[Path]:
         """Records what it computes for so long, and stops recording when the caller is cancelled as well.
-        Steps go on, but for the time in which the record is written. The caller asks for one at a time.
-        Errors: InvalidRequest (it has no profiler), EngineDead."""
+        Returns a trace of each rank, which the caller removes. Steps go on, but for the time in which the
+        traces are written. The caller asks for one at a time. Errors: InvalidRequest (it has no profiler),
+        EngineDead."""
 
     async def aclose(self) -> None: ...

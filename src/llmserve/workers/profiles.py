@@ -21,7 +21,7 @@ class Profiles:
         self._is_recording = False
 
     async def record(self, seconds: float) -> AsyncIterator[worker_pb2.ProfilePiece]:
-        """Records for so long, and then yields the summary and all files. Errors: InvalidRequest, Unavailable
+        """Records for so long, and then yields all files. Errors: InvalidRequest, Unavailable
         (a profile is being recorded), EngineDead."""
         if not 0 < seconds <= LONGEST_SECONDS:
             raise InvalidRequest(f"a profile takes up to {LONGEST_SECONDS:g} s, got {seconds:g}")
@@ -30,15 +30,14 @@ class Profiles:
         self._is_recording = True
         try:
             _log.info("profile started: seconds=%g", seconds)
-            profile = await self._engine.profile(seconds)
-            _log.info("profile complete: files=%d", len(profile.files))
+            files = await self._engine.profile(seconds)
+            _log.info("profile complete: files=%d", len(files))
             try:
-                yield worker_pb2.ProfilePiece(summary=profile.summary)
-                for file in profile.files:
+                for file in files:
                     async for piece in _pieces(file):
                         yield piece
             finally:
-                for file in profile.files:
+                for file in files:
                     file.unlink(missing_ok=True)
         finally:
             self._is_recording = False

@@ -1,6 +1,8 @@
 """`llmserve profile`: what is written, and what is told of it."""
 
 import argparse
+import gzip
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,13 +12,12 @@ from typing import Any
 import pytest
 
 from llmserve.cli import profile
-from llmserve.cli.profile import COMMAND, save, summary_of
+from llmserve.cli.profile import COMMAND, save, summary_of, summary_of_trace
 from llmserve.core.errors import LLMServeError, NotFound, WorkerLost
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2
 
 
 async def pieces(*given: tuple[str, bytes], ends_with: Exception | None = None) -> AsyncIterator[Any]:
-    yield worker_pb2.ProfilePiece(summary="table")
     for name, data in given:
         yield worker_pb2.ProfilePiece(file=name, data=data)
     if ends_with is not None:
@@ -24,8 +25,7 @@ async def pieces(*given: tuple[str, bytes], ends_with: Exception | None = None) 
 
 
 async def test_files_come_in_pieces_and_stay_in_the_folder(tmp_path: Path) -> None:
-    summary, files = await save(pieces(("a", b"1"), ("a", b"2"), ("../b", b"3")), tmp_path)
-    assert summary == "table"
+    files = await save(pieces(("a", b"1"), ("a", b"2"), ("../b", b"3")), tmp_path)
     assert files == [tmp_path / "a", tmp_path / "b"]
     assert [file.read_bytes() for file in files] == [b"12", b"3"]
 
@@ -48,7 +48,59 @@ def test_the_functions_with_most_samples_come_first() -> None:
         " 75.0 %  wait (b.py:2)",
         " 25.0 %  run (a.py:1)",
     ]
-    assert list(summary_of("", 300)) == ["Python code ran in 0 of 300 samples; most of them in"]
+    assert list(summary_of("", 300)) == ["Python code ran in 0 of 300 samples"]
+
+
+def trace(*spans: tuple[str, str, str, float, float]) -> bytes:
+    """spans: kind, thread, name, start and length in microseconds."""
+    events = [
+        {"ph": "X", "cat": kind, "pid": 1, "tid": tid, "name": name, "ts": start, "dur": length, "args": {}}
+        for kind, tid, name, start, length in spans
+    ]
+    named = {"ph": "M", "name": "process_name", "args": {"name": "rank 0"}}
+    return gzip.compress(json.dumps({"schemaVersion": 1, "traceEvents": [named, *events]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("spans", "told"),
+    [
+        ((), ["nothing was computed: no request ran here meanwhile"]),
+        (
+            (
+                ("Trace", "all", "the record", 0, 9e6),
+                ("cpu_op", "1", "copy", 1e6, 0.5e6),
+                ("cpu_op", "1", "step", 0, 2e6),  # with two copies in it
+                ("cpu_op", "1", "copy", 1.5e6, 0.25e6),
+                ("cpu_op", "2", "copy", 1e6, 0.25e6),  # in another thread
+                ("cpu_op", "2", "fill", 1.25e6, 1.75e6),
+            ),
+            [
+                "the CPU computed for 4.00 s; most of it",
+                " 43.8 %        1 x  fill",
+                " 31.2 %        1 x  step",
+                " 25.0 %        3 x  copy",
+            ],
+        ),
+        (
+            (
+                ("cuda_runtime", "1", "launch", 0, 1e6),
+                ("gpu_user_annotation", "s", "step", 0, 9e6),
+                ("kernel", "s", "k" * 90, 2e6, 1e6),
+            ),
+            [
+                "the GPU computed for 1.00 s; most of it",
+                f"100.0 %        1 x  {'k' * 80}",
+                "the CPU computed for 1.00 s; most of it",
+                "100.0 %        1 x  launch",
+            ],
+        ),
+    ],
+)
+def test_operations_that_took_most_time_without_those_in_them_come_first(
+    spans: Any, told: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "trace").write_bytes(trace(*spans))
+    assert list(summary_of_trace(tmp_path / "trace")) == told
 
 
 @pytest.fixture
@@ -79,13 +131,14 @@ def test_a_worker_is_asked_for_its_engine(
 
     def ask(*given: object) -> AsyncIterator[Any]:
         asked.extend(given)
-        return pieces(("trace", b"1"))
+        return pieces(("trace", trace(("cpu_op", "1", "copy", 0, 1e6))))
 
     monkeypatch.setattr(profile, "_ask", ask)
     assert run("decode-0", "--seconds", "2", "--out", str(tmp_path / "new")) == 0
     assert asked == ["h:2", None, 2.0]
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["recording decode-0 for 2 s", "table", f"written: {tmp_path / 'new' / 'trace'}"]
+    assert lines[0] == "recording decode-0 for 2 s"
+    assert lines[2:] == ["100.0 %        1 x  copy", f"written: {tmp_path / 'new' / 'trace'}"]
 
 
 @pytest.mark.parametrize("arguments", [("router-0",), ("decode-0", "--python")])

@@ -12,7 +12,7 @@ from llmserve.core.kv_params import PullParams, PushParams, check_params, for_ad
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.base import EngineInfo, EngineProfile
+from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult
 from llmserve.engines.sim.adapters import SimAdapters
 from llmserve.engines.sim.drawing import TokenDrawing
@@ -84,7 +84,7 @@ class SimEngine:
             lora=self._spec.lora,
         )
 
-    async def profile(self, seconds: float) -> EngineProfile:
+    async def profile(self, seconds: float) -> Sequence[Path]:
         raise InvalidRequest("the simulated engine computes nothing that a profiler of torch would see")
 
     async def aclose(self) -> None:

@@ -101,9 +101,17 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
 
 
 def _profiler(card_path: str) -> ProfilerConfig:
-    """A profiler that costs nothing until it is started. Without stacks, whose cost would be what is seen."""
+    """A profiler that costs nothing until it is started. Without stacks, whose cost would be what is seen.
+    The engine stands still while it ends, so it writes the trace and no more: compressing it takes longer,
+    and vLLM's table (that of CPUs: CpuWorker) ten times as long."""
     folder = Path(card_path).absolute().parent / PROFILES
-    return ProfilerConfig(profiler="torch", torch_profiler_dir=str(folder), torch_profiler_with_stack=False)
+    return ProfilerConfig(
+        profiler="torch",
+        torch_profiler_dir=str(folder),
+        torch_profiler_with_stack=False,
+        torch_profiler_use_gzip=False,
+        torch_profiler_dump_cuda_time_total=False,
+    )
 
 
 # vLLM's words for the manifest's methods.

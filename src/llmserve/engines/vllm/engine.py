@@ -1,9 +1,11 @@
 """VllmEngine: the Engine contract (engines/base.py) on vLLM's EngineCore client."""
 
 import asyncio
+import gzip
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +28,7 @@ from llmserve.core.kv_params import addresses_for, check_params
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
-from llmserve.engines.base import EngineInfo, EngineProfile
+from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
@@ -264,7 +266,7 @@ class VllmEngine:
                 self._stats.record_pairs(status.pairs)
         return self._stats.load()
 
-    async def profile(self, seconds: float) -> EngineProfile:
+    async def profile(self, seconds: float) -> Sequence[Path]:
         assert self._scratch is not None
         core, folder = self._running(), Path(self._scratch.name) / PROFILES
         for old in folder.glob("*"):  # of a caller that was cancelled
@@ -275,9 +277,7 @@ class VllmEngine:
                 await asyncio.sleep(seconds)
             finally:
                 await asyncio.shield(core.profile_async(False))
-        files = tuple(sorted(folder.iterdir()))
-        tables = [file.read_text() for file in files if file.suffix == ".txt"]
-        return EngineProfile(files, tables[0] if tables else "")
+        return [await asyncio.to_thread(_compressed, file) for file in sorted(folder.iterdir())]
 
     async def aclose(self) -> None:
         if self._core is not None:
@@ -302,6 +302,15 @@ def _dead_is_an_error() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineDead("the vLLM engine is dead") from error
+
+
+def _compressed(file: Path) -> Path:
+    """Returns the file that takes its place."""
+    small = file.with_name(f"{file.name}.gz")
+    with file.open("rb") as data, gzip.open(small, "wb", compresslevel=1) as written:
+        shutil.copyfileobj(data, written, 1 << 20)
+    file.unlink()
+    return small
 
 
 def _telling_cause(logging_config: LoggingConfig, scratch: Path) -> LoggingConfig:
