@@ -97,6 +97,7 @@ _ADMINISTERING = (
     "/admin/v1/models",
     "/admin/v1/models/{name:path}",
     "/models/load",
+    "/models/search/{text:path}",
     "/models/unload",
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",

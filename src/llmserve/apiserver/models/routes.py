@@ -1,14 +1,18 @@
 """The routes by which admins load, unload and list models: `/admin/v1/models`, and those of TorchWeave."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI
+from fastapi import Body, FastAPI, Query
 from pydantic import BaseModel, Field
 
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, Unavailable
+from llmserve.models import default_cache_dir
+from llmserve.models.local import local_models
+from llmserve.models.search import search_hub
 from llmserve.rpc.model_calls import ModelClient, model_row
 
 MODELS_PATH = "/admin/v1/models"
@@ -79,6 +83,24 @@ def add_original_models(
         """Unloads a model, and answers when no process of it is left."""
         await client.unload(body.name, limit_seconds())
         return _answer(body.name, "unloaded")
+
+    @app.get("/models/search/{text:path}", tags=["original projects"])
+    async def search(text: str, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> dict[str, Any]:
+        """Looks for models on the hub, if it can be reached, and on the machine of this apiserver."""
+        return await asyncio.to_thread(_found, text, limit)
+
+
+def _found(text: str, limit: int) -> dict[str, Any]:
+    """Blocks while the hub answers."""
+    here = {one.name for one in local_models(default_cache_dir()) if text.lower() in one.name.lower()}
+    message, downloads = "", dict[str, int]()
+    try:
+        downloads = {one.name: one.downloads for one in search_hub(text, limit)}
+    except Unavailable as error:
+        message = f"; {error.message}"
+    names = [*sorted(here), *(name for name in downloads if name not in here)]
+    rows = [{"model_id": name, "downloads": downloads.get(name), "local": name in here} for name in names]
+    return {"success": True, "message": f"Models found: {len(rows)}{message}", "data": rows}
 
 
 def _answer(name: str, what: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _search(options: argparse.Namespace) -> int:
         found = list(search_hub(options.text, options.limit))
     except Unavailable as error:
         why = error.message
-    rows = [local_row(model, ()) for model in here]
+    rows = [local_row(model, list(users_of(model, None, strict=False))) for model in here]
     if options.json:
         hub = None if found is None else [{"name": one.name, "downloads": one.downloads} for one in found]
         print(json.dumps({"hub": hub, "error": why or None, "here": rows}, indent=2))

@@ -48,7 +48,7 @@ class NeededMemory:
             kv = _kv_bytes(manifest) * manifest.engine.tensor_parallel
             text = f"{len(workers)} x ({parts}, {size(kv)} of KV)"
             return cls(each * len(workers), text=text)
-        rank = weight_bytes / max(1, len(on_gpu[0].gpus)) + _kv_bytes(manifest)
+        rank = weight_bytes / len(on_gpu[0].gpus) + _kv_bytes(manifest)
         pinned = PinnedMemory.of_host(manifest, [manifest.model.served_name] * len(on_gpu))
         ranks = Counter(gpu for worker in on_gpu for gpu in worker.gpus)
         text = f"{size(rank)} of weights and KV on each GPU, {size(pinned.rank_bytes)} pinned by each rank"

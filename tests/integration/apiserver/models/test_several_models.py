@@ -14,12 +14,15 @@ import openai
 import pytest
 import pytest_asyncio
 
+from llmserve.apiserver.models import routes
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
-from llmserve.core.errors import InvalidRequest, NotFound, StartFailed
+from llmserve.core.errors import InvalidRequest, NotFound, StartFailed, Unavailable
 from llmserve.core.ids import AdapterDigest
+from llmserve.models.local import LocalModel
+from llmserve.models.search import HubModel
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
 from tests.integration.apiserver.conftest import ANSWER_SECONDS, TEXT, FakeCluster, FakeWorker
 
@@ -386,6 +389,34 @@ async def test_models_are_loaded_as_torchweave_does(cluster: TwoModels) -> None:
         unloaded = (await http.post("/models/unload", json={"model_id": "distilgpt2"})).json()
         assert unloaded["message"] == "Model distilgpt2 unloaded successfully"
         assert (await http.post("/models/load", json={})).status_code == 400
+
+
+async def test_models_are_searched_as_torchweave_does(
+    cluster: TwoModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the hub, and on this machine also when there is no network."""
+    here = [LocalModel(name, "", tmp_path, tmp_path, 7) for name in ("o/tiny", "b")]
+    hub = [HubModel(name, 9, gated=False) for name in ("o/tiny", "o/tiny-2", "o/tiny-3")]
+    monkeypatch.setattr(routes, "local_models", lambda cache: here)
+    monkeypatch.setattr(routes, "search_hub", lambda text, limit: hub[:limit])
+    async with cluster.client("root") as http:
+        found = (await http.get("/models/search/TINY?limit=2")).json()
+        assert (found["success"], found["message"]) == (True, "Models found: 2")
+        assert found["data"] == [
+            {"model_id": "o/tiny", "downloads": 9, "local": True},
+            {"model_id": "o/tiny-2", "downloads": 9, "local": False},
+        ]
+        monkeypatch.setattr(routes, "search_hub", away)
+        found = (await http.get("/models/search/o/tiny")).json()
+        assert found["message"] == "Models found: 1; the hub cannot be asked: no network"
+        assert found["data"] == [{"model_id": "o/tiny", "downloads": None, "local": True}]
+        assert (await http.get("/models/search/tiny?limit=0")).status_code == 400
+    async with cluster.client() as http:
+        assert (await http.get("/models/search/tiny")).status_code == 403
+
+
+def away(text: str, limit: int) -> list[HubModel]:
+    raise Unavailable("the hub cannot be asked: no network")
 
 
 async def test_a_model_is_made_beside_the_loop(

@@ -43,6 +43,7 @@ def may(path: str, *scopes: AccessScope) -> bool:
         ("/admin/v1/models/org/name", False, False),
         ("/models/load", False, False),
         ("/models/unload", False, False),
+        ("/models/search/org/name", False, False),
         ("/v1/load_lora_adapter", False, False),
     ],
 )

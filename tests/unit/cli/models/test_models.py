@@ -204,11 +204,12 @@ def test_search_asks_the_hub_and_this_machine(
 
 
 def test_a_search_without_a_network_says_so_and_lists_what_is_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(text: str, limit: int) -> list[HubModel]:
         raise Unavailable("the hub cannot be asked: no route to host")
 
+    manifest(tmp_path / "llmserve.yaml", f"gguf:{gguf}")
     monkeypatch.setattr("llmserve.cli.models.search_hub", away)
     assert main(["models", "search", "tiny"]) == EXIT_OK
     lines = capsys.readouterr().out.splitlines()
@@ -217,7 +218,7 @@ def test_a_search_without_a_network_says_so_and_lists_what_is_here(
     assert main(["models", "search", "tiny", "--json"]) == EXIT_OK
     row = json.loads(capsys.readouterr().out)
     assert (row["hub"], row["error"]) == (None, "the hub cannot be asked: no route to host")
-    assert [one["name"] for one in row["here"]] == [NAME]
+    assert [(one["name"], one["used_by"]) for one in row["here"]] == [(NAME, ["llmserve.yaml"])]
 
 
 def test_pull_prepares_a_source_or_a_manifest(

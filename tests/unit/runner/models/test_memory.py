@@ -50,6 +50,7 @@ def test_an_engine_on_one_gpu_has_all_of_its_weights_there() -> None:
 
 def test_simulated_engines_take_next_to_nothing() -> None:
     assert NeededMemory.of(manifest(kind="sim"), 8 * GIB, workers(())) == NOTHING
+    assert NOTHING.host_bytes == 0
 
 
 NEEDED = NeededMemory(5.0 * GIB, text="the sum")
