@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import yaml
 
-from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import SECRET_NAME, Credentials
 
 READY_SECONDS = 300.0
 

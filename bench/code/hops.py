@@ -22,7 +22,7 @@ import httpx
 import yaml
 
 from bench.cluster import Cluster, running
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
 _APISERVER = "hops"

@@ -153,7 +153,8 @@ def descriptions() -> FuzzCase:
 
 def credentials() -> FuzzCase:
     from llmserve.core.errors import NotAuthenticated
-    from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
+    from llmserve.rpc.callers import CallerIdentity, CallerRole
+    from llmserve.rpc.credentials import Credentials
 
     own = Credentials(CallerIdentity(CallerRole.ROUTER, "a"), b"s" * 32)
 

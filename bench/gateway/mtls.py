@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bench.table import markdown
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.authority import Authority
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.role import (
     Role,
     configure_audit,

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError
-from llmserve.rpc.credentials import CERTIFICATES_VARIABLE, SECRET_VARIABLE, CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import CERTIFICATES_VARIABLE, SECRET_VARIABLE, Credentials
 from llmserve.transfer.base import (
     Batch,
     Int64Array,

@@ -38,8 +38,9 @@ from llmserve.kvstore.role import KVManagerRole
 from llmserve.metrics.registry import serve_metrics
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials, make_secret
+from llmserve.rpc.credentials import Credentials, make_secret
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, worker_pb2
 from llmserve.rpc.gen.llmserve.v1.router_pb2_grpc import RouterStub
 from llmserve.workers.worker import Worker, WorkerOptions

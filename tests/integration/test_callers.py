@@ -16,8 +16,9 @@ from llmserve.core.errors import Forbidden
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.rpc.permissions import check_permission
 from llmserve.rpc.wires.tls import client_tls

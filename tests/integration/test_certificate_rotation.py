@@ -9,8 +9,9 @@ import pytest
 
 from llmserve.engines.store.link import StoreLink
 from llmserve.kvstore.role import KVManagerRole
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 from llmserve.rpc.wires.authority import Authority

@@ -19,7 +19,7 @@ import yaml
 from bench.cluster import Cluster, running
 from llmserve.config.schema import ModelSpec
 from llmserve.models import resolve
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from tests.support.adapters import AdapterShape, random_adapter
 from tests.support.prometheus import ROOT, free_port
 from tests.support.store_worker import StoreWorker, chain

@@ -9,7 +9,8 @@ from llmserve.config.schema import Manifest, ServedModel
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.shared_port import PortShare
 from llmserve.models import resolve
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.role import addresses, common_flags, report_progress
 

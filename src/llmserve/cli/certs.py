@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmserve.cli.command import EXIT_OK, Command, positive
 from llmserve.core.errors import InvalidRequest, NotAuthenticated, NotFound
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 
 _ABOUT = """\
 Certificates by which the processes of a cluster know each other (security.mtls.directory in the manifest).

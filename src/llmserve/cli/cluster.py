@@ -11,7 +11,8 @@ from typing import Any
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, Unavailable
-from llmserve.rpc.credentials import SECRET_NAME, CallerRole, Credentials, certificates_in
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import SECRET_NAME, Credentials, certificates_in
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner.state import STATE_NAME, ClusterState, read_state, run_dir_of
 

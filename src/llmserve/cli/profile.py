@@ -18,8 +18,9 @@ import grpc.aio
 from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, positive
 from llmserve.core.errors import LLMServeError, NotFound
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.status import from_grpc
 

@@ -7,7 +7,8 @@ from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.role import common_flags, configure_audit, configure_logging, run_role
 
 

@@ -21,8 +21,9 @@ from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
 from llmserve.router.prefix.index import PrefixIndex
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import Backoff, open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 

@@ -21,7 +21,8 @@ from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer

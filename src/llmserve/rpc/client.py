@@ -12,7 +12,8 @@ import random
 
 import grpc.aio
 
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.wires.channel import ShowingChannel, TlsChannel
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

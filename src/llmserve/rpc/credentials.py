@@ -13,12 +13,12 @@ import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 
 if TYPE_CHECKING:
     from llmserve.rpc.wires.certificates import CertificateFolder
@@ -30,31 +30,8 @@ _METADATA_KEY = "llmserve-caller"
 _SECRET_BYTES = 32
 _LONGEST_NAME = 512  # as it is written, with escapes
 _Metadata = Iterable[tuple[str, Any]] | None
-
-
-class CallerRole(StrEnum):
-    """operator: somebody at a command line who may read the cluster's secret."""
-
-    APISERVER = "apiserver"
-    ROUTER = "router"
-    WORKER = "worker"
-    KVMANAGER = "kvmanager"
-    OPERATOR = "operator"
-
-    @classmethod
-    def of_process(cls, role: str) -> "CallerRole":
-        """Returns the role of whom is reached at the address of a process. role: as plans name it."""
-        workers, control = ("prefill", "decode", "aggregated"), "control"
-        return cls.WORKER if role in workers else cls.ROUTER if role == control else cls(role)
-
-
 _ROLES = frozenset(role.value for role in CallerRole)
-
-
-@dataclass(frozen=True, slots=True)
-class CallerIdentity:
-    role: CallerRole
-    name: str
+_UNNAMED = CallerIdentity(CallerRole.OPERATOR, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +40,7 @@ class Credentials:
     TLS, by which both ends then know each other; the secret only vouches for names. Without either, calls
     show nothing, and nothing is asked of them."""
 
-    own: CallerIdentity = CallerIdentity(CallerRole.OPERATOR, "")
+    own: CallerIdentity = _UNNAMED
     secret: bytes | None = None
     certificates: "CertificateFolder | None" = None
 

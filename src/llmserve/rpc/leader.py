@@ -9,8 +9,9 @@ import grpc.aio
 
 from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import Backoff, open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 

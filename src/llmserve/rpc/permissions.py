@@ -5,7 +5,8 @@ from typing import Any
 import grpc.aio
 
 from llmserve.core.errors import Forbidden
-from llmserve.rpc.credentials import CallerIdentity, CallerRole, shown_by
+from llmserve.rpc.callers import CallerIdentity, CallerRole
+from llmserve.rpc.credentials import shown_by
 
 _APISERVER, _ROUTER, _WORKER = CallerRole.APISERVER, CallerRole.ROUTER, CallerRole.WORKER
 _OPERATOR = CallerRole.OPERATOR

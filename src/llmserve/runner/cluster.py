@@ -19,8 +19,9 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner, first_done
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import Backoff
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind

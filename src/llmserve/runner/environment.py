@@ -12,12 +12,12 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
 from llmserve.models.adapters.cache import DRAM_VARIABLE
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import (
     CERTIFICATES_NAME,
     CERTIFICATES_VARIABLE,
     SECRET_NAME,
     SECRET_VARIABLE,
-    CallerRole,
     certificates_in,
     make_secret,
 )

@@ -14,7 +14,8 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import exit_process
 from llmserve.models.adapters import open_adapter_cache
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,

@@ -21,9 +21,10 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.metrics.registry import serve_metrics
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.adapters import encode_lora
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer

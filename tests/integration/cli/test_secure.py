@@ -23,8 +23,8 @@ from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.config.load import load_manifest
 from llmserve.doctor import Status
 from llmserve.doctor.security import weak_settings
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import credentials_in, make_certificates, make_host_certificate
 from tests.support.simulated import simulated

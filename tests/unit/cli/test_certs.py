@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.cli import main
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.certificates import CertificateFolder
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.cli.cluster import find_cluster, operator
 from llmserve.core.errors import InvalidRequest, Unavailable
-from llmserve.rpc.credentials import CallerIdentity, CallerRole
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 

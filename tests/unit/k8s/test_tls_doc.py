@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.config.plan_types import ProcessRole
 from llmserve.k8s.render.volumes import certificate_name
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.server import RpcServer
 from llmserve.rpc.wires.authority import Authority
 

@@ -12,7 +12,7 @@ import pytest
 from llmserve.core.errors import StartFailed
 from llmserve.rpc import audit, permissions
 from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
 
 BLOCKS = {"tier": "dram", "tenant": "red", "hash_prefix": "0f"}

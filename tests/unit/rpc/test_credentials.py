@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
-from llmserve.rpc.credentials import (
-    NO_CREDENTIALS,
-    SECRET_VARIABLE,
-    CallerIdentity,
-    CallerRole,
-    Credentials,
-    make_secret,
-    shown_by,
-)
+from llmserve.rpc.callers import CallerIdentity, CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, SECRET_VARIABLE, Credentials, make_secret, shown_by
 
 SECRET = b"s" * 64
 ROUTER = Credentials(CallerIdentity(CallerRole.ROUTER, "router-0"), SECRET)

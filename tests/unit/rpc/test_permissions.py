@@ -4,7 +4,7 @@ import pytest
 
 from llmserve.core.errors import Forbidden
 from llmserve.rpc.audit import is_administrative
-from llmserve.rpc.credentials import CallerIdentity, CallerRole
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
 from llmserve.rpc.permissions import check_permission, is_open
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed, Unavailable
 from llmserve.metrics.registry import MetricsServer, PageServer
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.authority import Authority
 from llmserve.runner import exporter as exporting
 from llmserve.runner.board import Board, ProcessState

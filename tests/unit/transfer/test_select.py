@@ -6,7 +6,8 @@ from typing import cast
 import pytest
 
 from llmserve.core.errors import InvalidRequest, TransferError, TransportUnavailable
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS
 from llmserve.transfer.base import HOST, Memory, Region, Transport
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice

@@ -19,9 +19,10 @@ from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel, trace_metadata
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.rpc.outbox import Outbox

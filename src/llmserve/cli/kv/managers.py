@@ -15,8 +15,8 @@ from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
 from llmserve.overview.kv import add_fields, summed
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc

@@ -16,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.cli.cluster import kvmanagers_of, routers_of
 from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.kv import summed
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 from llmserve.runner.process.liveness import any_certificate

@@ -18,7 +18,8 @@ from llmserve.engines.connector.orders import (
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import Region
 from llmserve.transfer.devices import REACHED, HostCopies, Mark, Staging
 from llmserve.transfer.devices.cuda import CudaCopies

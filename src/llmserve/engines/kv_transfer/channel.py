@@ -33,7 +33,8 @@ from llmserve.engines.kv_transfer.protocol import (
     encode,
     expect,
 )
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS, Purpose, prove_stream
 
 CONNECT_SECONDS = 3.0

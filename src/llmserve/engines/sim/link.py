@@ -26,7 +26,8 @@ from llmserve.engines.kv_transfer import (
 )
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.select import make_transports
 
 KvSource = PullParams | PushParams  # for KV that is pulled, or that is pushed

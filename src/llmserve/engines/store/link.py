@@ -15,7 +15,8 @@ from typing import Any
 
 import grpc
 
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 from llmserve.rpc.wires.channel import BlockingChannel

@@ -18,7 +18,8 @@ from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.dram.client.quantized import Codes
 from llmserve.kvstore.formats import BlockShape, Element, Quantize, grouped
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 

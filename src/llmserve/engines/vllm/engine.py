@@ -54,7 +54,8 @@ from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
 from llmserve.models.refusals import directory_refusals
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 
 _log = logging.getLogger(__name__)
 

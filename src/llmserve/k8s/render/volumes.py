@@ -7,7 +7,7 @@ from llmserve.config.lora import lora_of
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.k8s.render.objects import Object, gibibytes
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 
 
 def nvme_classes(manifest: Manifest) -> Iterator[tuple[int, StorageClass]]:

@@ -8,8 +8,9 @@ import grpc
 import grpc.aio
 
 from llmserve.router.leader.state import Term
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmserve.core.errors import StartFailed
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.certificates import AUTHORITIES_FILE, CERTIFICATE_FILE, KEY_FILE, CertificateOwner
 
 AUTHORITY_FOLDER = "ca"

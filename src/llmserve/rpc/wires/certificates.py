@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 from cryptography import x509
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
-from llmserve.rpc.credentials import CallerIdentity, CallerRole
+from llmserve.rpc.callers import CallerIdentity, CallerRole
 
 CERTIFICATE_FILE, KEY_FILE, AUTHORITIES_FILE = "tls.crt", "tls.key", "ca.crt"  # as cert-manager names them
 ANY_NAME = "*"

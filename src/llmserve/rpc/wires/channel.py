@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.wires.tls import client_tls
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from enum import StrEnum
 from typing import Any
 
 from llmserve.core.errors import NotAuthenticated
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 
 HANDSHAKE_SECONDS = 5.0
 FRAME_BYTES = 128  # a multiple of 64, by which tcp's messages are aligned

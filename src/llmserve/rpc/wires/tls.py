@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from llmserve.rpc.credentials import CallerRole
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.handshake import HANDSHAKE_SECONDS
 
 # gRPC's name for the time that each try to connect gets; the pauses between them are other options.

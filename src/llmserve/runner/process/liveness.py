@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerRole, Credentials
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 
 # Deadline of one question, which is then asked again. A process that does nothing is given up before it.
 _QUESTION_SECONDS = 60.0

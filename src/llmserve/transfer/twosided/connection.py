@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llmserve.core.errors import TransferError
-from llmserve.rpc.credentials import CallerRole, Credentials
+from llmserve.rpc.callers import CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.wires.handshake import Purpose, prove, wrapped
 from llmserve.transfer.base import Memory, Region, Spans
 

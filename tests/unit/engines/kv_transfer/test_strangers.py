@@ -12,7 +12,8 @@ import pytest
 from llmserve.core.errors import DeadlineExceeded, TransferError
 from llmserve.core.kv_params import PullParams
 from llmserve.engines.kv_transfer import query_status, release_lease, set_peers
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerIdentity, CallerRole, Credentials
+from llmserve.rpc.callers import CallerIdentity, CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.wires import handshake
 from llmserve.rpc.wires.unproven import MAX_UNPROVEN
 from tests.support.certificates import credentials_in, make_certificates

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
-from llmserve.rpc.credentials import CallerIdentity, CallerRole, Credentials
+from llmserve.rpc.callers import CallerIdentity, CallerRole
+from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.wires.authority import Authority
 from llmserve.rpc.wires.certificates import CertificateFolder, CertificateOwner, owner_and_end
 from tests.support.certificates import CLUSTER, credentials_in, make_certificates

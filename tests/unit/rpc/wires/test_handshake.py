@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import NotAuthenticated
-from llmserve.rpc.credentials import NO_CREDENTIALS, CallerIdentity, CallerRole, Credentials
+from llmserve.rpc.callers import CallerIdentity, CallerRole
+from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.wires import handshake
 from llmserve.rpc.wires.handshake import (
     FRAME_BYTES,
