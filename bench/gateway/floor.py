@@ -53,7 +53,7 @@ def main(manifest: Path, model: Path) -> None:
     # Imported here, because it reads the environment.
     from bench.gateway.instant import serve
 
-    uvloop.run(serve(manifest, model))
+    uvloop.run(serve(manifest, model, lambda port: print(f"{MARK}{port}", flush=True)))
 
 
 if __name__ == "__main__":

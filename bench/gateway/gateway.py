@@ -9,14 +9,11 @@ import argparse
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvloop
 import yaml
 
@@ -28,6 +25,7 @@ from bench.gateway.mtls import NAME as MTLS
 from bench.gateway.mtls import protected
 from bench.gateway.mtls import table as mtls_table
 from bench.gateway.rivals import RIVALS, rival
+from bench.gateway.turns import Case, Target, Turn, Turns
 from bench.table import markdown
 
 PROMPTS: Mapping[str, list[dict[str, str]]] = {
@@ -41,48 +39,6 @@ SECONDS, REPEATS = 1.5, 3
 _WORKERS = ("prefill", "decode")
 _OURS = ("apiserver", "router", "kvmanager", *_WORKERS)
 _MAX_FAILURES_SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """tokens: of the answer."""
-
-    kind: str
-    prompt: str
-    tokens: int
-    clients: int
-
-    @property
-    def is_default(self) -> bool:
-        """One of those that a run without options has: each value beside the usual one of all others."""
-        usual = (self.prompt == "30", self.tokens == 16, self.clients == 32)
-        return usual.count(False) <= 1 and self.prompt != "7500"
-
-    def __str__(self) -> str:
-        return f"{self.kind}, {self.prompt} + {self.tokens} tokens"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is measured. processes: pid of each, by the name that the tables have."""
-
-    name: str
-    url: str
-    processes: Mapping[str, int]
-
-    def cpu_seconds(self) -> dict[str, float]:
-        return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """cpu_ms: a request's, by process."""
-
-    load: Load
-    cpu_ms: Mapping[str, float]
-
-
-Turns = Mapping[str, Sequence[Turn]]  # by the name of their target
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -160,12 +116,6 @@ def ours(cluster: Cluster, name: str = "ours") -> Target:
 
 def manifest_of(cluster: Cluster) -> Path:
     return cluster.run_dir.parent / "llmserve.yaml"
-
-
-def cpu_seconds(pid: int) -> float:
-    """A process and its descendants, by the clocks that /proc/PID/stat shows in steps of 10 ms."""
-    family = (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
-    return sum(time.clock_gettime(~one << 3 | 2) for one in family)
 
 
 def measure(case: Case, targets: Sequence[Target], model: str, seconds: float, repeats: int) -> Turns:

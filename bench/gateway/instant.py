@@ -7,7 +7,7 @@ hand: those of the simulated engine, for each running sequence one a step.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from bench.gateway.floor import MARK
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.http.app import serving_args, vllm_config
 from llmserve.apiserver.options import ModelDirectory
@@ -151,8 +150,9 @@ class InstantClient(EngineFreeClient):
         self.renderer.shutdown()
 
 
-async def serve(manifest_path: Path, model: Path) -> None:
-    """As vLLM's build_and_serve, but without a line of log for each request. Ends with SIGTERM."""
+async def serve(manifest_path: Path, model: Path, on_port: Callable[[int], None]) -> None:
+    """Does what vLLM's build_and_serve does, but without a line of log for each request. Ends with SIGTERM.
+    on_port: is called with the port before the first request is answered."""
     torch.set_num_threads(1)
     manifest = load_manifest(manifest_path)
     args = serving_args(ModelDirectory(manifest.model.served_name, model), manifest.engine, manifest.api)
@@ -161,5 +161,5 @@ async def serve(manifest_path: Path, model: Path) -> None:
     await init_app_state(client, app.state, args, _TASKS)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         port = listening.getsockname()[1]
-        print(f"{MARK}{port}", flush=True)
+        on_port(port)
         await serve_http(app, listening, port=port, access_log=False, log_level="warning")

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bench.gateway.turns import Case, Turn, Turns
 from bench.table import markdown
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.wires.authority import Authority
-
-if TYPE_CHECKING:
-    from bench.gateway.gateway import Case, Turn, Turns
 
 NAME = "ours, mtls"
 
@@ -28,19 +26,19 @@ def protected(manifest: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     return manifest | {"spec": spec | {"security": security}}
 
 
-def table(results: "Mapping[Case, Turns]") -> str:
+def table(results: Mapping[Case, Turns]) -> str:
     """Empty when it was not measured. kept: the share of the throughput that is left."""
     rows = [_row(case, turns) for case, turns in results.items() if NAME in turns]
     headings = ("case", "clients", "requests/s", "with mTLS", "kept", "CPU ms a request", "with mTLS")
     return markdown(headings, rows) if rows else ""
 
 
-def _row(case: "Case", turns: "Turns") -> tuple[object, ...]:
+def _row(case: Case, turns: Turns) -> tuple[object, ...]:
     rates = [_rate(turns[name]) for name in ("ours", NAME)]
     costs = [statistics.median(sum(turn.cpu_ms.values()) for turn in turns[name]) for name in ("ours", NAME)]
     kept = f"{rates[1] / rates[0]:.1%}"
     return str(case), case.clients, *(f"{rate:.0f}" for rate in rates), kept, *(f"{ms:.2f}" for ms in costs)
 
 
-def _rate(turns: "Sequence[Turn]") -> float:
+def _rate(turns: Sequence[Turn]) -> float:
     return statistics.median(turn.load.requests / turn.load.seconds for turn in turns)

@@ -44,6 +44,11 @@ class ApiserverOptions:
     compiles_ahead: bool = False
     run_dir: str | None = None
 
+    @property
+    def directory(self) -> Path:
+        """The directory that relative paths of the manifest start at."""
+        return Path() if self.manifest is None else self.manifest.parent
+
 
 def flags() -> argparse.ArgumentParser:
     parser = common_flags("apiserver", listens=False)

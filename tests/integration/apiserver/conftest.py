@@ -559,8 +559,8 @@ class FakeCluster:
         return worker
 
     async def start(self, manifest: dict[str, Any]) -> None:
+        from llmserve.apiserver.apiserver import Apiserver
         from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
-        from llmserve.apiserver.role import Apiserver
 
         await self.router.start()
         await self.prefill.start()

@@ -256,8 +256,8 @@ async def test_the_openapi_document_lists_them(cluster: Any, http: httpx.AsyncCl
 def test_where_they_are_served(
     wanted: bool | None, mode: str, served: bool, manifest: dict[str, Any]
 ) -> None:
-    from llmserve.apiserver.role import _serves_original_routes
+    from llmserve.apiserver.http.original_routes import serves_original_routes
     from llmserve.config.schema import Manifest
 
     changed = {**manifest, "api": {"original_routes": wanted}, "deployment": {"mode": mode}}
-    assert _serves_original_routes(Manifest.model_validate(changed)) is served
+    assert serves_original_routes(Manifest.model_validate(changed)) is served

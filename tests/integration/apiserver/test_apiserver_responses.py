@@ -79,8 +79,8 @@ async def two(
 
 
 def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
+    from llmserve.apiserver.apiserver import Apiserver
     from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
-    from llmserve.apiserver.role import Apiserver
 
     options = ApiserverOptions(
         name="apiserver-1",

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.gateway.gateway import Case, Turn, cases, cpu_seconds, report
+from bench.gateway.gateway import cases, report
 from bench.gateway.load import Load, Prompts, ask, chat, drive
+from bench.gateway.turns import Case, Turn, cpu_seconds
 
 BODY = b'{"choices":[{"message":{"content":"text"},"finish_reason":"length"}]}'
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from starlette.routing import compile_path
 
 from llmserve.apiserver.auth.caller import AccessScope, Caller
+from llmserve.config.schema import Manifest
 from llmserve.core.errors import Forbidden, NotFound
 
 # Load balancers and probes ask for these, and have no keys.
@@ -138,6 +139,13 @@ def needed_scopes(path: str) -> frozenset[AccessScope]:
 
 def _needed(path: str) -> _Scopes | None:
     return NEEDS.get(path) or next((scopes for one, scopes in _PATTERNS if one.match(path)), None)
+
+
+def public_paths(manifest: Manifest) -> frozenset[str]:
+    """Returns the paths that the manifest opens to callers without a key, besides probes."""
+    public = manifest.security.public
+    docs = DOCS if public.docs or manifest.api.public_docs else frozenset()
+    return docs | METRICS if public.metrics else docs
 
 
 def check_scope(caller: Caller, path: str) -> None:

@@ -26,7 +26,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.models.doors import ModelDoors
-from llmserve.config.schema import EngineConfig
+from llmserve.config.schema import EngineConfig, Manifest
 from llmserve.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 
 _MAX_TOKENS = 128  # where the client names no number, as TorchWeave has it
@@ -113,6 +113,13 @@ class BaselineTurn:
             yield
         finally:
             self._turn.release()
+
+
+def serves_original_routes(manifest: Manifest) -> bool:
+    """Returns whether the manifest asks for these routes. Without a word about them, only a local cluster has
+    them."""
+    wanted = manifest.api.original_routes
+    return manifest.deployment.mode == "local" if wanted is None else wanted
 
 
 def add_original_routes(

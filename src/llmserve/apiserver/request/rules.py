@@ -86,6 +86,10 @@ class RetryLimits:
     burst: int
     tenant_share: float
 
+    @classmethod
+    def of(cls, scheduling: Scheduling) -> "RetryLimits":
+        return cls(scheduling.retry_share, scheduling.retry_burst, scheduling.retry_tenant_share)
+
 
 @dataclass(slots=True)
 class _Bucket:
