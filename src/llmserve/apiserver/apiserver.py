@@ -103,7 +103,7 @@ class Apiserver:
         self._retries = RetryBudget(RetryLimits.of(manifest.scheduling))
         self._metrics.retry_budget.set_function(lambda: self._retries.left)
         self._batches = build_batches(
-            manifest.batches, options.run_dir, self._metrics, self._front_door, limits.body_kib << 10
+            manifest.batches, options.run_dir, self._metrics.batches, self._front_door, limits.body_kib << 10
         )
         self._store = build_store(manifest, os.environ, SystemClock())
         self._media = MediaConnection(frozenset(manifest.security.allowed_media_hosts))
@@ -168,7 +168,7 @@ class Apiserver:
             except BaseException:
                 await door.drain(0, Unavailable(STOPPING))
                 await door.aclose()
-                self._metrics.forget_model(files.name)
+                self._metrics.requests.forget(files.name)
                 raise
             self.models.add(door)
 
@@ -178,7 +178,7 @@ class Apiserver:
         await self.models.drop(name, drain_seconds)
         async with self._adding:
             if self.models.get(name) is None:  # another one may have got its name meanwhile
-                self._metrics.forget_model(name)
+                self._metrics.requests.forget(name)
 
     def _set_stream_interval(self, tokens: int) -> None:
         for door in self.models:
@@ -189,7 +189,7 @@ class Apiserver:
             router=self._router,
             workers=self._workers,
             identity=KvIdentity(tenants_share=self._manifest.security.kv_sharing == "cluster"),
-            metrics=ModelMetrics(self._metrics, model),
+            metrics=ModelMetrics(self._metrics.requests, model),
             model=model,
             limits=self._live.limits,
             retries=self._retries,

@@ -11,13 +11,12 @@ _LATENCY_BUCKETS_SECONDS = (
 # fmt: on
 
 
-class ApiserverMetrics:
-    """A request here is one sequence: each of `n` choices, and each prompt of a batch, counts. What has the
-    label `model` is counted by a ModelMetrics."""
+class RequestMetrics:
+    """Requests of all models, by model. A request here is one sequence: each of `n` choices, and each prompt
+    of a batch, counts. They are counted by a ModelMetrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
         self.requests_total = counter(
             "apiserver_requests_total",
@@ -25,8 +24,11 @@ class ApiserverMetrics:
             "(before the queue), evicted (after the queue, before a placement), failed",
             ("model", "outcome"),
         )
-        self.running_requests = gauge(
-            "apiserver_running_requests", "Requests from admission to their end", ("model",)
+        self.running_requests = Gauge(
+            "apiserver_running_requests",
+            "Requests from admission to their end",
+            ("model",),
+            registry=registry,
         )
         self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",
@@ -84,6 +86,40 @@ class ApiserverMetrics:
             "Requests that failed because the retry budget was used up",
             ("model",),
         )
+
+    def forget(self, model: str) -> None:
+        """Removes the series of a model that has left, and of which no ModelMetrics is used any more. One
+        that comes back begins at 0."""
+        for metric in vars(self).values():
+            metric.remove_by_labels({"model": model})
+
+
+class BatchMetrics:
+    """What the apiserver counts of `/v1/batches`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.lines_total = counter(
+            "apiserver_batch_lines_total",
+            "Lines of batches with a result, by result: completed, failed (answered with an error), refused "
+            "(no request, and never sent), expired",
+            ("result",),
+        )
+        self.running = Gauge(
+            "apiserver_running_batches", "Batches that this apiserver runs", registry=registry
+        )
+        self.storage_failures_total = counter(
+            "apiserver_batch_storage_failures_total",
+            "Writes of batches' results and states that failed and are tried again",
+        )
+
+
+class ApiserverMetrics:
+    """The links and retries of an apiserver. Its requests and batches are counted apart."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
         self.retry_budget = gauge("apiserver_retry_budget", "Retries that may be made now")
         self.lease_releases_total = counter(
             "apiserver_lease_releases_total",
@@ -97,25 +133,9 @@ class ApiserverMetrics:
         self.router_reconnects_total = counter(
             "apiserver_router_reconnects_total", "Sessions with the router that broke"
         )
-        self.batch_lines_total = counter(
-            "apiserver_batch_lines_total",
-            "Lines of batches with a result, by result: completed, failed (answered with an error), refused "
-            "(no request, and never sent), expired",
-            ("result",),
-        )
-        self.running_batches = gauge("apiserver_running_batches", "Batches that this apiserver runs")
-        self.batch_storage_failures_total = counter(
-            "apiserver_batch_storage_failures_total",
-            "Writes of batches' results and states that failed and are tried again",
-        )
         self.worker_links = gauge("apiserver_worker_links", "Open worker sessions")
-
-    def forget_model(self, model: str) -> None:
-        """Removes the series of a model that has left, and of which no ModelMetrics is used any more. One
-        that comes back begins at 0."""
-        for metric in vars(self).values():
-            if "model" in metric._labelnames:
-                metric.remove_by_labels({"model": model})
+        self.requests = RequestMetrics(registry)
+        self.batches = BatchMetrics(registry)
 
 
 class ModelMetrics:
@@ -123,7 +143,7 @@ class ModelMetrics:
     a client made up, so that there are series of served models alone. Those without another label begin at
     0, before the first request."""
 
-    def __init__(self, all_models: ApiserverMetrics, model: str) -> None:
+    def __init__(self, all_models: RequestMetrics, model: str) -> None:
         self._all_models, self._model = all_models, model
         self.running_requests = all_models.running_requests.labels(model)
         self.time_to_first_token_seconds = all_models.time_to_first_token_seconds.labels(model)

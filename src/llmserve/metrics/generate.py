@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import ApiserverMetrics, BatchMetrics, RequestMetrics
 from llmserve.metrics.cluster import ClusterMetrics, TracingMetrics
 from llmserve.metrics.dashboards import DASHBOARDS, Dashboard, rules_text
 from llmserve.metrics.dashboards.panels import text
 from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
 from llmserve.metrics.registry import StateCollector, WatchedCounter
-from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.router import PlacementMetrics, PrefixMetrics, RegistrationMetrics, RouterMetrics
 from llmserve.metrics.worker import AdapterMetrics, SpeculationMetrics, WorkerMetrics
 
 
@@ -51,8 +51,13 @@ handed over is two: one token at prefill, the others at decode.
 """
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
+    ("apiserver: requests", RequestMetrics),
+    ("apiserver: batches", BatchMetrics),
     ("apiserver", ApiserverMetrics),
     ("router", RouterMetrics),
+    ("router: placements", PlacementMetrics),
+    ("router: cached prompts", PrefixMetrics),
+    ("router: LoRA adapters", RegistrationMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
     ("decode, aggregated: speculation", SpeculationMetrics),
     ("prefill, decode, aggregated: LoRA adapters", AdapterMetrics),

@@ -75,62 +75,59 @@ _SCHEDULER_FAMILIES: tuple[_Family, ...] = (
 )
 
 
-class RouterMetrics:
+class PlacementMetrics:
+    """What the router decides, and how right its predictions of the first token are."""
+
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
-        watched = partial(WatchedCounter, registry=registry)
-        self.requests_total = counter(
-            "router_requests_total",
-            "Requests that left the router, by outcome: completed, cancelled (also withdrawn from the "
-            "queue), rejected (before the queue), evicted (after the queue, before a placement), failed, "
-            "replaced (it asked for another place), given_back (its apiserver's session ended first)",
-            ("outcome",),
-        )
-        self.refusals_total = counter(
-            "router_refusals_total", "Requests rejected or evicted, by the class of the error", ("error",)
-        )
-        self.queued_requests = gauge("router_queued_requests", "Requests that wait for a placement")
-        self.running_requests = gauge("router_running_requests", "Requests that are placed and not done")
-        self.apiservers = gauge("router_apiservers", "Open apiserver sessions")
-        self.leads = gauge("router_leads", "1 while this router decides; of several routers one does")
-        self.queue_time_seconds = histogram(
-            "request_queue_time_seconds",
-            "From admission to placement, of placed requests, by model",
-            ("model",),
-            buckets=WAIT_BUCKETS_SECONDS,
-        )
-        self.workers = gauge(
-            "router_workers",
-            "Known workers, by role and state: available, suspect, fetching (adapters that it needs first), "
-            "draining, lost",
-            ("role", "state"),
-        )
-        self.slow_workers = gauge(
-            "router_slow_workers", "Workers that are avoided because the others of their role are faster"
-        )
-        self.worker_interruptions_total = watched(
-            "router_worker_interruptions_total",
-            "How often a known worker stopped being available without having left in order: suspect, silent, "
-            "or replaced by a new process of its name",
-            ("worker", "role"),
-        )
-        self.placements_total = counter(
+        self.placed_total = counter(
             "router_placements_total",
             "Placements of requests, by worker and the role it was placed for",
             ("worker", "role"),
         )
-        self.index_blocks = gauge(
+        self.kinds_total = counter(
+            "router_placement_kinds_total",
+            "Placements, by kind: disaggregated (prefill and decode on two workers), single (one for both)",
+            ("kind",),
+        )
+        self.decision_seconds = histogram(
+            "router_decision_seconds",
+            "Time to decide what follows from one event",
+            buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
+        )
+        self.first_token_seconds = histogram(
+            "router_first_token_seconds", "From placement to first token", buckets=WAIT_BUCKETS_SECONDS
+        )
+        self.predicted_first_token_seconds = histogram(
+            "router_predicted_first_token_seconds",
+            "What router_first_token_seconds was predicted to be, where scheduling.routing is kv_aware",
+            buckets=WAIT_BUCKETS_SECONDS,
+        )
+        self.first_token_error_seconds = histogram(
+            "router_first_token_error_seconds",
+            "How far predicted and measured time to first token were apart",
+            buckets=WAIT_BUCKETS_SECONDS,
+        )
+
+
+class PrefixMetrics:
+    """What the router knows of cached prompts, and how right it is about them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.blocks = gauge(
             "router_prefix_index_blocks",
             "Blocks of which the router knows who holds them, once for each KV manager that it follows",
         )
-        self.index_kvmanagers = gauge(
+        self.kvmanagers = gauge(
             "router_prefix_index_kvmanagers",
             "KV managers, by state: followed, away (what they alone hold is not known)",
             ("state",),
         )
-        self.prefix_proof = gauge(
+        self.proof = gauge(
             "router_prefix_proof",
             "1 for what is proven of cache-aware routing, from the requests that have run: unproven (nothing "
             "has run yet, or no blocks are reported), matches, differs (a worker hashes blocks differently "
@@ -152,48 +149,81 @@ class RouterMetrics:
             ("more",),
             buckets=(0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0),
         )
-        self.decision_seconds = histogram(
-            "router_decision_seconds",
-            "Time to decide what follows from one event",
-            buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
-        )
-        self.placement_kinds_total = counter(
-            "router_placement_kinds_total",
-            "Placements, by kind: disaggregated (prefill and decode on two workers), single (one for both)",
-            ("kind",),
-        )
-        self.first_token_seconds = histogram(
-            "router_first_token_seconds", "From placement to first token", buckets=WAIT_BUCKETS_SECONDS
-        )
-        self.predicted_first_token_seconds = histogram(
-            "router_predicted_first_token_seconds",
-            "What router_first_token_seconds was predicted to be, where scheduling.routing is kv_aware",
-            buckets=WAIT_BUCKETS_SECONDS,
-        )
-        self.first_token_error_seconds = histogram(
-            "router_first_token_error_seconds",
-            "How far predicted and measured time to first token were apart",
-            buckets=WAIT_BUCKETS_SECONDS,
-        )
+
+
+class RegistrationMetrics:
+    """What becomes of adapters."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
         self.adapters = gauge(
             "router_adapters",
             "Adapters, by state: registered (no worker fetches it), fetching, ready (requests may use it), "
             "draining (the last requests use it), failed",
             ("state",),
         )
-        self.adapter_loads_total = counter(
+        self.loads_total = counter(
             "router_adapter_loads_total",
             "Loads of adapters that ended, by outcome: ready, failed, given_up (it was unloaded, or loaded "
             "again, before it was ready)",
             ("outcome",),
         )
-        self.adapter_fetch_failures_total = counter(
+        self.fetch_failures_total = counter(
             "router_adapter_fetch_failures_total",
             "How often a worker could not fetch an adapter, and is to try again",
         )
-        self.adapter_prefetches_total = counter(
+        self.prefetches_total = counter(
             "router_adapter_prefetches_total",
             "How often a worker was told to bring an adapter into memory while a request for it waits",
         )
+
+
+class RouterMetrics:
+    """What the router holds. What it places, knows of prompts and does about adapters is counted apart."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        watched = partial(WatchedCounter, registry=registry)
+        self.requests_total = counter(
+            "router_requests_total",
+            "Requests that left the router, by outcome: completed, cancelled (also withdrawn from the "
+            "queue), rejected (before the queue), evicted (after the queue, before a placement), failed, "
+            "replaced (it asked for another place), given_back (its apiserver's session ended first)",
+            ("outcome",),
+        )
+        self.refusals_total = counter(
+            "router_refusals_total", "Requests rejected or evicted, by the class of the error", ("error",)
+        )
+        self.queued_requests = gauge("router_queued_requests", "Requests that wait for a placement")
+        self.running_requests = gauge("router_running_requests", "Requests that are placed and not done")
+        self.apiservers = gauge("router_apiservers", "Open apiserver sessions")
+        self.leads = gauge("router_leads", "1 while this router decides; of several routers one does")
+        self.queue_time_seconds = Histogram(
+            "request_queue_time_seconds",
+            "From admission to placement, of placed requests, by model",
+            ("model",),
+            buckets=WAIT_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.workers = gauge(
+            "router_workers",
+            "Known workers, by role and state: available, suspect, fetching (adapters that it needs first), "
+            "draining, lost",
+            ("role", "state"),
+        )
+        self.slow_workers = gauge(
+            "router_slow_workers", "Workers that are avoided because the others of their role are faster"
+        )
+        self.worker_interruptions_total = watched(
+            "router_worker_interruptions_total",
+            "How often a known worker stopped being available without having left in order: suspect, silent, "
+            "or replaced by a new process of its name",
+            ("worker", "role"),
+        )
+        self.placements = PlacementMetrics(registry)
+        self.prefixes = PrefixMetrics(registry)
+        self.adapters = RegistrationMetrics(registry)
         self.scheduler = StateCollector(_SCHEDULER_FAMILIES, SchedulerStats)
         registry.register(self.scheduler)

@@ -35,17 +35,17 @@ class MetricsRecorder:
         )
         self._queue_time, self._placements = (
             cache(metrics.queue_time_seconds.labels),
-            cache(metrics.placements_total.labels),
+            cache(metrics.placements.placed_total.labels),
         )
         self._kinds, self._error_ratio = (
-            cache(metrics.placement_kinds_total.labels),
-            cache(metrics.cached_tokens_error_ratio.labels),
+            cache(metrics.placements.kinds_total.labels),
+            cache(metrics.prefixes.cached_tokens_error_ratio.labels),
         )
         self._watch(controller)
         self._watch_index(controller.prefixes, kvmanagers)
 
     def decided(self, seconds: float) -> None:
-        self._metrics.decision_seconds.observe(seconds)
+        self._metrics.placements.decision_seconds.observe(seconds)
 
     def record(self, effect: Effect) -> None:
         match effect:
@@ -70,25 +70,26 @@ class MetricsRecorder:
         self._kinds(kind).inc()
 
     def _started(self, started: RequestStarted) -> None:
-        self._metrics.first_token_seconds.observe(started.seconds)
+        metrics = self._metrics.placements
+        metrics.first_token_seconds.observe(started.seconds)
         if started.predicted is not None:
             predicted = started.predicted.first_token_seconds
-            self._metrics.predicted_first_token_seconds.observe(predicted)
-            self._metrics.first_token_error_seconds.observe(abs(started.seconds - predicted))
+            metrics.predicted_first_token_seconds.observe(predicted)
+            metrics.first_token_error_seconds.observe(abs(started.seconds - predicted))
 
     def _compared(self, cached: CachedTokens) -> None:
-        self._metrics.predicted_cached_tokens_total.inc(cached.predicted)
-        self._metrics.actual_cached_tokens_total.inc(cached.actual)
+        self._metrics.prefixes.predicted_cached_tokens_total.inc(cached.predicted)
+        self._metrics.prefixes.actual_cached_tokens_total.inc(cached.actual)
         share = abs(cached.predicted - cached.actual) / max(1, cached.prompt)
         self._error_ratio(cached.more.value).observe(share)
 
     def _watch_index(self, prefixes: PrefixLookup, kvmanagers: int) -> None:
-        metrics, index = self._metrics, prefixes.index
-        metrics.index_blocks.set_function(lambda: index.blocks)
-        metrics.index_kvmanagers.labels("followed").set_function(lambda: len(index.followed))
-        metrics.index_kvmanagers.labels("away").set_function(lambda: kvmanagers - len(index.followed))
+        metrics, index = self._metrics.prefixes, prefixes.index
+        metrics.blocks.set_function(lambda: index.blocks)
+        metrics.kvmanagers.labels("followed").set_function(lambda: len(index.followed))
+        metrics.kvmanagers.labels("away").set_function(lambda: kvmanagers - len(index.followed))
         for state in HashState:
-            metrics.prefix_proof.labels(state.value).set_function(
+            metrics.proof.labels(state.value).set_function(
                 lambda state=state: prefixes.hash_check.state is state  # type: ignore[misc]
             )
 

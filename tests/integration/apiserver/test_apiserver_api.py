@@ -147,9 +147,9 @@ async def test_choices_have_one_place_and_one_prefill(
     assert [(leg.limits.max_tokens, bool(leg.kv_transfer_params)) for leg in decodes] == [(4, False)] * 3
     seeds = [msgspec.msgpack.decode(leg.sampling_params)["seed"] for leg in decodes]
     assert seeds == [7, 8, 9]
-    assert cluster.router.first_tokens == [admit.request_id]
     await cluster.settled()
     await cluster.router.until(lambda: bool(cluster.router.done))
+    assert cluster.router.first_tokens == [admit.request_id]
     assert cluster.router.done == [(admit.request_id, Outcome.COMPLETED)]
     assert cluster.router.cached == [16]
     assert not cluster.prefill.released, "decode has read the KV"

@@ -17,7 +17,7 @@ from llmserve.apiserver.batches.store import BatchStore
 from llmserve.config.conflict import Conflict
 from llmserve.config.schema.batches import Batches
 from llmserve.core.errors import LLMServeError
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import BatchMetrics
 
 FILES_PATH = "/v1/files"
 _LOCATION = "batches.location"
@@ -30,7 +30,7 @@ _LINE_BYTES = 64 << 10  # of a line, around its body
 def build_batches(
     batches: Batches,
     run_dir: str | None,
-    metrics: ApiserverMetrics,
+    metrics: BatchMetrics,
     gate: Callable[[], ASGIApp],
     max_body_bytes: int,
 ) -> BatchService | None:

@@ -16,7 +16,7 @@ from llmserve.apiserver.batches.lines import LineResult, numbered_lines, parse_r
 from llmserve.apiserver.batches.names import journal_path
 from llmserve.apiserver.batches.storage import PIECE_BYTES, BatchStorage
 from llmserve.core.errors import Overloaded, Unavailable
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import BatchMetrics
 from llmserve.rpc.client import Backoff
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 class Journal:
     """done: numbers of the lines whose results are in it. usage: tokens of the successful ones."""
 
-    def __init__(self, storage: BatchStorage, batch_id: str, metrics: ApiserverMetrics) -> None:
+    def __init__(self, storage: BatchStorage, batch_id: str, metrics: BatchMetrics) -> None:
         self.done: set[int] = set()
         self.completed = self.failed = 0
         self.usage = _no_usage()
@@ -88,7 +88,7 @@ class Journal:
             try:
                 return await self._storage.append(self._path, data)
             except (Overloaded, Unavailable) as error:
-                self._metrics.batch_storage_failures_total.inc()
+                self._metrics.storage_failures_total.inc()
                 _log.warning("%s: results cannot be kept, and wait: %s", self._path, error.message)
                 await asyncio.sleep(backoff.next())
 

@@ -40,7 +40,7 @@ from llmserve.apiserver.batches.store import BatchStore, StoredBatch
 from llmserve.core.errors import NotFound, Overloaded, Unavailable
 from llmserve.core.ids import TenantId
 from llmserve.core.tasks import first_done
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import BatchMetrics
 from llmserve.rpc.client import Backoff
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class RunParts:
     store: BatchStore
     caller: LineCaller
     slots: LineSlots
-    metrics: ApiserverMetrics
+    metrics: BatchMetrics
     max_lines: int
     max_line_bytes: int
     now: Callable[[], float]
@@ -231,7 +231,7 @@ class BatchRun:
                     return RunEnd.CANCELLED
                 await self._save_counts()
             except (Overloaded, Unavailable) as error:
-                self._parts.metrics.batch_storage_failures_total.inc()
+                self._parts.metrics.storage_failures_total.inc()
                 _log.warning("batch %s: its state cannot be kept: %s", self._batch.id, error.message)
             if self._is_over():
                 return RunEnd.EXPIRED
@@ -313,4 +313,4 @@ class BatchRun:
         _log.info("batch %s of tenant %s is %s", self._batch.id, self._tenant, status)
 
     def _count(self, result: str) -> None:
-        self._parts.metrics.batch_lines_total.labels(result).inc()
+        self._parts.metrics.lines_total.labels(result).inc()

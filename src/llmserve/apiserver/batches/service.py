@@ -80,14 +80,14 @@ class BatchService:
 
     async def _run(self, one: OpenBatch, claim: Claim) -> None:
         self._not_before[one.batch_id] = float("inf")
-        self.parts.metrics.running_batches.inc()
+        self.parts.metrics.running.inc()
         try:
             with _logged(f"batch {one.batch_id} cannot go on, and is tried again"):
                 if await self._run_claimed(one, claim):
                     await self.parts.store.close(one)
                     del self._not_before[one.batch_id]
         finally:
-            self.parts.metrics.running_batches.dec()
+            self.parts.metrics.running.dec()
             del self._running[one.batch_id]
             if one.batch_id in self._not_before:
                 self._not_before[one.batch_id] = asyncio.get_running_loop().time() + _PAUSE_SECONDS

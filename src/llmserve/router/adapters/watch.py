@@ -3,7 +3,7 @@
 import logging
 
 from llmserve.core.adapters import AdapterState
-from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.router import RegistrationMetrics
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.registration import Registration
 from llmserve.router.waiting import WaitingCalls
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 class AdapterWatch:
     """`look` is called after each decision. It costs one comparison when no adapter has changed."""
 
-    def __init__(self, book: AdapterBook, metrics: RouterMetrics) -> None:
+    def __init__(self, book: AdapterBook, metrics: RegistrationMetrics) -> None:
         self._book, self._metrics = book, metrics
         self._changes, self._version, self._failures = book.lifecycle.changes, book.lifecycle.version, 0
         self._prefetches = 0
@@ -27,9 +27,9 @@ class AdapterWatch:
         if self._changes == self._book.lifecycle.changes:
             return
         self._changes = self._book.lifecycle.changes
-        self._metrics.adapter_fetch_failures_total.inc(self._book.lifecycle.fetch_failures - self._failures)
+        self._metrics.fetch_failures_total.inc(self._book.lifecycle.fetch_failures - self._failures)
         self._failures = self._book.lifecycle.fetch_failures
-        self._metrics.adapter_prefetches_total.inc(self._book.lifecycle.prefetches - self._prefetches)
+        self._metrics.prefetches_total.inc(self._book.lifecycle.prefetches - self._prefetches)
         self._prefetches = self._book.lifecycle.prefetches
         if self._version != self._book.lifecycle.version:
             self._version = self._book.lifecycle.version
@@ -54,7 +54,7 @@ class AdapterWatch:
         _log.log(level, "adapter %s is %s: %s", name, state, details)
         if old in (AdapterState.REGISTERED, AdapterState.FETCHING) and not registration.pending:
             ended = state if state in (AdapterState.READY, AdapterState.FAILED) else "given_up"
-            self._metrics.adapter_loads_total.labels(ended).inc()
+            self._metrics.loads_total.labels(ended).inc()
 
     def _count(self, state: AdapterState) -> None:
         def count() -> float:

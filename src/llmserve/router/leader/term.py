@@ -64,7 +64,7 @@ class TermServices:
         self.controller = controller = Controller(settings, parts.clock, random.Random(), parts.index)
         recorder = MetricsRecorder(parts.metrics, controller, len(parts.kv_watch.addresses))
         spans = QueueSpans(parts.tracer)
-        watch = AdapterWatch(controller.adapters, parts.metrics)
+        watch = AdapterWatch(controller.adapters, parts.metrics.adapters)
         self.event_loop = loop = EventLoop(
             controller, parts.clock, recorder, parts.kv_watch, check, spans, watch
         )

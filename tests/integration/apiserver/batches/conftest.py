@@ -20,7 +20,7 @@ from llmserve.apiserver.batches.slots import LineSlots
 from llmserve.apiserver.batches.storage import BatchStorage
 from llmserve.apiserver.batches.store import BatchStore, NewBatch
 from llmserve.core.ids import TenantId
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import BatchMetrics
 
 CHAT = "/v1/chat/completions"
 RED = TenantId("red")
@@ -92,7 +92,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         limits = FileLimits(self.file_bytes, 2 * self.file_bytes, self.keep_seconds)
-        self.metrics = ApiserverMetrics(self.registry)
+        self.metrics = BatchMetrics(self.registry)
         self.parts = RunParts(
             files=FileStore(self.storage, limits, lambda: self.now),
             store=BatchStore(self.storage, self.keep_seconds, lambda: self.now),

@@ -12,7 +12,7 @@ from llmserve.apiserver.batches.disk import DiskStorage
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.config.schema import Batches
 from llmserve.core.errors import ManifestError
-from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.apiserver import BatchMetrics
 
 
 def _built(run_dir: Path | None, **keys: Any) -> BatchService | None:
@@ -20,9 +20,7 @@ def _built(run_dir: Path | None, **keys: Any) -> BatchService | None:
         raise AssertionError("nothing is sent yet")
 
     place = None if run_dir is None else str(run_dir)
-    return build_batches(
-        Batches(**keys), place, ApiserverMetrics(CollectorRegistry()), gate, max_body_bytes=1000
-    )
+    return build_batches(Batches(**keys), place, BatchMetrics(CollectorRegistry()), gate, max_body_bytes=1000)
 
 
 def test_places(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from llmserve.apiserver.request.retry import RequestRetries, RetryMode
 from llmserve.apiserver.request.rules import RetryBudget, RetryLimits
 from llmserve.core.errors import LLMServeError, StreamLost, WorkerDraining, WorkerLost
 from llmserve.core.ids import TenantId
-from llmserve.metrics.apiserver import ApiserverMetrics, ModelMetrics
+from llmserve.metrics.apiserver import ModelMetrics, RequestMetrics
 
 T = TenantId("t")
 LOST = WorkerLost("gone")
@@ -23,7 +23,7 @@ class Case:
         self.sent: list[int] = []
         self.budget = RetryBudget(RetryLimits(share=0.0, burst=burst, tenant_share=1.0))
         legs = cast("Legs", SimpleNamespace(exact=exact, stuck=stuck))
-        metrics = ModelMetrics(ApiserverMetrics(self.registry), "m")
+        metrics = ModelMetrics(RequestMetrics(self.registry), "m")
         self.policy = RequestRetries(legs, self.sent, self.budget, metrics, T)
 
     def count(self, name: str, **labels: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.errors import NotLeader
-from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.router import RegistrationMetrics
 from llmserve.router.adapters.watch import AdapterWatch
 from tests.unit.router.adapters.conftest import LORA, MODEL, World, digest_of
 
@@ -16,7 +16,7 @@ from tests.unit.router.adapters.conftest import LORA, MODEL, World, digest_of
 class Watched:
     def __init__(self, world: World) -> None:
         self.registry = CollectorRegistry()
-        self.watch = AdapterWatch(world.book, RouterMetrics(self.registry))
+        self.watch = AdapterWatch(world.book, RegistrationMetrics(self.registry))
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
