@@ -3,7 +3,7 @@ queue or its tenants' turns never delay another; only the budgets are for all.""
 
 from collections.abc import Callable, Iterator
 
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.request import (
     Dispatched,
@@ -89,12 +89,11 @@ class ModelQueues:
     # -- out
 
     def release(self, request_id: RequestId, output_tokens: int = 0) -> bool:
-        request = next(filter(None, (queue.release(request_id, output_tokens) for queue in self)), None)
-        if request is None:
-            return False
         for queue in self:
-            queue.tenant_released(request.tenant)
-        return True
+            if (request := queue.release(request_id, output_tokens)) is not None:
+                self._tenant_released(request.tenant)
+                return True
+        return False
 
     def withdraw(self, request_id: RequestId) -> bool:
         return any(queue.withdraw(request_id) for queue in self)
@@ -125,6 +124,10 @@ class ModelQueues:
         self._budgets.check_integrity({request_id for queue in self for request_id in queue.running_ids})
 
     # -- parts
+
+    def _tenant_released(self, tenant: TenantId) -> None:
+        for queue in self:
+            queue.tenant_released(tenant)
 
     def _round(self, place: Place, probe: Place) -> list[QueuedRequest]:
         dispatched: list[QueuedRequest] = []

@@ -256,7 +256,7 @@ class Planner:
         if role not in serving and not self._needs_pairs:
             return ()
         members = self._membership.available(request.model, role)
-        for rule in self.rules.filters:
+        for rule in self.rules.filters if members else ():
             members = rule.keep(members, request)
         return members
 

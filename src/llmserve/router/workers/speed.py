@@ -141,6 +141,8 @@ class WorkerSpeeds:
 
     def slow_names(self) -> Set[WorkerId]:
         """The workers to avoid: slow or stalled ones."""
+        if not (self._slow or self._stalled):
+            return frozenset()
         since = self._since()
         return self._stalled_since(since).keys() | {name for _, name, _ in self._slow_since(since)}
 
