@@ -97,6 +97,25 @@ def test_garbage_does_not_disturb_the_server(ends: tuple[End, End], raw: bytes) 
     assert near.read(far.transport.describe()).state is TransferState.DONE
 
 
+@pytest.mark.parametrize("name", ["kv-tcp-serve", "kv-tcp-stream"])
+def test_a_connection_without_a_thread_is_refused_and_the_next_one_served(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    near, far = ends
+    started = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refused)
+        with pytest.raises(TransferError):
+            near.transport.connect(far.transport.describe())
+    assert near.read(far.transport.describe()).state is TransferState.DONE
+
+
 @pytest.mark.parametrize(
     "request_bytes", [struct.pack("<BxxxI56x", 9, 1), struct.pack("<BxxxI56x", 1, 1 << 30)]
 )

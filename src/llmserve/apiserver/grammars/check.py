@@ -62,6 +62,7 @@ class GrammarCheck:
         if key not in self._asked:
             if self._waiting[tenant] >= _MAX_WAITING:
                 raise _busy()
+            self._waiting[tenant] += 1
             self._asked[key] = asked = self._owner.spawn("compile", self._ask(key, task, tenant))
             asked.add_done_callback(lambda _: self._asked.pop(key, None))
         try:
@@ -71,7 +72,6 @@ class GrammarCheck:
             raise _busy() from None
 
     async def _ask(self, key: bytes, task: Task, tenant: str) -> CompileResult | Unavailable:
-        self._waiting[tenant] += 1
         try:
             async with self._turns[tenant], self._compiler.slots:
                 answer = await (await self._compiler.running()).ask(self._config, task)

@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -92,8 +93,9 @@ class PeerStreams:
     def submit(self, transfer: TwoSidedTransfer) -> None:
         stream = min(self._streams, key=lambda stream: stream.load)
         if stream.load and len(self._streams) < self._carriers.connections:
-            stream = self._stream()
-            self._streams.append(stream)
+            with suppress(TransferError):
+                stream = self._stream()
+                self._streams.append(stream)
         transfer.stream = stream
         stream.submit(transfer)
 
@@ -111,7 +113,13 @@ class PeerStreams:
             stream.join()
 
     def _stream(self, line: PeerConnection | None = None) -> "TransferStream":
-        return TransferStream(self.address, self._regions, self._carriers, self._credentials, line)
+        """Errors: TransferError when no thread is left for it; the line is closed then."""
+        try:
+            return TransferStream(self.address, self._regions, self._carriers, self._credentials, line)
+        except RuntimeError as error:
+            if line is not None:
+                line.close()
+            raise TransferError(f"{self._carriers.name}: {error}") from error
 
 
 class TransferStream:

@@ -86,16 +86,20 @@ class TwoSidedServer:
                 line.close()
 
     def _admit(self, line: PeerConnection, address: str) -> bool:
-        """Returns False when there are too many connections already."""
+        """Returns False when there are too many connections already, or no thread is left for this one."""
         name = f"kv-{self._carriers.name}-serve"
         thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
         with self._lock:
             self._forget_ended()
             if len(self._lines) >= _MAX_CONNECTIONS:
                 return False
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._warnings.warning("%s: a connection was refused: %s", self._carriers.name, error)
+                return False
             dropped = self._unproven.add(line, address)
             self._lines[line] = thread
-            thread.start()
         if dropped is not None:
             dropped.hang_up()
         return True
