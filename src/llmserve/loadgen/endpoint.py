@@ -1,9 +1,12 @@
 """The endpoint that is measured, over HTTP, and what a first request finds out about it."""
 
 import json
+import re
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +26,8 @@ Now = Callable[[], float]
 @dataclass(frozen=True, slots=True)
 class EndpointTarget:
     """url: the address without /v1. keys: API keys by tenant; default_key: the key of all others; None sends
-    none. extra: further fields of each request; those that are None are left out."""
+    none. extra: further fields of each request; those that are None are left out. tls: which servers are
+    believed; True: those with a certificate of the system's authorities."""
 
     url: str
     model: str
@@ -32,6 +36,7 @@ class EndpointTarget:
     timeout_seconds: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     default_key: str | None = None
+    tls: ssl.SSLContext | bool = True
 
 
 class Endpoint:
@@ -43,7 +48,7 @@ class Endpoint:
 
     async def __aenter__(self) -> "Endpoint":
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._target.tls),
             timeout=aiohttp.ClientTimeout(total=self._target.timeout_seconds),
         )
         return self
@@ -109,33 +114,45 @@ class Endpoint:
         return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
 
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """Believes the server with this very certificate, the first of a PEM file, by whatever name it is asked,
+    and no other. Errors: OSError, ssl.SSLError, IndexError for a file without one."""
+    text = certificate.read_text()
+    own = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)[0]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=own)
+    return context
+
+
 def base_url(text: str) -> str:
     """The URL without a `/v1` or `/` at its end."""
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-async def only_model(url: str, key: str | None) -> str:
+async def only_model(url: str, key: str | None, tls: ssl.SSLContext | bool = True) -> str:
     """The first model that the endpoint lists. Errors: Unavailable, LLMServeError."""
     try:
-        return str((await _models(url, key))[0]["id"])
+        return str((await _models(url, key, tls))[0]["id"])
     except (KeyError, IndexError, TypeError):
         raise LLMServeError(f"{url}/v1/models: lists no model; name one with --model") from None
 
 
-async def listed_adapters(url: str, key: str | None) -> list[str]:
+async def listed_adapters(url: str, key: str | None, tls: ssl.SSLContext | bool = True) -> list[str]:
     """The names of the adapters that the endpoint lists: models with a parent. Errors: Unavailable,
     LLMServeError."""
-    return [str(model["id"]) for model in await _models(url, key) if model.get("parent")]
+    return [str(model["id"]) for model in await _models(url, key, tls) if model.get("parent")]
 
 
-async def _models(url: str, key: str | None) -> list[dict[str, Any]]:
+async def _models(url: str, key: str | None, tls: ssl.SSLContext | bool) -> list[dict[str, Any]]:
     """Errors: Unavailable, LLMServeError."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     where = f"{url}/v1/models"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(where, headers=headers) as response,
+            session.get(where, headers=headers, ssl=tls) as response,
         ):
             if response.status != 200:
                 failure = await _refusal(response)

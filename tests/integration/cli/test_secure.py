@@ -150,6 +150,15 @@ def test_the_limits_of_a_key_are_those_of_the_cluster(cluster: Cluster, client: 
     assert asked(client, cluster.url, other).status_code == 200
 
 
+def test_a_load_believes_the_cluster_s_own_certificate(cluster: Cluster, client: httpx.Client) -> None:
+    key = made(cluster)
+    becomes(cluster, client, key, 200)
+    command = [sys.executable, "-m", "llmserve.cli", "bench", "--run-dir", str(cluster.run_dir)]
+    command += ["--api-key", key, "--requests", "2", "--concurrency", "1", "--mix", "tiny=8/2"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_no_request_fails_while_all_certificates_change(
     cluster: Cluster, client: httpx.Client, folder: Path
 ) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -16,16 +17,18 @@ from llmserve.cli.bench.page import report_page, watched, write_page
 from llmserve.cli.cluster import find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
-from llmserve.core.errors import InvalidRequest
+from llmserve.config.load import load_manifest
+from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.loadgen.drive import Drive, LoadOutcome, Ways, run_load
-from llmserve.loadgen.endpoint import EndpointTarget, base_url, listed_adapters, only_model
+from llmserve.loadgen.endpoint import EndpointTarget, base_url, listed_adapters, only_model, trusting
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
 from llmserve.loadgen.run_file import RunFile, new_path
 from llmserve.loadgen.workload import AdapterMix, Mix, Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.rpc.role import beside
 from llmserve.traces import TracedRequest, at_speed, read_trace
 
 
@@ -33,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
     slo = Slo.parse(options.slo)
     weights = dict(parse_weight(text) for text in options.weights)
     load = load_of(options)
-    url, path = _where(options)
+    url, path, tls = _where(options)
     with RunFile(path, load.describe()) as file:
-        outcome = uvloop.run(_outcome(options, load, url, file))
+        outcome = uvloop.run(_outcome(options, load, url, file, tls))
         report = make_report(outcome.records, outcome.about, slo, weights)
         file.ended(report)
     if options.html:
@@ -47,35 +50,52 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_OK if report.served else EXIT_FAILED
 
 
-def _where(options: argparse.Namespace) -> tuple[str, Path | None]:
-    """Returns the endpoint, and the file that the run is kept in. Errors: as find_cluster."""
+def _where(options: argparse.Namespace) -> tuple[str, Path | None, ssl.SSLContext | bool]:
+    """Returns the endpoint, the file that the run is kept in, and which servers are believed. Errors: as
+    find_cluster; StartFailed."""
     given = Path(options.run_file) if options.run_file else None
     if options.url:
-        return base_url(options.url), given
+        return base_url(options.url), given, True
     cluster = find_cluster(options)
-    return cluster.state.base_urls[0], given or new_path(cluster.run_dir)
+    path = given or new_path(cluster.run_dir)
+    return cluster.state.base_urls[0], path, _tls(Path(cluster.state.manifest))
 
 
-async def _outcome(options: argparse.Namespace, load: Load, url: str, file: RunFile) -> LoadOutcome:
+def _tls(manifest: Path) -> ssl.SSLContext | bool:
+    """Believes the cluster's own certificate, whoever has signed it. Errors: StartFailed."""
+    tls = load_manifest(manifest).security.tls
+    if tls is None:
+        return True
+    try:
+        return trusting(beside(manifest, tls.certificate))
+    except (OSError, ssl.SSLError, IndexError) as error:
+        raise StartFailed(f"security.tls.certificate: {error}") from error
+
+
+async def _outcome(
+    options: argparse.Namespace, load: Load, url: str, file: RunFile, tls: ssl.SSLContext | bool
+) -> LoadOutcome:
     key = tenants_of(options)[0].key
-    model = options.model or await only_model(url, key)
-    load = replace(load, adapters=await adapters_of(options, url, key))
+    model = options.model or await only_model(url, key, tls)
+    load = replace(load, adapters=await adapters_of(options, url, key, tls))
 
     @asynccontextmanager
     async def watch(drive: Drive) -> AsyncIterator[None]:
         async with watched(drive), file.watched(drive):
             yield
 
-    return await run_load(load, target_of(options, url, model), ways_of(options), watch)
+    return await run_load(load, replace(target_of(options, url, model), tls=tls), ways_of(options), watch)
 
 
-async def adapters_of(options: argparse.Namespace, url: str, key: str | None) -> AdapterMix | None:
+async def adapters_of(
+    options: argparse.Namespace, url: str, key: str | None, tls: ssl.SSLContext | bool = True
+) -> AdapterMix | None:
     """Errors: InvalidRequest when the endpoint lists fewer than asked for; Unavailable, LLMServeError."""
     names: list[str] = options.adapters
     if not names:
         return None
     if len(names) == 1 and names[0].isdecimal():
-        listed, wanted = await listed_adapters(url, key), int(names[0])
+        listed, wanted = await listed_adapters(url, key, tls), int(names[0])
         if not 0 < wanted <= len(listed):
             raise InvalidRequest(f"--adapters {wanted}: the endpoint lists {len(listed)} adapters")
         names = listed[:wanted]

@@ -60,7 +60,7 @@ def test_what_is_sent_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ways_of(given).form is PromptForm.CHAT
 
 
-async def _three(url: str, key: str | None) -> list[str]:
+async def _three(url: str, key: str | None, tls: bool = True) -> list[str]:
     return ["x", "y", "z"]
 
 
