@@ -40,7 +40,6 @@ GIVEN = _names(
     """
     VLLM_NO_USAGE_STATS VLLM_LOGGING_STREAM VLLM_LOGGING_CONFIG_PATH VLLM_RPC_BASE_PATH
     VLLM_CPU_OMP_THREADS_BIND VLLM_CPU_KVCACHE_SPACE OMP_NUM_THREADS TOKENIZERS_PARALLELISM
-    GRPC_EXPERIMENTS
     """
 )
 # Prefixes of settings. A user who exported one of these gets a note that it has no effect.

@@ -27,8 +27,6 @@ __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
 
 LOOPBACK = "127.0.0.1"
 _PORT_ATTEMPTS = 1000
-# gRPC waits for sockets as older versions did: a message wakes half as many threads (decision 0028).
-GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 
 
 def plan_local(
@@ -174,7 +172,6 @@ class _Planner:
             "HF_HUB_OFFLINE": "1",  # the model is there: nobody needs to ask a hub for anything
             "LLMSERVE_LOG_LEVEL": self._manifest.observability.log_level,
             "VLLM_NO_USAGE_STATS": "1",
-            "GRPC_EXPERIMENTS": GRPC_EXPERIMENTS,
         }
 
     def _apiserver_env(self) -> dict[str, str]:

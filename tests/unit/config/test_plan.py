@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.plan import GRPC_EXPERIMENTS, LocalPlan, ProcessRole, ProcessSpec, plan_local
+from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec, plan_local
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ManifestError, StartFailed
 
@@ -138,10 +138,6 @@ def test_the_cpu_environment() -> None:
     assert env["VLLM_NO_USAGE_STATS"] == "1"
     for process in plan().processes:
         assert "PYTHONHASHSEED" not in process.env
-
-
-def test_grpc_of_every_process_waits_for_sockets_in_the_way_that_wakes_fewer_threads() -> None:
-    assert {process.env["GRPC_EXPERIMENTS"] for process in plan().processes} == {GRPC_EXPERIMENTS}
 
 
 def test_a_fraction_of_a_gib_is_not_rounded_into_the_environment() -> None:
