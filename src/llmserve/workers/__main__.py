@@ -24,6 +24,7 @@ from llmserve.rpc.role import (
     configure_audit,
     configure_logging,
     failed,
+    leave_no_core_files,
     own_environment,
     report_progress,
     run_role,
@@ -114,6 +115,7 @@ def main() -> int:
     except LLMServeError as error:
         return failed(flags.name, error)
 
+    leave_no_core_files()
     with early_process(manifest.engine) as process:
 
         async def build() -> Worker:
