@@ -30,14 +30,12 @@ class ProfileRequest(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class ProfilePiece(_message.Message):
-    __slots__ = ("file", "data", "summary")
+    __slots__ = ("file", "data")
     FILE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    SUMMARY_FIELD_NUMBER: _ClassVar[int]
     file: str
     data: bytes
-    summary: str
-    def __init__(self, file: _Optional[str] = ..., data: _Optional[bytes] = ..., summary: _Optional[str] = ...) -> None: ...
+    def __init__(self, file: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class WorkerSessionRequests(_message.Message):
     __slots__ = ("messages",)
