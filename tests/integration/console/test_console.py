@@ -264,13 +264,16 @@ async def test_an_adapter_is_loaded_brought_near_and_unloaded(
     await expect(row).to_have_count(0, timeout=_PATIENCE_MS)
 
 
-# Collects what is written below charts: times of day, the same one never twice in a row.
+# Collects what is written at charts: times of day, and in which colours.
 _AXES = """
-globalThis.axes = [];
+[globalThis.axes, globalThis.colours] = [[], new Set()];
+const canvases = new Map();
 const write = CanvasRenderingContext2D.prototype.fillText;
-CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
-  if (/^\\d\\d:\\d\\d:\\d\\d$/.test(text)) globalThis.axes.push(text);
-  return write.call(this, text, ...more);
+CanvasRenderingContext2D.prototype.fillText = function (text, x, ...more) {
+  if (!canvases.has(this)) canvases.set(this, canvases.size);
+  if (/^\\d\\d:\\d\\d:\\d\\d$/.test(text)) globalThis.axes.push([canvases.get(this), x, text]);
+  globalThis.colours.add(this.fillStyle);
+  return write.call(this, text, x, ...more);
 };
 """
 
@@ -297,7 +300,15 @@ async def test_a_small_load_is_run_watched_and_stopped(cluster: Cluster, page: P
     await expect(page.get_by_role("heading", name="60 conversations")).to_be_visible()
     written = await page.evaluate("globalThis.axes")
     assert len(written) > 4
-    assert all(one != following for one, following in pairwise(written)), written
+    for (chart, x, text), following in pairwise(written):
+        is_same_axis = following[0] == chart and following[1] > x
+        assert not (is_same_axis and following[2] == text), written
+    assert await page.evaluate("globalThis.colours.size") == 1
+    await page.get_by_role("button", name="Theme: system").click()  # light
+    await page.get_by_role("button", name="Theme: light").click()
+    await expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert await page.evaluate("globalThis.colours.size") == 2, "charts are drawn anew for another theme"
+    await page.get_by_role("button", name="Theme: dark").click()
     await in_both_themes(page, "load")
 
 

@@ -6,6 +6,18 @@ export type ThemeChoice = (typeof ORDER)[number];
 
 class Theme {
   choice = $state<ThemeChoice>(stored());
+  private systemIsDark = $state(false);
+
+  constructor() {
+    const system = matchMedia("(prefers-color-scheme: dark)");
+    this.systemIsDark = system.matches;
+    system.addEventListener("change", () => (this.systemIsDark = system.matches));
+  }
+
+  /** Whether the page is dark now. */
+  get isDark(): boolean {
+    return this.choice === "system" ? this.systemIsDark : this.choice === "dark";
+  }
 
   apply(): void {
     document.documentElement.dataset.theme = this.choice;
