@@ -88,6 +88,10 @@ class Console:
             self._gone = True
 
 
+_OWN_AUTHORITY = (
+    "",
+    "  With a certificate of your own authority: curl --cacert FILE, and SSL_CERT_FILE=FILE for Python.",
+)
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -113,6 +117,7 @@ def ready_banner(
         *_curl(url, model, keyed),
         "",
         *_python(url, model, keyed),
+        *(_OWN_AUTHORITY if manifest.security.tls else ()),
         "",
         f"  Logs: {log_dir}",
         *([f"  Metrics: http://{metrics}/metrics"] if metrics else []),

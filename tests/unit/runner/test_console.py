@@ -172,6 +172,12 @@ def test_with_keys_both_examples_take_one_from_the_environment() -> None:
     assert "secret" not in text
 
 
+def test_with_a_certificate_it_says_how_an_authority_of_ones_own_is_trusted() -> None:
+    hint = "curl --cacert FILE, and SSL_CERT_FILE=FILE for Python"
+    assert hint in greeted(security={"tls": {"certificate": "tls.crt", "key": "tls.key"}})
+    assert hint not in greeted()
+
+
 def test_the_python_example_is_a_program() -> None:
     for text in (greeted(), greeted(security=KEYED)):
         tree = ast.parse(program(text))
