@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm.utils.system_utils import set_process_title
 from vllm.v1.engine import utils as vllm_processes
 
 from llmserve.engines.vllm.early_process import EarlyProcess, made_early, starting_in
 
 
 def _tell(path: Path, word: str) -> None:
-    """Runs in the process, and writes what it finds there."""
+    """Runs in the process, names it as vLLM does, and writes what it finds there."""
+    set_process_title("EngineCore")
     found = {
         "word": word,
+        "title": Path("/proc/self/comm").read_text().strip(),
         "pid": os.getpid(),
         "variable": os.environ.get("LLMSERVE_TEST"),
         "threads": torch.get_num_threads(),
@@ -30,6 +33,7 @@ def test_it_runs_what_vllm_gives_it_with_the_environment_of_that_moment(
     core = min(os.sched_getaffinity(0))
     with made_early() as early:
         assert early is not None
+        monkeypatch.delenv("PYTEST_CURRENT_TEST")
         monkeypatch.setenv("LLMSERVE_TEST", "set later")
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         monkeypatch.setenv("OMP_PLACES", f"{{{core}}}")
@@ -43,6 +47,7 @@ def test_it_runs_what_vllm_gives_it_with_the_environment_of_that_moment(
     found = json.loads((tmp_path / "found").read_text())
     assert found == {
         "word": "first",
+        "title": "VLLM::EngineCor",  # the kernel keeps 15 characters
         "pid": process.pid,
         "variable": "set later",
         "threads": 3,

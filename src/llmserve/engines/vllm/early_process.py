@@ -67,10 +67,17 @@ def _follow(orders: Connection, others_end: Connection) -> None:
         (target, arguments), environment = loads(orders.recv_bytes())
     except EOFError:
         return
-    os.environ.clear()
-    os.environ.update(environment)
+    _set_environment(environment)
     _set_threads()
     target(**arguments)
+
+
+def _set_environment(environment: Mapping[str, str]) -> None:
+    """Changes no more than it must: vLLM writes the title of its process over the first variables, and does
+    not find them where all were set again."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment.items() - os.environ.items())
 
 
 def _set_threads() -> None:
