@@ -85,6 +85,7 @@ class Apiserver:
         self._finder = RecordFinder(self._records, options.name, options.routers)
         self._metrics = ApiserverMetrics(registry)
         credentials = options.routers.credentials
+        credentials.show_expiry(registry)
         self._workers, self._adapters = WorkerLinks(self._metrics, credentials), AdapterNames()
         commands = CommandHandler(
             self._apply, self._finder.find_here, self._finder.rows_here, options.manifest_text

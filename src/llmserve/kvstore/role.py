@@ -52,6 +52,7 @@ class KVManagerRole:
         admin = StoreAdminCalls(store, SystemClock())
         metrics = KVManagerMetrics(registry, admin.stats)
         _watch(metrics, manager)
+        credentials.show_expiry(registry)
         if store:
             dram = store.store.dram
             metrics.prefetched_blocks_total.watch(lambda: self._calls.prefetched_blocks)

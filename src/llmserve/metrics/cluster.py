@@ -27,11 +27,17 @@ class ClusterMetrics:
             ("cluster", "component", "process"),
             registry=registry,
         )
-        self.certificate_expires = Gauge(
+
+
+class CertificateMetrics:
+    """Each process shows the certificate that it uses, and `llmserve up` all files of a cluster."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.expires = Gauge(
             "cluster_certificate_expires_timestamp_seconds",
             "Unix time at which a certificate expires: that of a role (`security.mtls`), or `http` "
             "(`security.tls`)",
-            ("cluster", "certificate"),
+            ("certificate",),
             registry=registry,
         )
 

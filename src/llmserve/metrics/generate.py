@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics, BatchMetrics, RequestMetrics
-from llmserve.metrics.cluster import ClusterMetrics, TracingMetrics
+from llmserve.metrics.cluster import CertificateMetrics, ClusterMetrics, TracingMetrics
 from llmserve.metrics.dashboards import DASHBOARDS, Dashboard, rules_text
 from llmserve.metrics.dashboards.panels import text
 from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
@@ -63,6 +63,7 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("prefill, decode, aggregated: LoRA adapters", AdapterMetrics),
     ("kvmanager", KVManagerMetrics),
     ("apiserver, router, prefill, decode, aggregated, with tracing on", TracingMetrics),
+    ("every process with `security.mtls`; llmserve up", CertificateMetrics),
     ("llmserve up", ClusterMetrics),
 )
 

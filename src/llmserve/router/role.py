@@ -95,6 +95,7 @@ class RouterRole:
         self._alone = not settings.terms.shared
         self._state = state or MemoryState(LeaseClock())
         self._rpc_metrics = RouterMetrics(registry)
+        credentials.show_expiry(registry)
         self._peers = Peers(others, settings.terms.call_seconds, credentials)
         self._owner = TaskOwner("router")
         index = PrefixIndex()

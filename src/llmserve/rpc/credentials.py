@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from prometheus_client import CollectorRegistry
+
 from llmserve.core.errors import NotAuthenticated, StartFailed
+from llmserve.metrics.cluster import CertificateMetrics
 from llmserve.rpc.callers import CallerIdentity, CallerRole
 
 if TYPE_CHECKING:
@@ -62,6 +65,12 @@ class Credentials:
     @property
     def are_none(self) -> bool:
         return self.secret is None and self.certificates is None
+
+    def show_expiry(self, registry: CollectorRegistry) -> None:
+        """Adds a metric that says when the certificate in use expires, if there is one."""
+        if (certificates := self.certificates) is not None:
+            shown = CertificateMetrics(registry).expires.labels(self.own.role)
+            shown.set_function(lambda: certificates.current().expires)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns what goes with a call."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
-from llmserve.metrics.cluster import ClusterMetrics
+from llmserve.metrics.cluster import CertificateMetrics, ClusterMetrics
 from llmserve.metrics.pages import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
 from llmserve.rpc.wires.certificates import expiry_of
@@ -54,6 +54,8 @@ class ClusterExporter:
         self._processes = [spec for spec in processes if spec.metrics_port]
         self._registry = CollectorRegistry()
         self._metrics = ClusterMetrics(self._registry)
+        self._of_certificates = CollectorRegistry()
+        self._expires = CertificateMetrics(self._of_certificates).expires
         self._server = PageServer(self._page, *address)
         self._asking = asyncio.Lock()
         self._made_at = float("-inf")
@@ -93,16 +95,18 @@ class ClusterExporter:
 
     async def _make(self) -> bytes:
         pages = [page for page in await asyncio.gather(*map(self._ask, tuple(self._processes))) if page]
-        self._look_at_certificates()
+        pages.append(self._certificates_page())
         return merged(pages).encode() + generate_latest(self._registry)
 
-    def _look_at_certificates(self) -> None:
+    def _certificates_page(self) -> Page:
+        """Processes have the same metric, so that both have to be merged."""
         for name, path in self._certificates.items():
             try:
                 expires = expiry_of(path.read_bytes())
             except (OSError, ValueError):  # in the middle of a change, or gone: what was seen last stands
                 continue
-            self._metrics.certificate_expires.labels(self._cluster, name).set(expires)
+            self._expires.labels(name).set(expires)
+        return Page({"cluster": self._cluster}, generate_latest(self._of_certificates).decode())
 
     async def _ask(self, spec: ProcessSpec) -> Page | None:
         labels = self._labels(spec)

@@ -80,6 +80,7 @@ class Worker:
         self._engine = engine
         self._registry = registry
         self._metrics = WorkerMetrics(registry)
+        options.credentials.show_expiry(registry)
         self._tasks = TaskOwner(spec.worker_id)
         self._talk = TaskOwner(f"{spec.worker_id}.router")
         self._server = RpcServer(options.listen, options.credentials)

@@ -22,6 +22,7 @@ import yaml
 from llmserve.cli import main
 from llmserve.k8s.render import Object
 from llmserve.models.resolve import default_cache_dir
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import make_secret
 from tests.support.certificates import make_certificates
 
@@ -86,6 +87,11 @@ class Pod:
         with urllib.request.urlopen(f"http://{self.address}:{port}{probe['path']}", timeout=5) as answer:
             return bool(answer.status == 200)
 
+    def metrics(self) -> str:
+        port = 8000 if self.role == "apiserver" else 9400
+        with urllib.request.urlopen(f"http://{self.address}:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
     def _command(self, container: Object) -> list[str]:
         words = [*container["command"], *container["args"]]
         assert words[0] == "python"
@@ -136,8 +142,11 @@ def test_the_rendered_commands_serve_a_chat(objects: list[Object], tmp_path: Pat
         assert answer["usage"]["completion_tokens"] > 0
         for pod in pods:
             assert pod.is_ready(), pod.role
-        with urllib.request.urlopen(f"http://{ADDRESSES['decode']}:9400/metrics", timeout=5) as metrics:
-            assert b"worker_requests_total" in metrics.read()
+            role = CallerRole.of_process(pod.role)
+            shown = f'cluster_certificate_expires_timestamp_seconds{{certificate="{role}"}} '
+            assert shown in pod.metrics()
+            if pod.role == "decode":
+                assert "worker_requests_total" in pod.metrics()
 
 
 def _wait_for(url: str) -> None:

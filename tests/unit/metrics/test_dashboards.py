@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.metrics.apiserver import ApiserverMetrics
-from llmserve.metrics.cluster import ClusterMetrics
+from llmserve.metrics.cluster import CertificateMetrics, ClusterMetrics
 from llmserve.metrics.dashboards import DASHBOARDS, rule_groups
 from llmserve.metrics.dashboards.panels import Dashboard, Panel, to_json
 from llmserve.metrics.generate import panels_markdown
@@ -19,7 +19,7 @@ from llmserve.metrics.worker import WorkerMetrics
 
 ROOT = Path(__file__).parents[3]
 DEPLOY, DOCS = ROOT / "deploy", ROOT / "docs"
-ROLES = (ApiserverMetrics, RouterMetrics, WorkerMetrics, KVManagerMetrics, ClusterMetrics)
+ROLES = (ApiserverMetrics, RouterMetrics, WorkerMetrics, KVManagerMetrics, ClusterMetrics, CertificateMetrics)
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 

@@ -4,10 +4,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from llmserve.core.errors import NotAuthenticated, StartFailed
 from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.credentials import NO_CREDENTIALS, SECRET_VARIABLE, Credentials, make_secret, shown_by
+from tests.support.certificates import credentials_in, make_certificates
 
 SECRET = b"s" * 64
 ROUTER = Credentials(CallerIdentity(CallerRole.ROUTER, "router-0"), SECRET)
@@ -91,3 +93,18 @@ def test_a_secret_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("x" * 31 + "\n")
     with pytest.raises(StartFailed, match="fewer than 32 characters"):
         Credentials.read(CallerRole.WORKER, "decode-0", str(tmp_path / "short"))
+
+
+def test_when_the_certificate_in_use_expires_is_a_metric(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    own, registry, plain = (
+        credentials_in(tmp_path, CallerRole.WORKER),
+        CollectorRegistry(),
+        CollectorRegistry(),
+    )
+    own.show_expiry(registry)
+    ROUTER.show_expiry(plain)
+    assert own.certificates is not None
+    name, expires = "cluster_certificate_expires_timestamp_seconds", own.certificates.current().expires
+    assert registry.get_sample_value(name, {"certificate": "worker"}) == expires
+    assert list(plain.collect()) == []

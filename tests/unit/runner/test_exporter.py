@@ -156,7 +156,7 @@ async def test_when_certificates_expire_is_on_it(tmp_path: Path) -> None:
         "demo", (), board, ("127.0.0.1", 0), lambda: now[0], {"worker": file, "gone": tmp_path / "none"}
     )
     await exporter.start()
-    shown = 'cluster_certificate_expires_timestamp_seconds{certificate="worker",cluster="demo"} '
+    shown = 'cluster_certificate_expires_timestamp_seconds{cluster="demo",certificate="worker"} '
     try:
         for days in (1.0, 2.0, None):
             now[0] += 1.0
