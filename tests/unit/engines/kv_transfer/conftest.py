@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from llmserve.core.clock import Clock, VirtualClock
-from llmserve.core.errors import TransferError
+from llmserve.core.errors import PeerGone, TransferError
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.lease_table import LeaseAnswer
@@ -146,6 +146,8 @@ class GatedTransport:
 
     def _far(self, peer: PeerName) -> tuple["GatedTransport", int]:
         identity, generation = json.loads(peer)
+        if identity not in self.network:  # closed, while a probe of it was on its way
+            raise PeerGone("the peer of the test is gone")
         return self.network[identity], generation
 
     def _start(self, transfer: GatedTransfer) -> GatedTransfer:
