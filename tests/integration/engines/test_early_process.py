@@ -3,6 +3,8 @@ That real engines run in it is watched by the tests of tests/e2e."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,18 @@ def test_it_runs_what_vllm_gives_it_with_the_environment_of_that_moment(
         "cores": [core],
     }
     assert process.exitcode == 0
+
+
+def test_it_compiles_none_of_the_small_functions_of_vllm() -> None:
+    """In a Python of its own: torch decides as the module is imported, and other tests import it too."""
+    program = (
+        "from llmserve.engines.vllm.early_process import made_early\n"
+        "with made_early():\n"
+        "    from vllm.v1.sample.ops.logprobs import batched_count_greater_than as function\n"
+        "    assert not hasattr(function, '_torchdynamo_orig_callable')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
 
 
 def test_the_first_process_alone_is_the_early_one() -> None:

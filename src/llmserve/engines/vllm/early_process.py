@@ -2,8 +2,8 @@
 
 vLLM would spawn it: a new Python that imports torch and vLLM again, which takes 8 s of CPU. A fork has them.
 But it inherits locks that other threads hold, and gRPC has threads. So it is forked before there are any, and
-waits for what it is to run. Torch reads the settings of its compiler as it is imported, and OpenMP those of
-its threads: the first are not used here, since nothing is compiled, and the others are set by hand.
+waits for what it is to run. Torch and OpenMP read settings as they are imported: the compiler is switched off
+before (vLLM's small functions would be compiled otherwise), and the threads are set by hand.
 """
 
 import importlib
@@ -23,6 +23,8 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.engine import utils as vllm_processes
 
+from llmserve.engines.vllm.environment import compile_nothing
+
 _log = logging.getLogger(__name__)
 
 # What an engine's process imports before it reads the model.
@@ -40,6 +42,7 @@ class EarlyProcess(ForkProcess):
     """Forked at once. vLLM starts it as it starts others, after `given` has said what it is to run."""
 
     def __init__(self) -> None:
+        compile_nothing()
         for name in _MODULES:
             importlib.import_module(name)
         orders, self._orders = Pipe(duplex=False)
