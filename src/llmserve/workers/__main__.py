@@ -5,7 +5,6 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -24,24 +23,13 @@ from llmserve.rpc.role import (
     configure_audit,
     configure_logging,
     failed,
-    leave_no_core_files,
     own_environment,
     report_progress,
     run_role,
 )
 from llmserve.tracing.open import open_tracer
-from llmserve.workers.build import (
-    WorkerModel,
-    build_engine,
-    early_process,
-    engine_spec,
-    kv_io_share,
-    prepare_model,
-)
+from llmserve.workers.build import WorkerModel, build_engine, engine_spec, kv_io_share, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
-
-if TYPE_CHECKING:
-    from llmserve.engines.vllm.early_process import EarlyProcess
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +54,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_worker(
-    flags: argparse.Namespace, cluster: Manifest, model: WorkerModel, process: "EarlyProcess | None" = None
-) -> Worker:
+def build_worker(flags: argparse.Namespace, cluster: Manifest, model: WorkerModel) -> Worker:
     manifest = cluster.for_model(flags.model)
     spec = engine_spec(
         manifest, flags.name, flags.role, time.time_ns(), model, flags.listen, kvmanagers=flags.kvmanager
@@ -92,7 +78,7 @@ def build_worker(
         cluster=manifest.metadata.name,
         registry=registry,
     )
-    engine = build_engine(spec, registry if flags.metrics_port else None, process)
+    engine = build_engine(spec, registry if flags.metrics_port else None)
     report_progress(f"starting the {spec.engine.kind} engine")
     return Worker(spec, options, engine, registry, tracer)
 
@@ -115,13 +101,10 @@ def main() -> int:
     except LLMServeError as error:
         return failed(flags.name, error)
 
-    leave_no_core_files()
-    with early_process(manifest.engine) as process:
+    async def build() -> Worker:
+        return build_worker(flags, cluster, model)
 
-        async def build() -> Worker:
-            return build_worker(flags, cluster, model, process)
-
-        return run_role(flags.name, build)
+    return run_role(flags.name, build)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """The engine that a manifest asks for."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.lora import lora_of
 from llmserve.config.plan_types import ProcessRole, engine_names
-from llmserve.config.schema import EngineConfig, Lora, Manifest, ModelSpec
+from llmserve.config.schema import Lora, Manifest, ModelSpec
 from llmserve.config.speculation import draft_of, speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
@@ -28,9 +25,6 @@ from llmserve.models.adapters.base_weights import read_base_weights
 from llmserve.models.directory import model_identity
 from llmserve.models.resolve import digest_cache
 from llmserve.rpc.role import reached_at
-
-if TYPE_CHECKING:
-    from llmserve.engines.vllm.early_process import EarlyProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +117,11 @@ def kv_io_share(cluster: Manifest) -> float | None:
     return None if limit is None else limit * 1e9 / 8 / fetching
 
 
-@contextmanager
-def early_process(engine: EngineConfig) -> Iterator["EarlyProcess | None"]:
-    """Makes the process that the engine will run in. Call it before this process has threads. None: vLLM
-    makes one itself, since torch or CUDA needs settings that are not known yet."""
-    if engine.kind == "sim" or engine.device == "cuda" or engine.enforce_eager is False:
-        yield None
-        return
-    with importing():  # torch and vLLM: seconds that a simulation need not pay
-        from llmserve.engines.vllm.early_process import made_early
-
-    with made_early() as process:
-        yield process
-
-
-def build_engine(
-    spec: EngineSpec, registry: CollectorRegistry | None, process: "EarlyProcess | None" = None
-) -> Engine:
-    """registry: gets the engine's own metrics, if it has any; None: they are not counted. process: the one
-    that the engine runs in, if it was made already."""
+def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
+    """registry: gets the engine's own metrics, if it has any; None: they are not counted."""
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealStepTimer())
-    with importing():
+    with importing():  # torch and vLLM: seconds that a simulation need not pay
         from llmserve.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(spec, registry, process)
+    return VllmEngine(spec, registry)

@@ -164,8 +164,9 @@ class RouterLink:
         self._post(_Message(worker_failed=failed))
 
     def done(self, request_id: str, end: PlacementEnd) -> None:
-        """Gives back what the request holds or waits for. Nothing to do when it has neither."""
-        if self._entries.pop(request_id, None) is not None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither. A key with
+        limits may ask again at once, at another apiserver too, and would be refused while this one counts."""
+        if (entry := self._entries.pop(request_id, None)) is not None:
             done = router_pb2.Done(
                 request_id=request_id,
                 outcome=encode_outcome(end.outcome),
@@ -173,7 +174,8 @@ class RouterLink:
                 cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
                 handover_seconds=end.handover_seconds,
             )
-            self._post(_Message(done=done), _COMPANY_SECONDS)
+            is_limited = entry.admit.HasField("key_limits")
+            self._post(_Message(done=done), 0.0 if is_limited else _COMPANY_SECONDS)
 
     def _post(self, message: _Message, within_seconds: float = 0.0) -> None:
         """Without a session nothing is lost: the next one begins with all that is still true."""

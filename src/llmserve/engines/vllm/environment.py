@@ -64,13 +64,7 @@ def set_engine_environment(scratch: str, *, compiles: bool) -> None:
     os.environ.pop("PYTHONHASHSEED", None)  # it would change the root of every block hash
     keep_caches()
     if not compiles:
-        compile_nothing()
-
-
-def compile_nothing() -> None:
-    """Switches torch's compiler off. Torch reads this when a module with a function that it would compile is
-    imported, so a process that imports such modules early calls it before."""
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def set_apiserver_environment(limits: SecurityLimits = DEFAULT_LIMITS) -> None:
