@@ -12,6 +12,7 @@ from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.errors import ManifestError
 from llmserve.k8s.render import Object, impossible
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, doubtful, manifest_text
+from llmserve.router.settings import RouterSettings
 
 Parse = Callable[[str], Manifest]
 Render = Callable[[Manifest], dict[str, Object]]
@@ -218,6 +219,31 @@ def test_the_manifest_of_the_pods_is_obeyed_alike(parse: Parse, rendered: Render
     again = parse_manifest(text, FILE)
     assert again.model_copy(update={"deployment": manifest.deployment}) == manifest
     assert again.deployment.replicas.decode == manifest.deployment.replicas.decode
+
+
+def test_pods_know_that_they_are_pods(parse: Parse, rendered: Render) -> None:
+    """By the mode, models do not come and go there, and routes of the original projects are off."""
+    again = parse_manifest(rendered(parse(""))["ConfigMap demo-manifest"]["data"][FILE], FILE)
+    assert not RouterSettings.of(again).manages_models
+    assert again.deployment.mode == "k8s"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora: {dram_gb: 3}\ndeployment: {k8s: {shm_gb: 4}}",
+        "api: {response_store: {enabled: true}}\ndeployment: {k8s: {max_replicas: {apiserver: null}}}",
+    ],
+)
+def test_pods_do_not_refuse_what_was_checked(parse: Parse, rendered: Render, text: str) -> None:
+    manifest = parse(text)
+    assert parse_manifest(rendered(manifest)["ConfigMap demo-manifest"]["data"][FILE], FILE).served
+
+
+def test_what_pods_would_refuse_is_refused_before(parse: Parse) -> None:
+    """Also when --mode says that they are pods."""
+    manifest = parse("batches: {enabled: true, location: /data}")
+    assert [one.paths[0] for one in impossible(manifest)] == [("batches", "location")]
 
 
 RDMA = "deployment: {k8s: {rdma_resource: rdma/hca}}"

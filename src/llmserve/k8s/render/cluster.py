@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.plan_pods import plan_pods
-from llmserve.config.refusals import pod_wires
+from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.access import network_policy, service, service_account
 from llmserve.k8s.render.configuration import config_map, dashboard_maps, pod_monitor, prometheus_rule
@@ -63,7 +63,7 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
 def impossible(manifest: Manifest) -> Iterator[Conflict]:
     """Yields the settings that a cluster on Kubernetes cannot have."""
     yield from _too_much_pinned(manifest)
-    yield from pod_wires(manifest)
+    yield from _refused_by_pods(manifest)
     name, keys, secret = manifest.metadata.name, manifest.security.api_keys, manifest.deployment.k8s.secret
     if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
         message = (
@@ -89,6 +89,14 @@ def impossible(manifest: Manifest) -> Iterator[Conflict]:
             f"must name the Secret that has '{keys[named].key_env}' (security.api_keys[{named}].key_env)"
         )
         yield Conflict((("deployment", "k8s", "secret"),), message)
+
+
+def _refused_by_pods(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields what rules refuse only where the manifest says that it is for pods. A flag of the command line
+    may have said so instead."""
+    if manifest.deployment.mode != "k8s":
+        deployment = manifest.deployment.model_copy(update={"mode": "k8s"})
+        yield from conflicts(manifest.model_copy(update={"deployment": deployment}))
 
 
 def _too_much_pinned(manifest: Manifest) -> Iterator[Conflict]:

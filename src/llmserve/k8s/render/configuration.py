@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.lora import lora_of
 from llmserve.config.schema import Manifest, Models
 from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
 from llmserve.k8s.render.placement import is_on_gpu
@@ -71,15 +72,31 @@ def _may_use_nixl(manifest: Manifest) -> bool:
 
 
 def _deployment(manifest: Manifest) -> dict[str, Any]:
-    """Keeps the numbers of pods that processes read: decode engines share a KV budget, kvmanagers the
-    capacity of the tiers."""
+    """Keeps the mode, by which processes know that they are pods, and the numbers of pods that they read:
+    decode engines share a KV budget, kvmanagers the capacity of the tiers."""
     replicas = manifest.deployment.replicas
     counted: dict[str, int] = {}
     if _counts_decode(manifest):
         counted["decode"] = replicas.decode
     if manifest.storageClasses:
         counted["kvmanager"] = replicas.kvmanager
-    return {"disaggregated": manifest.deployment.disaggregated, **({"replicas": counted} if counted else {})}
+    k8s = _compared(manifest)
+    return {
+        "mode": "k8s",
+        "disaggregated": manifest.deployment.disaggregated,
+        **({"replicas": counted} if counted else {}),
+        **({"k8s": k8s} if k8s else {}),
+    }
+
+
+def _compared(manifest: Manifest) -> dict[str, Any]:
+    """Returns the keys of `deployment.k8s` with which rules compare other sections: pods check them again."""
+    k8s, found = manifest.deployment.k8s, dict[str, Any]()
+    if any(lora_of(manifest.alone(model)) for model in manifest.served):
+        found["shm_gb"] = k8s.shm_gb
+    if manifest.api.response_store.enabled:
+        found["max_replicas"] = {"apiserver": k8s.max_replicas.apiserver}
+    return found
 
 
 def _counts_decode(manifest: Manifest) -> bool:
