@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     if role["role"] in _WORKERS and not options.python:
         pieces = _ask(role["listen"], cluster.credentials, options.seconds)
         files = asyncio.run(save(pieces, options.out))
-        summary = "\n".join(summary_of_trace(files[0]))
+        summary = "\n".join(summary_of_trace(files[0])) if files else "the engine wrote no trace"
     else:
         summary, files = _sample(role, options.seconds, options.out)
     print(summary)

@@ -58,10 +58,9 @@ class ModelBook:
 
     def load(self, name: str, entry: str, swap: str = "", *, pull: bool = False) -> ModelRegistration:
         """entry: JSON, as an entry of `models` in the manifest; the caller has checked it. swap: name of the
-        model that leaves for it; empty: none. pull: it is fetched and checked only, and
-        loads of this name may follow. A load of the same entry joins the one that is there. Errors:
-        InvalidRequest; NotFound for a model that is to leave, and is not there; Unavailable while a model of
-        this name leaves."""
+        model that leaves for it; empty: none. pull: it is fetched and checked only, and a load of this name
+        may follow. A load of the same entry joins the one that is there. Errors: InvalidRequest; NotFound
+        for a model that is to leave, and is not there; Unavailable while a model of this name leaves."""
         self._check_managed()
         known = self.named(name)
         if known is not None and known.wanted:
