@@ -2,13 +2,12 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
+from bench.ports import free_ports_in_a_row
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import SECRET_NAME, Credentials
 
@@ -63,7 +63,7 @@ def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
         local = manifest["spec"].setdefault("deployment", {}).setdefault("local", {})
         apiservers = manifest["spec"]["deployment"].get("replicas", {}).get("apiserver", 1)
-        local.update(port=_free_ports(apiservers), run_dir=f"{scratch}/run")
+        local.update(port=free_ports_in_a_row(apiservers), run_dir=f"{scratch}/run")
         path = Path(scratch) / "llmserve.yaml"
         path.write_text(yaml.safe_dump(manifest))
         command = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
@@ -76,19 +76,6 @@ def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
             yield cluster
         finally:
             _stop(supervisor)
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many in a row."""
-    while True:
-        with ExitStack() as probes:
-            first = probes.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError):  # a neighbour is taken: once more
-                for neighbour in range(port + 1, port + count):
-                    probes.enter_context(socket.socket()).bind(("127.0.0.1", neighbour))
-                return port
 
 
 def _wait_ready(cluster: Cluster, log: Path) -> None:

@@ -1,7 +1,6 @@
 """The baseline: one plain vLLM server with the same adapters and as many slots."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.adapters.ask import MODEL
+from bench.ports import free_port
 
 _START_SECONDS, _STOP_SECONDS = 600.0, 60.0
 
@@ -21,7 +21,7 @@ def plain_vllm(
 ) -> Iterator[str]:
     """Yields its address. It has all cores, as the cluster's engines have together, and keeps every adapter
     in the memory of its process. Errors: RuntimeError when it does not start."""
-    port = _free_port()
+    port = free_port()
     # `vllm serve` asks for the version of a package `vllm`, which is not the name of the one for CPUs.
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
     command += ["--port", str(port)]
@@ -60,9 +60,3 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             return
         time.sleep(0.5)
     raise RuntimeError(f"vLLM does not answer:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

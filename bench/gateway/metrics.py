@@ -27,8 +27,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from bench.cluster import Cluster, running
 from bench.gateway.load import Prompts, chat, drive
+from bench.ports import free_port
 from bench.table import markdown
-from tests.support.prometheus import free_port
 
 CLIENTS, OUTPUT_TOKENS, SECONDS = 32, 16, 10.0
 SCRAPE_EVERY_SECONDS = 5.0

@@ -4,7 +4,6 @@ They pass requests on over HTTP and leave templates, tokens and text to the serv
 request costs there is the CPU time of the gateway and of the floor together.
 """
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bench.ports import free_port
 from llmserve.models import default_cache_dir
 
 # Name: package, and the arguments that start it. All that is not said here is its default.
@@ -28,7 +28,7 @@ def rival(name: str, backend: str) -> Iterator[tuple[str, int]]:
     """Starts it before the server at `backend`; yields its URL and pid. Errors: RuntimeError when it does not
     start, CalledProcessError when it cannot be installed."""
     package, (program, *arguments) = RIVALS[name]
-    port, metrics_port = _free_port(), _free_port()
+    port, metrics_port = free_port(), free_port()
     command = [
         str(_installed(package) / program),
         *arguments,
@@ -72,9 +72,3 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, name: str) -> None:
                 return
         time.sleep(0.25)
     raise RuntimeError(f"{name} does not serve; exit code {process.poll()}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

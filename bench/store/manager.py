@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import grpc
 import xxhash
 import yaml
 
+from bench.ports import free_port
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
@@ -35,7 +35,7 @@ class Manager:
 
     scratch: Path
     model: str
-    endpoint: str = field(default_factory=lambda: _free_endpoint())
+    endpoint: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     _process: "subprocess.Popen[str] | None" = None
 
     def start(self, classes: Sequence[dict[str, Any]]) -> None:
@@ -139,9 +139,3 @@ def _manifest(model: str, classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _state(directory: Path) -> list[tuple[str, int, int]]:
     files = [path for path in directory.rglob("*") if path.is_file()]
     return sorted((str(path), path.stat().st_blocks, path.stat().st_mtime_ns) for path in files)
-
-
-def _free_endpoint() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"

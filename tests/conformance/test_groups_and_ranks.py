@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from bench.ports import free_port
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.kv_params import PullParams
 from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineOutput
 from llmserve.engines.kv_transfer import release_lease
 from tests.conformance.engine_pair import HAND_OVER, Harness, Pair, Push, numbers, tokens
-from tests.conformance.tiny_cluster import BLOCK, Engines, Manager, free_port, started
+from tests.conformance.tiny_cluster import BLOCK, Engines, Manager, started
 from tests.support.tiny_hybrid import VOCAB, WINDOW_TOKENS, greedy_answers, make_tiny_hybrid
 
 pytestmark = [

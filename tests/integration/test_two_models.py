@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bench.ports import free_port
 from llmserve.apiserver.links.router import AdmissionRefused, PlacementEnd, RouterLink
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import plan_local
@@ -23,7 +24,6 @@ from llmserve.router.role import RouterRole
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.leader import RouterAddresses
-from llmserve.runner.machine import pick_port
 from llmserve.workers.__main__ import arguments, build_worker
 from llmserve.workers.build import prepare_model
 
@@ -87,7 +87,7 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     path = tmp_path / "llmserve.yaml"
     path.write_text(MANIFEST)
     manifest = load_manifest(path)
-    specs = plan_local(manifest, (), pick_port).processes
+    specs = plan_local(manifest, (), free_port).processes
     (router,) = (spec for spec in specs if spec.name == "router-0")
     assert router.listen is not None
     async with AsyncExitStack() as stack:

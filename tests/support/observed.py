@@ -17,11 +17,12 @@ import httpx
 import yaml
 
 from bench.cluster import Cluster, running
+from bench.ports import free_port
 from llmserve.config.schema import ModelSpec
 from llmserve.models import resolve
 from llmserve.rpc.callers import CallerRole
 from tests.support.adapters import AdapterShape, random_adapter
-from tests.support.prometheus import ROOT, free_port
+from tests.support.prometheus import ROOT
 from tests.support.store_worker import StoreWorker, chain
 
 MODEL = "SmolLM2-135M-Instruct"

@@ -1,6 +1,5 @@
 """A real OTLP receiver: gRPC, the collector's TraceService, on a free port of loopback."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,8 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from bench.ports import free_port
 
 WAIT_SECONDS = 20.0
 
@@ -42,8 +43,7 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         self._tls = tls
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.metadata: dict[str, Any] = {}
         self._spans: list[Received] = []
         self._came = threading.Condition()

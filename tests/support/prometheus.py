@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.ports import free_port
 from tests.support.dashboard_picture import Line
 
 ROOT = Path(__file__).parents[2]
@@ -114,8 +114,3 @@ def _wait(found: Prometheus, process: "subprocess.Popen[bytes]", folder: Path) -
         if process.poll() is not None or time.monotonic() > until:
             pytest.fail((folder / "prometheus.log").read_text()[-2000:])
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

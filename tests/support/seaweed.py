@@ -6,18 +6,18 @@ one makes a `Seaweed`. SIGTERM takes it 26 s, so it is killed; its data are of n
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from obstore.store import S3Store
+
+from bench.ports import free_port
 
 ACCESS_KEY, SECRET_KEY = "tester", "not-a-secret"
 BUCKET = "kv-blocks"
@@ -32,7 +32,7 @@ class Seaweed:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = {name: free_port() for name in _PORTS}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -113,12 +113,6 @@ def _answers(endpoint: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in held]
 
 
 def credentials() -> dict[str, str]:

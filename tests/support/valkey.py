@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
+
 READY_SECONDS = 20.0
 
 
@@ -19,8 +21,7 @@ class Valkey:
 
     def __init__(self, directory: Path, password: str = "") -> None:
         self._directory, self._password = directory, password
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -17,6 +17,7 @@ from llmserve.config.plan import LocalPlan
 from llmserve.config.schema import Manifest
 from llmserve.runner import preflight
 from llmserve.runner.gpus import GpuTopology, KvPath, kv_paths, pinned_text, run_tool
+from llmserve.runner.machine import HeldPorts
 from llmserve.runner.up import check_here
 from llmserve.transfer.pinned import PinnedMemory
 
@@ -37,7 +38,8 @@ def _run(options: argparse.Namespace) -> int:
         from llmserve.cli import k8s  # takes half a second of CPU
 
         return k8s.check(path, manifest, options.json)
-    plan = check_here(manifest, path)
+    with HeldPorts() as ports:
+        plan = check_here(manifest, path, ports)
     warnings = locate(path, preflight.now(manifest, plan)).message.splitlines()
     gpus = _GpuPlan.of(manifest, plan)
     if options.json:

@@ -37,7 +37,7 @@ from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.runner import preflight
 from llmserve.runner.gpus import GpuTopology, kv_paths, run_tool
 from llmserve.runner.host import Host, allowance, available_bytes, effective_capabilities, rdma_ports
-from llmserve.runner.machine import available_cores, available_gpus, check_free
+from llmserve.runner.machine import HeldPorts, available_cores, available_gpus, check_free
 from llmserve.runner.state import run_dir_of
 from llmserve.runner.up import plan_here
 from llmserve.transfer.pinned import PinnedMemory
@@ -210,7 +210,8 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
     if subject.manifest is not None and not subject.is_running:
         has_models = all(parts[0].thing is not None for parts in models.values())
         yield manifest.start(_refused(subject.manifest, settings, has_models=has_models))
-    planned = manifest.engines(settings, plan_here)
+    with HeldPorts() as ports:
+        planned = manifest.engines(settings, lambda one: plan_here(one, ports))
     yield planned.finding
     if planned.thing is None or subject.is_running:
         return

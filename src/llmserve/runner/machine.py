@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import StartFailed
@@ -34,15 +35,46 @@ def available_gpus(device_folder: Path = Path("/dev")) -> tuple[int, ...]:
     return tuple(gpu for gpu in chosen if gpu in present)
 
 
-def pick_port() -> int:
-    """Returns a free port on loopback, below those of outgoing connections: a role that is restarted finds
-    it free again. Errors: StartFailed."""
-    end = _first_ephemeral_port()
-    for _ in range(_ATTEMPTS):
-        port = random.randrange(max(1024, end - _PORTS_BELOW_EPHEMERAL), end)
-        if _bind_error(_LOOPBACK, port) is None:
-            return port
-    raise StartFailed("no free port was found on this machine")
+class HeldPorts:
+    """Free ports on loopback that are held until close: nobody who looks for a free port finds one of them,
+    in another cluster neither, but a server may listen on it, and again after its restart. That is so because
+    a socket of ours is bound to it that never listens, and servers set SO_REUSEADDR. Life: pick ... -> close
+    (idempotent)."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def pick(self) -> int:
+        """Returns a port below those of outgoing connections. Errors: StartFailed."""
+        end = _first_ephemeral_port()
+        for _ in range(_ATTEMPTS):
+            port = random.randrange(max(1024, end - _PORTS_BELOW_EPHEMERAL), end)
+            if (held := _hold(port)) is not None:
+                self._sockets.append(held)
+                return port
+        raise StartFailed("no free port was found on this machine")
+
+    def close(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _hold(port: int) -> socket.socket | None:
+    """Returns None when the port is in use or held, by this process too."""
+    held = socket.socket()
+    try:
+        held.bind((_LOOPBACK, port))
+    except OSError:
+        held.close()
+        return None
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from here on a server may share it
+    return held
 
 
 def _first_ephemeral_port() -> int:

@@ -16,21 +16,22 @@ from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import adapter_dram
 from llmserve.runner.guard import Remains
+from llmserve.runner.machine import HeldPorts
 from llmserve.runner.process.family import SHARED_MEMORY_DIR
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state, run_dir_of
 
 
-def plan_here(manifest: Manifest) -> LocalPlan:
+def plan_here(manifest: Manifest, ports: HeldPorts) -> LocalPlan:
     """Returns the plan for this machine as it is now. Errors: ManifestError, StartFailed."""
-    return plan_local(manifest, machine.available_cores(), machine.pick_port, machine.available_gpus())
+    return plan_local(manifest, machine.available_cores(), ports.pick, machine.available_gpus())
 
 
-def check_here(manifest: Manifest, manifest_path: Path) -> LocalPlan:
+def check_here(manifest: Manifest, manifest_path: Path, ports: HeldPorts) -> LocalPlan:
     """Returns the plan of a manifest that can be started on this machine. Errors: ManifestError with a line
     for each thing that a role would refuse at its start; StartFailed."""
     refused, plan = list(preflight.here(manifest)), None
     try:
-        plan = plan_here(manifest)
+        plan = plan_here(manifest, ports)
     except ManifestError as error:
         refused.append(Conflict.of(error))
     if plan is None or refused:
@@ -41,9 +42,9 @@ def check_here(manifest: Manifest, manifest_path: Path) -> LocalPlan:
 def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> Ending:
     """Runs the cluster until a signal stops it. Errors: LLMServeError."""
     run_dir = run_dir_of(manifest, manifest_path)
-    with RunLock(run_dir):
+    with RunLock(run_dir), HeldPorts() as ports:
         clear_leftovers(run_dir)
-        plan = check_here(manifest, manifest_path)
+        plan = check_here(manifest, manifest_path, ports)
         if missing := list(preflight.now(manifest, plan)):
             raise StartFailed(locate(manifest_path, missing).message)
         job = ClusterJob(manifest, manifest_path, plan, run_dir, verbose)

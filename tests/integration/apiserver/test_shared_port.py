@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.runner.machine import HttpPort
 
@@ -61,8 +61,7 @@ class Servers:
 
 @asynccontextmanager
 async def serving(count: int) -> AsyncIterator[Servers]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        http = f"127.0.0.1:{probe.getsockname()[1]}"
+    http = f"127.0.0.1:{free_port()}"
     specs = [
         ProcessSpec(ProcessRole.APISERVER, f"apiserver-{index}", "none", http=http, direct="127.0.0.1:0")
         for index in range(count)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.ports import free_port
 from llmserve.cli import main
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
@@ -60,7 +60,7 @@ def _start(folder: Path, manifest: str) -> Cluster:
     run_dir.mkdir()
     path = folder / "llmserve.yaml"
     path.write_text(manifest.format(disk=disk))
-    port, metrics_port = _free_ports()
+    port, metrics_port = free_port(), free_port()
     address = f"127.0.0.1:{port}"
     command = ["--manifest", str(path), "--name", "kvmanager-0", "--listen", address]
     command += ["--metrics-port", str(metrics_port)]
@@ -72,11 +72,6 @@ def _start(folder: Path, manifest: str) -> Cluster:
     assert process.stdout.readline() == b"LLMSERVE_READY kvmanager-0\n", (folder / "log").read_text()
     _write_state(run_dir, address)
     return Cluster(run_dir, disk, process, address, metrics_port)
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def _write_state(run_dir: Path, address: str) -> None:
@@ -304,7 +299,7 @@ def test_without_a_store(without_store: Cluster, tmp_path: Path, capsys: Capture
 
 def test_a_kvmanager_that_is_away(shared: Cluster, tmp_path: Path, capsys: Capture) -> None:
     (away := tmp_path / "run").mkdir()
-    port, _ = _free_ports()
+    port = free_port()
     _write_state(away, f"127.0.0.1:{port}")
     for arguments in (["stats"], ["ls"], ["verify"], ["export", str(tmp_path / "x.kv")]):
         assert main(["kv", *arguments, "--run-dir", str(away)]) == 1

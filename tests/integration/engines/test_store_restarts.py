@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from bench.ports import free_port
 from llmserve.kvstore.store.store import BlockStore
-from tests.conformance.tiny_cluster import Manager, free_port
+from tests.conformance.tiny_cluster import Manager
 from tests.integration.engines.store_engine import SECONDS, Engine, chain
 
 RESTARTS, PROMPTS, BLOCKS = 6, 3, 8

@@ -3,7 +3,6 @@ scheduler's half asks, what a rank copies, what `llmserve kv` makes of both. One
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from vllm.v1.kv_offload.base import (
     get_offload_block_hash,
 )
 
+from bench.ports import free_port
 from llmserve.cli import main
 from llmserve.core.ids import BlockHash
 from llmserve.engines.store.links import manager_name
@@ -57,8 +57,7 @@ class Manager:
     """A KV manager's process. It may be killed and started again, at the same address."""
 
     def __init__(self, folder: Path, index: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._folder, self._name = folder, manager_name(index)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
-from tests.support.prometheus import ROOT, Prometheus, free_port, prometheus
+from bench.ports import free_port
+from tests.support.prometheus import ROOT, Prometheus, prometheus
 
 pytestmark = pytest.mark.timeout(240)
 MODEL = "SmolLM2-135M-Instruct"

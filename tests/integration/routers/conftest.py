@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bench.ports import free_port
 from llmserve.apiserver.links.router import PlacementEnd, RouterLink
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
@@ -49,7 +49,7 @@ class Routers:
     def __init__(self, directory: Path, valkey: Valkey, more: str) -> None:
         self._manifest, self._directory = directory / "llmserve.yaml", directory
         self._manifest.write_text(MANIFEST.format(name="routers", url=valkey.url, more=more))
-        self.addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
+        self.addresses = tuple(f"127.0.0.1:{port}" for port in (free_port(), free_port()))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._channels: list[grpc.aio.Channel] = []
 
@@ -215,15 +215,6 @@ class Api:
             await asyncio.sleep(seconds)
             self.done(name)
         return count
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from bench.ports import free_port
 
 Start = Callable[..., Any]
 HANG_SECONDS = 3.0
@@ -15,9 +16,7 @@ HANG_SECONDS = 3.0
 
 @pytest.fixture
 def address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def _stands(cluster: Any) -> set[str]:

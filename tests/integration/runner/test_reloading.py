@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench.ports import free_port
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.leader import RouterAddresses
-from llmserve.runner.machine import pick_port
 from llmserve.runner.reloading import Reloading
 
 _MANIFEST = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\nscheduling: {srpt_bias: %s}\n"
@@ -65,7 +65,7 @@ async def test_whoever_asks_is_told_although_nothing_was_changed(file: Path, rou
 
 
 def test_sighup_without_a_terminal_reloads_and_stops_nothing(start: Callable[..., Any]) -> None:
-    cluster = start("router-0", listen={"router-0": f"127.0.0.1:{pick_port()}"})
+    cluster = start("router-0", listen={"router-0": f"127.0.0.1:{free_port()}"})
     cluster.until_ready()
     cluster.process.send_signal(signal.SIGHUP)
     cluster.until_said("Reload: nothing was changed: ")  # the router of this test is a fake

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.ports import free_port
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.files import file_lock
 
@@ -184,8 +185,7 @@ def test_a_log_directory_that_cannot_be_used_is_said(start: Start, tmp_path: Pat
 
 
 def test_the_page_of_all_metrics_is_served_and_named(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     cluster = start("router-0", metrics_port=port)
     cluster.until_ready()
     assert cluster.state().metrics == f"127.0.0.1:{port}"

@@ -6,18 +6,19 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import ConnectionTable
 from llmserve.runner.machine import (
+    HeldPorts,
     HttpPort,
     available_cores,
     available_gpus,
     check_free,
     holders_of,
-    pick_port,
 )
 
 
@@ -35,32 +36,62 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_picked_port_is_free_and_outgoing_connections_do_not_take_it() -> None:
+@pytest.fixture
+def held() -> Iterator[HeldPorts]:
+    with HeldPorts() as made:
+        yield made
+
+
+def test_a_picked_port_is_free_and_outgoing_connections_do_not_take_it(held: HeldPorts) -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = {pick_port() for _ in range(20)}
+    ports = {held.pick() for _ in range(20)}
     assert all(1024 <= port < first for port in ports)
-    assert len(ports) > 1
+    assert len(ports) == 20
     check_free([f"127.0.0.1:{port}" for port in ports])
 
 
-def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
-    free = pick_port()
+def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch, taken: int, held: HeldPorts) -> None:
+    with HeldPorts() as others:
+        free = others.pick()
     offered = iter([taken, taken, free])
     monkeypatch.setattr(random, "randrange", lambda *bounds: next(offered))
-    assert pick_port() == free
+    assert held.pick() == free
 
 
-def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
-    monkeypatch.setattr(random, "randrange", lambda *bounds: taken)
-    with pytest.raises(StartFailed, match="no free port"):
-        pick_port()
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_held_port_is_found_by_nobody_and_servers_come_and_go_there(
+    monkeypatch: pytest.MonkeyPatch, held: HeldPorts, host: str
+) -> None:
+    port = held.pick()
+    monkeypatch.setattr(random, "randrange", lambda *bounds: port)
+    for _ in range(2):
+        with pytest.raises(StartFailed, match="no free port"), HeldPorts() as others:
+            others.pick()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        with socket.create_server((host, port)):
+            socket.create_connection(("127.0.0.1", port)).close()
+            with pytest.raises(StartFailed, match="no free port"), HeldPorts() as others:
+                others.pick()
+    held.close()
+    with HeldPorts() as others:
+        assert others.pick() == port
 
 
-def test_a_port_in_use_is_said_with_its_holder(taken: int) -> None:
+async def test_grpc_listens_on_a_held_port(held: HeldPorts) -> None:
+    port = held.pick()
+    for _ in range(2):
+        server = grpc.aio.server()
+        assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+        await server.start()
+        await server.stop(None)
+
+
+def test_a_port_in_use_is_said_with_its_holder(taken: int, held: HeldPorts) -> None:
     comm = Path("/proc/self/comm").read_text().strip()
     assert (os.getpid(), comm) in set(holders_of(taken))
     with pytest.raises(StartFailed) as caught:
-        check_free([f"127.0.0.1:{pick_port()}", f"127.0.0.1:{taken}"])
+        check_free([f"127.0.0.1:{held.pick()}", f"127.0.0.1:{taken}"])
     assert caught.value.message == f"127.0.0.1:{taken}: the port is in use by {comm} (pid {os.getpid()})"
 
 
@@ -69,9 +100,9 @@ def test_a_port_in_use_on_loopback_is_in_use_everywhere(taken: int) -> None:
         check_free([f"0.0.0.0:{taken}"])
 
 
-def test_a_port_whose_connections_linger_is_free(taken: int) -> None:
+def test_a_port_whose_connections_linger_is_free(held: HeldPorts) -> None:
     """As after a restart: the closed connections of the last server are in TIME_WAIT."""
-    port = pick_port()
+    port = held.pick()
     with socket.create_server(("127.0.0.1", port)) as server:
         client = socket.create_connection(("127.0.0.1", port))
         served, _ = server.accept()

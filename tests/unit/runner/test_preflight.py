@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.load import parse_manifest
-from llmserve.config.plan import plan_local
+from llmserve.config.plan import LocalPlan, plan_local
 from llmserve.config.refusals import Parsers
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ManifestError
 from llmserve.runner import preflight
+from llmserve.runner.machine import HeldPorts
 from llmserve.runner.up import check_here
 
 Write = Callable[..., Path]
@@ -56,19 +57,24 @@ def write(tmp_path: Path, model: Path) -> Write:
     return written
 
 
+def _checked(path: Path) -> LocalPlan:
+    with HeldPorts() as ports:
+        return check_here(_read(path), path, ports)
+
+
 def _read(path: Path) -> Manifest:
     return parse_manifest(path.read_text(), str(path))
 
 
 def _refused(path: Path) -> list[str]:
     with pytest.raises(ManifestError) as failed:
-        check_here(_read(path), path)
+        _checked(path)
     return [line.removeprefix(f"{path}:") for line in failed.value.message.splitlines()]
 
 
 def test_what_can_be_started_has_a_plan(write: Write) -> None:
     path = write("engine: {device: cpu, tool_call_parser: hermes}\n")
-    assert [one.name for one in check_here(_read(path), path).processes if one.role.is_worker] == [
+    assert [one.name for one in _checked(path).processes if one.role.is_worker] == [
         "prefill-0",
         "decode-0",
     ]
@@ -153,7 +159,7 @@ _AT_THE_DRAFT = "6: engine.speculation.draft.source: "
 
 def test_a_draft_that_fits_is_accepted(write: Write, draft: Path) -> None:
     path = write(_DRAFTED % draft)
-    assert check_here(_read(path), path).processes
+    assert _checked(path).processes
 
 
 def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
@@ -198,7 +204,7 @@ def test_a_draft_whose_kv_does_not_fit(write: Write, draft: Path) -> None:
         "7: kv_cache.memory_gb: one request of 512 tokens takes 0.001 GiB of KV with that"
     )
     path = write("engine: {device: cpu}\nkv_cache: {memory_gb: 0.0003}\n")
-    assert check_here(_read(path), path).processes
+    assert _checked(path).processes
 
 
 def test_a_model_that_cannot_speculate(write: Write, draft: Path) -> None:

@@ -31,7 +31,6 @@ from llmserve.loadgen.comparison_page import comparison_page
 from llmserve.loadgen.drive import LoadOutcome, run_load
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.report import LoadReport, Slo, make_report
-from llmserve.runner.machine import pick_port
 from llmserve.runner.process import launch
 from llmserve.runner.state import ClusterState, read_state
 
@@ -113,7 +112,7 @@ def _placed(document: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     placed = deepcopy(dict(document))
     deployment = placed.get("spec", placed)["deployment"]
     local = deployment.get("local") or {}
-    deployment["local"] = {**local, "host": "127.0.0.1", "port": pick_port(), "run_dir": str(run_dir)}
+    deployment["local"] = {**local, "host": "127.0.0.1", "port": 0, "run_dir": str(run_dir)}
     return placed
 
 

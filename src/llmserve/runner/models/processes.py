@@ -11,6 +11,7 @@ from llmserve.config.speculation import loaded_draft
 from llmserve.models.directory import weight_files
 from llmserve.models.resolve import survey
 from llmserve.runner import machine, preflight
+from llmserve.runner.machine import HeldPorts
 from llmserve.runner.models.engines import MachineParts, plan_model
 from llmserve.runner.models.manager import PlannedModel
 from llmserve.runner.models.memory import FreeMemory, NeededMemory, check_room
@@ -38,6 +39,7 @@ class LocalProcesses:
         self._folder, self._roster, self._supervisor = folder, roster, supervisor
         self._fetch, self._make = fetch, make
         self._like = next(roster.workers(), None)  # whose routers and KV managers others have, too
+        self._ports: dict[str, HeldPorts] = {}  # by the model's name
 
     async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
         """Errors: ManifestError for what engines here would refuse; those of the fetch."""
@@ -51,7 +53,8 @@ class LocalProcesses:
 
     async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
         """Errors: ManifestError, StartFailed, as plan_model."""
-        here = MachineParts(machine.available_cores(), machine.available_gpus(), machine.pick_port)
+        ports = self._ports_of(manifest.model.served_name)
+        here = MachineParts(machine.available_cores(), machine.available_gpus(), ports.pick)
         staying = [worker for worker in self._roster.workers() if worker.name not in swap]
         assert self._like is not None, "each plan has a worker"
         workers = tuple(plan_model(manifest, here, self._like, staying))
@@ -74,7 +77,16 @@ class LocalProcesses:
 
     async def stop(self, workers: Sequence[str]) -> None:
         await self._supervisor.remove(workers)
+        models = {worker.model for worker in self._roster.workers() if worker.name in workers}
         self._roster.remove(workers)
+        for model in models & self._ports.keys() - {worker.model for worker in self._roster.workers()}:
+            self._ports.pop(model).close()
+
+    def _ports_of(self, model: str) -> HeldPorts:
+        """Returns none yet; those of an earlier plan, which did not start, are given back."""
+        if model in self._ports:
+            self._ports[model].close()
+        return self._ports.setdefault(model, HeldPorts())
 
     def _path(self, manifest: Manifest) -> Path:
         return self._folder / f"{manifest.model.slug}.yaml"

@@ -1,0 +1,85 @@
+"""Ports of a model that is loaded into a local cluster."""
+
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llmserve.config.plan_types import ProcessRole, ProcessSpec
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
+from llmserve.runner.machine import HeldPorts
+from llmserve.runner.models.processes import LocalProcesses
+
+MANIFEST = Manifest.model_validate(
+    {
+        "kind": "LLMServe",
+        "engine": {"kind": "sim"},
+        "models": [{"source": "hub:o/b", "name": "other", "disaggregated": False}],
+        "observability": {"metrics": False},
+    }
+).for_model("other")
+
+
+class FakeRoster:
+    def __init__(self) -> None:
+        self.specs = [ProcessSpec(ProcessRole.DECODE, "decode-0", "m", model="first")]
+
+    def workers(self) -> Iterator[ProcessSpec]:
+        return iter(self.specs)
+
+    def add(self, processes: Iterable[ProcessSpec]) -> None:
+        self.specs += processes
+
+    def remove(self, names: Iterable[str]) -> None:
+        self.specs = [spec for spec in self.specs if spec.name not in set(names)]
+
+
+class FakeSupervisor:
+    async def add(self, made: Any) -> None: ...
+
+    async def remove(self, names: Any) -> None: ...
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> LocalProcesses:
+    roster, supervisor = cast("Any", FakeRoster()), cast("Any", FakeSupervisor())
+    return LocalProcesses(tmp_path, roster, supervisor, cast("Any", None), cast("Any", lambda *job: None))
+
+
+def _is_held(address: str | None, monkeypatch: pytest.MonkeyPatch) -> bool:
+    port = int(str(address).rpartition(":")[2])
+    with monkeypatch.context() as patched, HeldPorts() as others:
+        patched.setattr(random, "randrange", lambda *bounds: port)
+        try:
+            others.pick()
+        except StartFailed:
+            return True
+    return False
+
+
+async def test_the_ports_of_a_model_are_held_until_it_is_unloaded(
+    processes: LocalProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = await processes.plan(MANIFEST, str(tmp_path), ())
+    await processes.start(MANIFEST, planned)
+    (worker,) = planned.workers
+    assert _is_held(worker.listen, monkeypatch)
+    await processes.stop(["decode-0"])  # that of another model
+    assert _is_held(worker.listen, monkeypatch)
+    await processes.stop([worker.name])
+    assert not _is_held(worker.listen, monkeypatch)
+
+
+async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
+    processes: LocalProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await processes.plan(MANIFEST, str(tmp_path), ())
+    second = await processes.plan(MANIFEST, str(tmp_path), ())
+    assert _is_held(second.workers[0].listen, monkeypatch)
+    assert not _is_held(first.workers[0].listen, monkeypatch)
+    await processes.start(MANIFEST, second)
+    await processes.stop([second.workers[0].name])
+    assert not _is_held(second.workers[0].listen, monkeypatch)
