@@ -1,10 +1,14 @@
 """The chat of the console in a real browser, in front of workers that tests script."""
 
+import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from playwright.async_api import BrowserContext, Page, expect
@@ -24,12 +28,13 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="session")
-def manifest() -> dict[str, Any]:
+def manifest(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Tests may have another engine."""
     keys = [{"tenant": "red", "key": "red-key"}, {"tenant": "ops", "key": "ops-key", "admin": True}]
     return {
         "kind": "LLMServe",
         "models": {"primary": {"source": "hub:some/model"}},
-        "engine": {"tool_call_parser": "hermes"},
+        "engine": getattr(request, "param", {"tool_call_parser": "hermes"}),
         "security": {"api_keys": keys},
     }
 
@@ -158,6 +163,70 @@ async def test_a_tool_call_is_a_card_and_its_result_goes_back(cluster: Any, page
     second = page.get_by_role("article", name="Answer").nth(1)
     await expect(second).to_contain_text("tokens/s", timeout=_PATIENCE_MS)
     assert cluster.router.admits[-1].prompt_tokens > cluster.router.admits[0].prompt_tokens
+
+
+@pytest.mark.parametrize("manifest", [{"reasoning_parser": "granite"}], indirect=True)
+async def test_reasoning_is_folded_away(cluster: Any, page: Page) -> None:
+    _answers(cluster, "Why?", "Here is my thought process: <i>Light</i> scatters. Here is my response: Blue.")
+    cluster.decode.pause_at = 45  # in the middle of its thoughts
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Max tokens").fill("150")
+    await page.get_by_role("button", name="Settings").click()
+    await _ask(page, "Why?")
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer.get_by_text("Thinking…")).to_be_visible(timeout=_PATIENCE_MS)
+    cluster.decode.go.set()
+    await expect(answer.locator("> .markdown")).to_have_text("Blue.", timeout=_PATIENCE_MS)
+    thoughts = answer.get_by_text("<i>Light</i> scatters.")
+    await expect(thoughts).to_be_hidden()
+    await answer.get_by_text("Reasoning", exact=True).click()
+    await expect(thoughts).to_be_visible()
+    await in_both_themes(page)
+
+
+async def _run(*command: str) -> str:
+    """What a command writes. Its environment has the key of the test's tenant."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env={**os.environ, "LLMSERVE_KEY": "red-key"}
+    )
+    written, _ = await process.communicate()
+    assert process.returncode == 0
+    return written.decode()
+
+
+def _what_was_asked(request: Any) -> tuple[list[int], dict[str, Any]]:
+    params = msgspec.msgpack.decode(request.sampling_params)
+    return list(request.prompt_token_ids), {key: params[key] for key in params if key != "output_kind"}
+
+
+async def test_what_is_copied_asks_the_same(cluster: Any, page: Page, context: BrowserContext) -> None:
+    await context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tool = {"name": "f", "strict": False, "parameters": {"type": "object", "properties": {}, "default": None}}
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("System prompt").fill('It\'s "odd" \\n')
+    await page.get_by_label("Temperature").fill("0.5")
+    await page.get_by_label("Top-p").fill("0.9")
+    await page.get_by_label("Seed").fill("7")
+    await page.get_by_label("Stop").fill("'$HOME'\n\\")
+    await page.get_by_label("Tools, as a JSON list").fill(
+        json.dumps([{"type": "function", "function": tool}])
+    )
+    await page.get_by_role("button", name="Settings").click()
+    await _ask(page, "l'été `id` 🦊 {}")
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_contain_text("+ 40 tokens")
+    text = await answer.locator(".markdown").inner_text()
+    for name, shell in (("curl", ("bash", "-c")), ("Python", (sys.executable, "-c"))):
+        await answer.get_by_role("button", name=name).click()
+        await expect(answer.get_by_role("status")).to_have_text(f"{name} copied")
+        copied = await page.evaluate("navigator.clipboard.readText()")
+        assert "red-key" not in copied
+        written = await _run(*shell, copied)
+        said = json.loads(written)["choices"][0]["message"]["content"] if name == "curl" else written
+        assert said.strip() == text.strip()
+    asked = [_what_was_asked(request) for request in cluster.decode.seen.values()]
+    assert len(asked) == 3
+    assert asked[1:] == asked[:1] * 2
 
 
 async def test_an_adapter_is_chosen(cluster: Any, page: Page) -> None:
