@@ -1,4 +1,4 @@
-"""The targets of decision 0020 for a tree: size, folders, names, and the stops of a request and of a token.
+"""The targets of decision 0024 for a tree: size, folders, names, and the stops of a request and of a token.
 
 All but the stops is read from the source, so it can be said of any tree. The stops are counted on a
 simulated cluster that runs the tree's code (hops.py), which takes some ten seconds.
