@@ -3,12 +3,65 @@
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
 # fmt: off
 _LATENCY_BUCKETS_SECONDS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 )
 # fmt: on
+
+
+class TokenMetrics:
+    """Tokens of all models' requests, by model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.prompt_tokens_total = counter(
+            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token", ("model",)
+        )
+        self.cached_prompt_tokens_total = counter(
+            "apiserver_cached_prompt_tokens_total", "Prompt tokens that prefill found in a cache", ("model",)
+        )
+        self.output_tokens_total = counter(
+            "apiserver_output_tokens_total", "Tokens given to clients", ("model",)
+        )
+        self.first_tokens_total = counter(
+            "apiserver_first_tokens_total",
+            "First tokens, by origin: prefill (sent before the hand-over), decode (drawn after it), "
+            "aggregated (no hand-over)",
+            ("model", "origin"),
+        )
+
+
+class AttemptMetrics:
+    """Hand-overs, failures and retries of all models' requests, by model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.handovers_total = counter(
+            "apiserver_handovers_total",
+            "Requests with prefill and decode apart, by how the KV was meant to go: push (prefill writes "
+            "it while it computes), pull (decode reads it afterwards)",
+            ("model", "mode"),
+        )
+        self.worker_failures_total = counter(
+            "apiserver_worker_failures_total",
+            "Legs that a worker failed, by the class of the error; the request is placed again if the "
+            "user cannot tell",
+            ("model", "error"),
+        )
+        self.retries_total = counter(
+            "apiserver_retries_total",
+            "Requests placed again after a worker failed them, by how they go on: fresh (nothing was sent), "
+            "continued (from prompt and tokens so far), replayed (run again, tokens so far not shown)",
+            ("model", "way"),
+        )
+        self.retries_refused_total = counter(
+            "apiserver_retries_refused_total",
+            "Requests that failed because the retry budget was used up",
+            ("model",),
+        )
 
 
 class RequestMetrics:
@@ -48,50 +101,14 @@ class RequestMetrics:
             ("model",),
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
-        self.prompt_tokens_total = counter(
-            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token", ("model",)
-        )
-        self.cached_prompt_tokens_total = counter(
-            "apiserver_cached_prompt_tokens_total", "Prompt tokens that prefill found in a cache", ("model",)
-        )
-        self.output_tokens_total = counter(
-            "apiserver_output_tokens_total", "Tokens given to clients", ("model",)
-        )
-        self.first_tokens_total = counter(
-            "apiserver_first_tokens_total",
-            "First tokens, by origin: prefill (sent before the hand-over), decode (drawn after it), "
-            "aggregated (no hand-over)",
-            ("model", "origin"),
-        )
-        self.handovers_total = counter(
-            "apiserver_handovers_total",
-            "Requests with prefill and decode apart, by how the KV was meant to go: push (prefill writes "
-            "it while it computes), pull (decode reads it afterwards)",
-            ("model", "mode"),
-        )
-        self.worker_failures_total = counter(
-            "apiserver_worker_failures_total",
-            "Legs that a worker failed, by the class of the error; the request is placed again if the "
-            "user cannot tell",
-            ("model", "error"),
-        )
-        self.retries_total = counter(
-            "apiserver_retries_total",
-            "Requests placed again after a worker failed them, by how they go on: fresh (nothing was sent), "
-            "continued (from prompt and tokens so far), replayed (run again, tokens so far not shown)",
-            ("model", "way"),
-        )
-        self.retries_refused_total = counter(
-            "apiserver_retries_refused_total",
-            "Requests that failed because the retry budget was used up",
-            ("model",),
-        )
+        self.tokens, self.attempts = TokenMetrics(registry), AttemptMetrics(registry)
 
     def forget(self, model: str) -> None:
         """Removes the series of a model that has left, and of which no ModelMetrics is used any more. One
         that comes back begins at 0."""
-        for metric in vars(self).values():
-            metric.remove_by_labels({"model": model})
+        for metric in (*vars(self).values(), *vars(self.tokens).values(), *vars(self.attempts).values()):
+            if isinstance(metric, MetricWrapperBase):
+                metric.remove_by_labels({"model": model})
 
 
 class BatchMetrics:
@@ -149,22 +166,22 @@ class ModelMetrics:
         self.time_to_first_token_seconds = all_models.time_to_first_token_seconds.labels(model)
         self.inter_token_latency_seconds = all_models.inter_token_latency_seconds.labels(model)
         self.request_seconds = all_models.request_seconds.labels(model)
-        self.prompt_tokens_total = all_models.prompt_tokens_total.labels(model)
-        self.cached_prompt_tokens_total = all_models.cached_prompt_tokens_total.labels(model)
-        self.output_tokens_total = all_models.output_tokens_total.labels(model)
-        self.retries_refused_total = all_models.retries_refused_total.labels(model)
+        self.prompt_tokens_total = all_models.tokens.prompt_tokens_total.labels(model)
+        self.cached_prompt_tokens_total = all_models.tokens.cached_prompt_tokens_total.labels(model)
+        self.output_tokens_total = all_models.tokens.output_tokens_total.labels(model)
+        self.retries_refused_total = all_models.attempts.retries_refused_total.labels(model)
 
     def ended(self, outcome: str) -> None:
         self._all_models.requests_total.labels(self._model, outcome).inc()
 
     def first_token(self, origin: str) -> None:
-        self._all_models.first_tokens_total.labels(self._model, origin).inc()
+        self._all_models.tokens.first_tokens_total.labels(self._model, origin).inc()
 
     def handed_over(self, mode: str) -> None:
-        self._all_models.handovers_total.labels(self._model, mode).inc()
+        self._all_models.attempts.handovers_total.labels(self._model, mode).inc()
 
     def worker_failed(self, error: str) -> None:
-        self._all_models.worker_failures_total.labels(self._model, error).inc()
+        self._all_models.attempts.worker_failures_total.labels(self._model, error).inc()
 
     def retried(self, way: str) -> None:
-        self._all_models.retries_total.labels(self._model, way).inc()
+        self._all_models.attempts.retries_total.labels(self._model, way).inc()

@@ -12,14 +12,26 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
-from llmserve.metrics.apiserver import ApiserverMetrics, BatchMetrics, RequestMetrics
+from llmserve.metrics.apiserver import (
+    ApiserverMetrics,
+    AttemptMetrics,
+    BatchMetrics,
+    RequestMetrics,
+    TokenMetrics,
+)
 from llmserve.metrics.cluster import CertificateMetrics, ClusterMetrics, TracingMetrics
 from llmserve.metrics.dashboards import DASHBOARDS, Dashboard, rules_text
 from llmserve.metrics.dashboards.panels import text
 from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
 from llmserve.metrics.registry import StateCollector, WatchedCounter
-from llmserve.metrics.router import PlacementMetrics, PrefixMetrics, RegistrationMetrics, RouterMetrics
-from llmserve.metrics.worker import AdapterMetrics, SpeculationMetrics, WorkerMetrics
+from llmserve.metrics.router import (
+    MembershipMetrics,
+    PlacementMetrics,
+    PrefixMetrics,
+    RegistrationMetrics,
+    RouterMetrics,
+)
+from llmserve.metrics.worker import AdapterMetrics, EngineMetrics, SpeculationMetrics, WorkerMetrics
 
 
 def generated() -> Mapping[str, str]:
@@ -52,13 +64,17 @@ handed over is two: one token at prefill, the others at decode.
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("apiserver: requests", RequestMetrics),
+    ("apiserver: tokens", TokenMetrics),
+    ("apiserver: hand-overs, failures and retries", AttemptMetrics),
     ("apiserver: batches", BatchMetrics),
     ("apiserver", ApiserverMetrics),
     ("router", RouterMetrics),
+    ("router: workers", MembershipMetrics),
     ("router: placements", PlacementMetrics),
     ("router: cached prompts", PrefixMetrics),
     ("router: LoRA adapters", RegistrationMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
+    ("prefill, decode, aggregated: engine", EngineMetrics),
     ("decode, aggregated: speculation", SpeculationMetrics),
     ("prefill, decode, aggregated: LoRA adapters", AdapterMetrics),
     ("kvmanager", KVManagerMetrics),

@@ -179,13 +179,35 @@ class RegistrationMetrics:
         )
 
 
+class MembershipMetrics:
+    """Which workers the router knows, and how they are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge = partial(Gauge, registry=registry)
+        self.workers = gauge(
+            "router_workers",
+            "Known workers, by role and state: available, suspect, fetching (adapters that it needs first), "
+            "draining, lost",
+            ("role", "state"),
+        )
+        self.slow_workers = gauge(
+            "router_slow_workers", "Workers that are avoided because the others of their role are faster"
+        )
+        self.worker_interruptions_total = WatchedCounter(
+            "router_worker_interruptions_total",
+            "How often a known worker stopped being available without having left in order: suspect, silent, "
+            "or replaced by a new process of its name",
+            ("worker", "role"),
+            registry=registry,
+        )
+
+
 class RouterMetrics:
-    """What the router holds. What it places, knows of prompts and does about adapters is counted apart."""
+    """What the router holds. Workers, placements, cached prompts and adapters are counted apart."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
         gauge = partial(Gauge, registry=registry)
-        watched = partial(WatchedCounter, registry=registry)
         self.requests_total = counter(
             "router_requests_total",
             "Requests that left the router, by outcome: completed, cancelled (also withdrawn from the "
@@ -207,21 +229,7 @@ class RouterMetrics:
             buckets=WAIT_BUCKETS_SECONDS,
             registry=registry,
         )
-        self.workers = gauge(
-            "router_workers",
-            "Known workers, by role and state: available, suspect, fetching (adapters that it needs first), "
-            "draining, lost",
-            ("role", "state"),
-        )
-        self.slow_workers = gauge(
-            "router_slow_workers", "Workers that are avoided because the others of their role are faster"
-        )
-        self.worker_interruptions_total = watched(
-            "router_worker_interruptions_total",
-            "How often a known worker stopped being available without having left in order: suspect, silent, "
-            "or replaced by a new process of its name",
-            ("worker", "role"),
-        )
+        self.members = MembershipMetrics(registry)
         self.placements = PlacementMetrics(registry)
         self.prefixes = PrefixMetrics(registry)
         self.adapters = RegistrationMetrics(registry)

@@ -142,10 +142,11 @@ class AdapterMetrics:
         )
 
 
-class WorkerMetrics:
+class EngineMetrics:
+    """What an engine has to do, which memory it holds for that, and how its transfers go."""
+
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry)
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         self.requests_running = gauge("worker_requests_running", "Requests in the engine's batch")
         self.requests_waiting = gauge(
             "worker_requests_waiting",
@@ -161,6 +162,35 @@ class WorkerMetrics:
         self.transfer_failures_total = counter(
             "kv_transfer_failures_total", "Attempts to fetch KV that failed"
         )
+        self.silent_seconds = gauge(
+            "worker_engine_silent_seconds",
+            "For how long the engine has not answered; 0: it answers. A long step, or a hang",
+        )
+        self.stalled = gauge(
+            "worker_engine_stalled", "1: the engine has not answered for so long that it gets no requests"
+        )
+        self._last = EngineLoad()
+        self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
+        registry.register(self.pairs)
+
+    def record(self, load: EngineLoad) -> None:
+        """Sets the gauges, and adds to the counters what the engine's totals grew since the last call."""
+        self.requests_running.set(load.running_requests)
+        self.requests_waiting.set(load.waiting_requests)
+        self.used_blocks.set(load.used_blocks)
+        self.leased_blocks.set(load.leased_blocks)
+        self.orphan_blocks.set(load.orphan_blocks)
+        self.stalled.set(load.stalled)
+        self.transfer_bytes_total.inc(max(0, load.transferred_bytes - self._last.transferred_bytes))
+        self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
+        self._last = _copy(load)
+
+
+class WorkerMetrics:
+    """What a worker does. Its engine, adapters and speculation are counted apart."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         self.prompt_tokens_total = counter(
             "worker_prompt_tokens_total",
             "Prompt tokens, by where their KV came from: computed, local (prefix cache), external "
@@ -178,32 +208,14 @@ class WorkerMetrics:
         self.messages_total = counter(
             "worker_messages_total", "Messages sent to apiservers; each may carry many deltas"
         )
-        self.engine_silent_seconds = gauge(
-            "worker_engine_silent_seconds",
-            "For how long the engine has not answered; 0: it answers. A long step, or a hang",
-        )
-        self.engine_stalled = gauge(
-            "worker_engine_stalled", "1: the engine has not answered for so long that it gets no requests"
-        )
+        self.engine = EngineMetrics(registry)
         self.adapters = AdapterMetrics(registry)
         self.speculation = SpeculationMetrics(registry)
-        self._last = EngineLoad()
-        self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
-        registry.register(self.pairs)
 
     def record_load(self, load: EngineLoad) -> None:
-        """Sets the gauges, and adds to the counters what the engine's totals grew since the last call."""
-        self.requests_running.set(load.running_requests)
-        self.requests_waiting.set(load.waiting_requests)
-        self.used_blocks.set(load.used_blocks)
-        self.leased_blocks.set(load.leased_blocks)
-        self.orphan_blocks.set(load.orphan_blocks)
-        self.engine_stalled.set(load.stalled)
-        self.transfer_bytes_total.inc(max(0, load.transferred_bytes - self._last.transferred_bytes))
-        self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
+        self.engine.record(load)
         if load.speculation is not None:
             self.speculation.record(load.speculation)
-        self._last = _copy(load)
 
     def record_outputs(self, outputs: Sequence[EngineOutput]) -> None:
         """Counts the outputs of one step."""

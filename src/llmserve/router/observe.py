@@ -98,9 +98,9 @@ class MetricsRecorder:
         self._metrics.queued_requests.set_function(lambda: controller.waiting_requests)
         self._metrics.running_requests.set_function(lambda: controller.running_requests)
         self._metrics.apiservers.set_function(lambda: controller.apiservers)
-        self._metrics.slow_workers.set_function(lambda: len(controller.speeds.slow_reasons()))
+        self._metrics.members.slow_workers.set_function(lambda: len(controller.speeds.slow_reasons()))
         self._metrics.scheduler.watch(controller.scheduler_stats)
-        self._metrics.worker_interruptions_total.watch_rows(
+        self._metrics.members.worker_interruptions_total.watch_rows(
             lambda: [
                 ((member.spec.worker_id, member.spec.role.value), member.interruptions)
                 for member in controller.membership
@@ -114,7 +114,7 @@ class MetricsRecorder:
         def count() -> float:
             return sum(m.spec.role is role and m.state is state for m in controller.membership)
 
-        self._metrics.workers.labels(role.value, state.value).set_function(count)
+        self._metrics.members.workers.labels(role.value, state.value).set_function(count)
 
 
 class QueueSpans:

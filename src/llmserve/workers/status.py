@@ -64,7 +64,7 @@ class WorkerStatus:
         self._metrics = metrics
         self._watch = watch
         self._change = asyncio.Event()
-        metrics.engine_silent_seconds.set_function(lambda: watch.silent_seconds)
+        metrics.engine.silent_seconds.set_function(lambda: watch.silent_seconds)
 
     async def load(self) -> EngineLoad:
         """Returns the engine's load, and updates the metrics."""

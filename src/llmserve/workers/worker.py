@@ -99,7 +99,7 @@ class Worker:
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
         await asyncio.to_thread(self._options.check_model)
-        self._metrics.total_blocks.set(info.total_blocks)
+        self._metrics.engine.total_blocks.set(info.total_blocks)
         bounds = HangLimits(self._spec.engine.hang_seconds, self._spec.engine.longest_step_seconds)
         watch = EngineHealth(self._engine, bounds, self._on_hang)
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
