@@ -9,55 +9,53 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from llmserve.core.stats import Ages, StoreStats, TierStats
-from llmserve.metrics.registry import StateCollector, StateFamily, WatchedCounter
+from llmserve.metrics.registry import StateCollector, StateFamily, StateRows, WatchedCounter
 
 _Family = StateFamily[StoreStats]
-
-
-def _of_tiers(name: str, documentation: str, value: Callable[[TierStats], float]) -> _Family:
-    return StateFamily(
-        name, documentation, ("tier",), lambda stats: (((one.name,), value(one)) for one in stats.tiers)
-    )
-
+_TIERS: StateRows[StoreStats, TierStats] = StateRows(
+    ("tier",), lambda stats: stats.tiers, lambda tier: (tier.name,)
+)
 
 _TIER_FAMILIES: tuple[_Family, ...] = (
-    _of_tiers("kv_store_blocks", "Blocks that the tier holds", lambda tier: tier.blocks),
-    _of_tiers("kv_store_bytes", "Bytes that the tier takes", lambda tier: tier.used_bytes),
-    _of_tiers("kv_store_capacity_bytes", "Bytes that the tier may take", lambda tier: tier.capacity_bytes),
-    _of_tiers(
+    _TIERS.family("kv_store_blocks", "Blocks that the tier holds", lambda tier: tier.blocks),
+    _TIERS.family("kv_store_bytes", "Bytes that the tier takes", lambda tier: tier.used_bytes),
+    _TIERS.family(
+        "kv_store_capacity_bytes", "Bytes that the tier may take", lambda tier: tier.capacity_bytes
+    ),
+    _TIERS.family(
         "kv_store_pinned_blocks",
         "Blocks that an operator has pinned, and those before them",
         lambda tier: tier.pinned_blocks,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_queued_bytes", "Bytes that wait to be written to the tier", lambda tier: tier.queued_bytes
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_hit_blocks_total",
         "Blocks that prompts did not have to compute, by the tier that had them",
         lambda tier: tier.totals.hit_blocks,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_hit_tokens_total",
         "Tokens of these; of workers that told how many a block has",
         lambda tier: tier.totals.hit_tokens,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_load_bytes_total",
         "Bytes of blocks out of the tier: of DRAM to workers, else into DRAM",
         lambda tier: tier.totals.load_bytes,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_load_seconds_total",
         "Time that loads took, decoding included; 0 for DRAM, where workers copy",
         lambda tier: tier.totals.load_seconds,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_store_bytes_total",
         "Bytes of blocks into the tier, before they were encoded; into DRAM: from workers",
         lambda tier: tier.totals.store_bytes,
     ),
-    _of_tiers(
+    _TIERS.family(
         "kv_store_store_seconds_total",
         "Time that the writes took; 0 for DRAM, where workers copy",
         lambda tier: tier.totals.store_seconds,

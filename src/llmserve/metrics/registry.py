@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from llmserve.core.errors import StartFailed
 
 StateT = TypeVar("StateT")
+RowT = TypeVar("RowT")
 
 HEALTH_PATH = "/healthz"
 # A scraper that connects and says nothing must not hold a socket for ever.
@@ -70,6 +71,24 @@ class StateFamily(Generic[StateT]):
         for labels, value in self.samples(state):
             family.add_metric(labels, value)
         return family
+
+
+@dataclass(frozen=True, slots=True)
+class StateRows(Generic[StateT, RowT]):
+    """The parts of a state that have series of their own, such as its tenants. key: values of the labels."""
+
+    labels: tuple[str, ...]
+    rows: Callable[[StateT], Iterable[RowT]]
+    key: Callable[[RowT], Sequence[str]]
+
+    def family(self, name: str, documentation: str, value: Callable[[RowT], float]) -> StateFamily[StateT]:
+        """A metric with one series for each row."""
+        return StateFamily(
+            name,
+            documentation,
+            self.labels,
+            lambda state: ((self.key(row), value(row)) for row in self.rows(state)),
+        )
 
 
 class StateCollector(Collector, Generic[StateT]):

@@ -1,38 +1,38 @@
 """What the router counts, and its scheduler's state as it is when it is scraped."""
 
-from collections.abc import Callable
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from llmserve.core.stats import SchedulerStats, TenantStats
-from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateFamily, WatchedCounter
+from llmserve.metrics.registry import (
+    WAIT_BUCKETS_SECONDS,
+    StateCollector,
+    StateFamily,
+    StateRows,
+    WatchedCounter,
+)
 
 _Family = StateFamily[SchedulerStats]
 
 
-def _of_cluster(name: str, documentation: str, value: Callable[[SchedulerStats], float]) -> _Family:
-    return StateFamily(name, documentation, (), lambda stats: [((), value(stats))])
-
-
-def _of_tenants(name: str, documentation: str, value: Callable[[TenantStats], float]) -> _Family:
-    return StateFamily(
-        name, documentation, ("tenant",), lambda stats: (((one.tenant,), value(one)) for one in stats.tenants)
-    )
-
+_CLUSTER: StateRows[SchedulerStats, SchedulerStats] = StateRows((), lambda stats: [stats], lambda stats: ())
+_TENANTS: StateRows[SchedulerStats, TenantStats] = StateRows(
+    ("tenant",), lambda stats: stats.tenants, lambda tenant: (tenant.tenant,)
+)
 
 _SCHEDULER_FAMILIES: tuple[_Family, ...] = (
-    _of_cluster(
+    _CLUSTER.family(
         "router_queue_limit_requests",
         "Requests that may wait; one more is refused",
         lambda stats: stats.queue_limit_requests,
     ),
-    _of_cluster(
+    _CLUSTER.family(
         "router_tokens_in_flight",
         "Prompt tokens to compute and expected answer tokens of all that runs",
         lambda stats: stats.tokens_in_flight,
     ),
-    _of_cluster(
+    _CLUSTER.family(
         "router_kv_bytes_in_flight",
         "KV of all that runs: prompt and expected answer",
         lambda stats: stats.kv_bytes_in_flight,
@@ -49,25 +49,27 @@ _SCHEDULER_FAMILIES: tuple[_Family, ...] = (
         ("budget",),
         lambda stats: (((one.name,), one.refused) for one in stats.budgets),
     ),
-    _of_tenants(
+    _TENANTS.family(
         "router_tenant_weight", "Its share, against 1 of a tenant that is not named", lambda one: one.weight
     ),
-    _of_tenants(
+    _TENANTS.family(
         "router_tenant_queued_requests", "Its requests that wait for a placement", lambda one: one.waiting
     ),
-    _of_tenants(
+    _TENANTS.family(
         "router_tenant_running_requests", "Its requests that are placed and not done", lambda one: one.running
     ),
-    _of_tenants(
+    _TENANTS.family(
         "router_tenant_dispatched_total", "Its requests that got a place", lambda one: one.dispatched
     ),
-    _of_tenants("router_tenant_refusals_total", "Its requests rejected or evicted", lambda one: one.refused),
-    _of_tenants(
+    _TENANTS.family(
+        "router_tenant_refusals_total", "Its requests rejected or evicted", lambda one: one.refused
+    ),
+    _TENANTS.family(
         "router_tenant_queue_seconds_total",
         "How long those waited that got a place",
         lambda one: one.queue_seconds,
     ),
-    _of_tenants(
+    _TENANTS.family(
         "router_tenant_served_tokens_total",
         "Computed prompt tokens and answer tokens of its requests that ended",
         lambda one: one.served_tokens,

@@ -1,6 +1,6 @@
 """What a worker counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 
@@ -9,67 +9,54 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
 from llmserve.core.stats import BatchGain, SpeculationReport
-from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateFamily
+from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateRows
 
-
-def _of_pairs(
-    name: str, documentation: str, value: Callable[[PairStatus], float]
-) -> StateFamily[Sequence[PairStatus]]:
-    return StateFamily(
-        name,
-        documentation,
-        ("peer", "transport"),
-        lambda rows: (((row.peer, row.transport), value(row)) for row in rows),
-    )
-
+_PAIRS: StateRows[Sequence[PairStatus], PairStatus] = StateRows(
+    ("peer", "transport"), lambda pairs: pairs, lambda pair: (pair.peer, pair.transport)
+)
 
 _PAIR_FAMILIES = (
-    _of_pairs("kv_pair_chosen", "1: the next transfer goes this way", lambda row: row.chosen),
-    _of_pairs("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
-    _of_pairs(
+    _PAIRS.family("kv_pair_chosen", "1: the next transfer goes this way", lambda row: row.chosen),
+    _PAIRS.family("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
+    _PAIRS.family(
         "kv_pair_probe_bytes_per_second",
         "Speed of the last probe that worked; 0: none did",
         lambda row: row.bytes_per_second,
     ),
-    _of_pairs(
+    _PAIRS.family(
         "kv_pair_probe_small_seconds",
         "Time of a read of 64 KiB in the last probe that worked",
         lambda row: row.small_seconds,
     ),
-    _of_pairs(
+    _PAIRS.family(
         "kv_pair_transfers_total",
         "Transfers that went this way, also to a KV store",
         lambda row: row.transfers,
     ),
-    _of_pairs("kv_pair_bytes_total", "KV bytes that went this way", lambda row: row.bytes),
-    _of_pairs("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
-    _of_pairs(
+    _PAIRS.family("kv_pair_bytes_total", "KV bytes that went this way", lambda row: row.bytes),
+    _PAIRS.family("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
+    _PAIRS.family(
         "kv_pair_failures_total", "Probes and transfers that failed this way", lambda row: row.failures
     ),
 )
 
-
-def _of_batches(
-    name: str, documentation: str, value: Callable[[BatchGain], float]
-) -> StateFamily[Sequence[BatchGain]]:
-    return StateFamily(
-        name, documentation, ("batch",), lambda rows: (((str(row.batch),), value(row)) for row in rows)
-    )
-
+_BATCHES: StateRows[Sequence[BatchGain], BatchGain] = StateRows(
+    ("batch",), lambda gains: gains, lambda gain: (str(gain.batch),)
+)
 
 _BATCH_FAMILIES = (
-    _of_batches(
+    _BATCHES.family(
         "worker_speculation_gain",
         "Tokens per second with proposals, as a multiple of those without, in steps of so many requests "
         "(the smallest number of a class); 0: not measured yet",
         lambda row: row.gain,
     ),
-    _of_batches(
+    _BATCHES.family(
         "worker_speculation_on",
         "1: steps of so many requests propose tokens, apart from those of a trial",
         lambda row: row.proposes,
     ),
-    _of_batches(
+    _BATCHES.family(
         "worker_speculation_steps_total",
         "Steps of so many requests, with those that compute prompts",
         lambda row: row.steps,
