@@ -10,6 +10,7 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, engine_path
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.ids import AdapterDigest
+from llmserve.engines.vllm.environment import WHOLE_MODELS
 
 TOKENS = [random.Random(7).choice([3, 200, 40_000, 90_000]) + i for i in range(70)]
 
@@ -87,6 +88,17 @@ def test_vllm_keeps_what_it_knows_of_a_model_where_we_look_for_it(
     model = _LazyRegisteredModel("vllm.model_executor.models.llama", "LlamaForCausalLM")
     assert model._get_cache_dir() == tmp_path / "modelinfos"
     assert Path(model._get_cache_filename()).match("*-LlamaForCausalLM.json")
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_vllm_can_be_kept_from_saving_whole_compiled_models(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """engines/vllm/environment.py: on a CPU, vLLM cannot load them again."""
+    from vllm import envs
+
+    monkeypatch.setenv(WHOLE_MODELS, value)
+    assert envs.environment_variables[WHOLE_MODELS]() is (value == "1")
 
 
 def test_draws_of_a_request_with_a_seed_are_taken_back_as_we_expect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,9 @@ class VllmEngine:
     async def start(self) -> EngineInfo:
         refuse(self._refusals())
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
-        set_engine_environment(self._scratch.name, compiles=compiles(self._spec.engine))
+        set_engine_environment(
+            self._scratch.name, compiles=compiles(self._spec.engine), on_cpu=current_platform.is_cpu()
+        )
         self._kv_events = KvEventSource()
         scratch = Path(self._scratch.name)
         card_path = scratch / "card.json"

@@ -30,6 +30,7 @@ _CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
 }
+WHOLE_MODELS = "VLLM_USE_AOT_COMPILE"
 _FIXED = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has gRPC threads: a fork would inherit locks
     "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",  # whole hashes: they are our identity of a block
@@ -52,19 +53,23 @@ _APISERVER = {
 }
 
 
-def set_engine_environment(scratch: str, *, compiles: bool) -> None:
+def set_engine_environment(scratch: str, *, compiles: bool, on_cpu: bool) -> None:
     """Sets the environment of this process and of those that vLLM spawns.
 
     scratch: where vLLM's sockets go, so that they are removed with it. compiles: whether torch may compile.
     Without that, nothing is compiled, not even the small functions that vLLM compiles when a request first
     needs them: the first request with logprobs would stop its engine for half a minute, and a machine
-    without a C++ compiler could not serve it at all.
+    without a C++ compiler could not serve it at all. on_cpu: vLLM saves a whole compiled model there, and
+    cannot load it again ("no attribute 'finalize_loading'"): each start would compile it anew. Without that,
+    it takes the parts from torch's cache.
     """
     os.environ.update(_FIXED, VLLM_RPC_BASE_PATH=scratch)
     os.environ.pop("PYTHONHASHSEED", None)  # it would change the root of every block hash
     keep_caches()
     if not compiles:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if on_cpu:
+        os.environ.setdefault(WHOLE_MODELS, "0")
 
 
 def set_apiserver_environment(limits: SecurityLimits = DEFAULT_LIMITS) -> None:

@@ -46,9 +46,9 @@ def test_a_build_for_another_device_is_refused(device: str, for_cpus: bool, word
 
 
 def test_the_caches_outlive_a_run(cache: Path) -> None:
-    environment.set_engine_environment("/run/one", compiles=True)
+    environment.set_engine_environment("/run/one", compiles=True, on_cpu=True)
     first = {name: os.environ.pop(name) for name in CACHES}
-    environment.set_engine_environment("/run/two", compiles=True)
+    environment.set_engine_environment("/run/two", compiles=True, on_cpu=True)
     assert {name: os.environ[name] for name in CACHES} == first
     assert all(Path(place).is_dir() and cache in Path(place).parents for place in first.values())
     assert len(set(first.values())) == len(CACHES)
@@ -59,7 +59,7 @@ def test_apiserver_and_engine_share_them(cache: Path) -> None:
 
     set_apiserver_environment()
     first = {name: os.environ.pop(name) for name in CACHES}
-    environment.set_engine_environment("/run/one", compiles=False)
+    environment.set_engine_environment("/run/one", compiles=False, on_cpu=True)
     assert {name: os.environ[name] for name in CACHES} == first
 
 
@@ -105,13 +105,26 @@ def test_without_a_place_to_write_the_defaults_stand(cache: Path, caplog: pytest
 
 
 def test_an_engine_that_does_not_compile_compiles_nothing_at_all(cache: Path) -> None:
-    environment.set_engine_environment("/run", compiles=False)
+    environment.set_engine_environment("/run", compiles=False, on_cpu=True)
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
 
 def test_an_engine_that_compiles_may(cache: Path) -> None:
-    environment.set_engine_environment("/run", compiles=True)
+    environment.set_engine_environment("/run", compiles=True, on_cpu=True)
     assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "given", "expected"), [(True, "", "0"), (False, "", None), (True, "1", "1")]
+)
+def test_models_compiled_for_a_cpu_are_kept_in_parts(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool, given: str, expected: str | None
+) -> None:
+    monkeypatch.delenv(environment.WHOLE_MODELS, raising=False)
+    if given:
+        monkeypatch.setenv(environment.WHOLE_MODELS, given)
+    environment.set_engine_environment("/run", compiles=True, on_cpu=on_cpu)
+    assert os.environ.get(environment.WHOLE_MODELS) == expected
 
 
 def test_without_a_compiler_a_compiled_engine_on_the_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
