@@ -114,7 +114,7 @@ def test_explain_says_what_workers_did_while_a_request_waited_for_a_slot(adapted
         adapted.complete(model=name)  # it has a slot from now on
     adapted.command("load", "far", adapted.adapter("far", 7))
     with ThreadPoolExecutor(2) as threads:
-        running = [threads.submit(adapted.complete, 500, model=name) for name in ("busy", "other")]
+        running = [threads.submit(adapted.complete, 800, model=name) for name in ("busy", "other")]
         while sum(row["running_requests"] for row in adapted.command("ls")) < 2:
             pass
         answer = adapted.complete(model="far")

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,15 @@ async def test_a_model_is_pulled_loaded_swapped_and_unloaded(cluster: Cluster, p
     await expect(third).to_have_count(0, timeout=_PATIENCE_MS)
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 async def test_an_adapter_is_loaded_brought_near_and_unloaded(
     cluster: Cluster, page: Page, adapter: Path
 ) -> None:
@@ -253,8 +263,9 @@ async def test_an_adapter_is_loaded_brought_near_and_unloaded(
     await adapters.get_by_role("button", name="Load adapter").click()
     await expect(adapters.get_by_role("alert")).to_contain_text("allowed_sources", timeout=_PATIENCE_MS)
     await adapters.get_by_label("Source").fill(f"dir:{adapter}")
-    await adapters.get_by_role("button", name="Load adapter").click()
-    await expect(row.get_by_role("status")).to_contain_text("fetching", timeout=_PATIENCE_MS)
+    with stopped(cluster.pid("prefill-0")):  # nobody can use it until this one has it, too
+        await adapters.get_by_role("button", name="Load adapter").click()
+        await expect(row.get_by_role("status")).to_contain_text("fetching", timeout=_PATIENCE_MS)
     await expect(row).to_contain_text("of 3 workers", timeout=_PATIENCE_MS)
     await expect(row).to_contain_text("ready", timeout=_PATIENCE_MS)
     await row.get_by_role("button", name="To device").click()
