@@ -44,10 +44,22 @@ class KnownProcesses(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedView:
+    """How long a worker took in the last minute. stage: "first token" or "later tokens". seconds: median, for
+    each 1,000 prompt tokens, or for each later token. peers_seconds: that of the other workers of its model
+    and role; None: it or they ran too few requests."""
+
+    stage: str
+    seconds: float
+    peers_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerView:
     """What the router and the kvmanager know of a worker. available: requests may be placed on it.
     used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again.
-    speculation: None: its engine has proposed no tokens."""
+    speeds: one for each stage that it ran in the last minute. speculation: None: its engine has proposed no
+    tokens."""
 
     role: str
     available: bool
@@ -65,6 +77,7 @@ class WorkerView:
     transferred_bytes: int
     transfer_failures: int
     pairs: tuple[PairStatus, ...]
+    speeds: tuple[SpeedView, ...] = ()
     speculation: SpeculationReport | None = None
 
 
@@ -235,9 +248,15 @@ def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
                 stored_blocks=stored.get(info.worker_id, 0),
                 transports=tuple(info.transports),
                 pairs=decoded.pairs,
+                speeds=tuple(map(_speed, worker.speeds)),
                 speculation=decoded.speculation,
             ),
         )
+
+
+def _speed(speed: router_pb2.MeasuredSpeed) -> SpeedView:
+    peers = speed.peers_seconds if speed.HasField("peers_seconds") else None
+    return _view(SpeedView, speed, peers_seconds=peers)
 
 
 def _tenant(tenant: router_pb2.TenantStatus) -> TenantView:

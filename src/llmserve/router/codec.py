@@ -1,6 +1,7 @@
 """Translates between the messages of router.proto and the router's own types."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import cast
 
 from llmserve.config.wanted_models import ServedName
@@ -16,6 +17,7 @@ from llmserve.router.prefix.hot import HotPrefix
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.workers.handover import HandoverChoice
+from llmserve.router.workers.speed import MeasuredSpeed
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
 from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names, encode_tier
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
@@ -192,7 +194,12 @@ def encode_order(order: DrainOrder) -> router_pb2.DrainOrder:
     return router_pb2.DrainOrder(drain=order.drain, timeout_seconds=order.timeout_seconds)
 
 
-def encode_status(member: ClusterMember, now: float, slow: Mapping[WorkerId, str]) -> router_pb2.WorkerStatus:
+def encode_status(
+    member: ClusterMember,
+    now: float,
+    slow: Mapping[WorkerId, str],
+    speeds: Mapping[WorkerId, Sequence[MeasuredSpeed]],
+) -> router_pb2.WorkerStatus:
     """slow: the reason for each slow worker."""
     why_slow = slow.get(member.spec.worker_id, "")
     return router_pb2.WorkerStatus(
@@ -204,6 +211,7 @@ def encode_status(member: ClusterMember, now: float, slow: Mapping[WorkerId, str
         placed_requests=member.slots.placed_requests,
         draining=member.state is WorkerState.DRAINING,
         slow=bool(why_slow),
+        speeds=[router_pb2.MeasuredSpeed(**asdict(one)) for one in speeds.get(member.spec.worker_id, ())],
     )
 
 

@@ -143,10 +143,11 @@ class OperatorCommands:
         )
 
     def status(self) -> router_pb2.GetClusterStatusResponse:
-        now, slow = self._clock.now(), self._controller.speeds.slow_reasons()
+        now, speeds = self._clock.now(), self._controller.speeds
+        slow, measured = speeds.slow_reasons(), speeds.measured()
         leader, stats = self._leader_check.status(), self._controller.scheduler_stats()
         return router_pb2.GetClusterStatusResponse(
-            workers=[encode_status(member, now, slow) for member in self._controller.membership],
+            workers=[encode_status(member, now, slow, measured) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,

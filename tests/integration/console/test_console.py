@@ -91,6 +91,9 @@ async def test_the_cluster_is_drawn_as_it_is(cluster: Cluster, page: Page) -> No
     for name in ("apiserver-0", "router-0", "prefill-0", "decode-0", "decode-1", "kvmanager-0"):
         await expect(_box(page, name)).to_have_attribute("data-health", "good", timeout=_PATIENCE_MS)
     await expect(page.locator("path.edge")).not_to_have_count(0, timeout=_PATIENCE_MS)
+    await _box(page, "prefill-0").click()
+    measured = page.get_by_role("region", name="Process prefill-0")
+    await expect(measured).to_contain_text("for 1,000 prompt tokens", timeout=_PATIENCE_MS)
     await _box(page, "decode-0").focus()
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("region", name="Process decode-0")).to_contain_text("KV blocks")

@@ -1,3 +1,5 @@
+import { seconds } from "./format";
+
 /** The cluster as GET /admin/v1/status shows it (docs/console.md). */
 
 export interface Pair {
@@ -11,6 +13,13 @@ export interface Pair {
   bytes: number;
   seconds: number;
   failures: number;
+}
+
+/** How long a worker took in the last minute: a median. peers_seconds: the others'; null: too few requests. */
+export interface SpeedView {
+  stage: "first token" | "later tokens";
+  seconds: number;
+  peers_seconds: number | null;
 }
 
 export interface WorkerView {
@@ -29,6 +38,7 @@ export interface WorkerView {
   transfer_failures: number;
   last_transport: string;
   pairs: Pair[];
+  speeds: SpeedView[];
 }
 
 export interface RoleView {
@@ -128,6 +138,12 @@ export function pointOf(status: Status, at: number): Point {
   }
   for (const one of status.tiers) point.tiers[one.name] = [one.used_bytes, one.hit_tokens];
   return point;
+}
+
+/** Returns a worker's speed as people say it, and against its peers (1.1×: it is faster than they are). */
+export function speedText({ stage, seconds: own, peers_seconds: peers }: SpeedView): [string, string] {
+  const unit = stage === "first token" ? "for 1,000 prompt tokens" : "for each later token";
+  return [`${seconds(own)} ${unit}`, peers === null || own === 0 ? "" : `${(peers / own).toFixed(2)}× its peers`];
 }
 
 export type Health = "good" | "warn" | "bad" | "away";

@@ -1,13 +1,13 @@
 import { expect, test } from "vitest";
 import { Live } from "./live.svelte";
-import { healthOf, type Pair, type RoleView, type Status } from "./status";
+import { healthOf, speedText, type Pair, type RoleView, type Status } from "./status";
 import { layout, ratesOf, widthOf } from "./topology";
 
 function role(name: string, pairs: Partial<Pair>[] | null = null, more: Partial<RoleView> = {}): RoleView {
   const worker = pairs && {
     role: "", available: true, draining: false, slow: false, reason: "", running_requests: 2, waiting_requests: 1,
     used_blocks: 3, total_blocks: 4, stored_blocks: 0, leased_blocks: 0, transferred_bytes: 7, transfer_failures: 0,
-    last_transport: "", pairs: pairs as Pair[],
+    last_transport: "", speeds: [], pairs: pairs as Pair[],
   };
   return { name, role: name.split("-")[0] ?? "", stand: "ready", health: "healthy", restarts: 0, address: "", worker, leads: false, ...more };
 }
@@ -25,6 +25,14 @@ function cluster(prefill: number, decode: number, kind = "decode"): Status {
   const roles = [...many("apiserver", 2, null), ...many("router", 3, null), ...many("prefill", prefill, []), ...many(kind, decode, [shm(1)]), ...many("kvmanager", 2, null)];
   return { ...status(...roles), tiers } as unknown as Status;
 }
+
+test.each([
+  [0.2, 0.25, ["200 ms for 1,000 prompt tokens", "1.25× its peers"]],
+  [0.2, null, ["200 ms for 1,000 prompt tokens", ""]],
+])("%f s beside %s s is said so", (own, peers, said) => {
+  expect(speedText({ stage: "first token", seconds: own, peers_seconds: peers })).toEqual(said);
+  expect(speedText({ stage: "later tokens", seconds: own, peers_seconds: peers })[0]).toBe("200 ms for each later token");
+});
 
 test("processes stand in the order in which a request meets them", () => {
   const drawn = layout(status(role("decode-0", []), role("kvmanager-0"), role("prefill-0", []), role("decode-1", []), role("apiserver-0")), new Map(), 1000);

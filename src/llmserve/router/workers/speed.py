@@ -11,8 +11,9 @@
   (`adapter_loads`).
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -50,6 +51,16 @@ class SlowLimits:
     samples: int = 5
     remembered: int = 15
     memory_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredSpeed:
+    """How long a worker took lately, for people. seconds: its median, in the unit of the stage.
+    peers_seconds: that of the other workers of its model and role; None: it or they ran too few requests."""
+
+    stage: SpeedStage
+    seconds: float
+    peers_seconds: float | None
 
 
 class _PeerGroup(NamedTuple):
@@ -157,7 +168,21 @@ class WorkerSpeeds:
             reasons[name] = f"slow at {group.stage}: {self._compared(group, recent, since)}"
         return reasons
 
+    def measured(self) -> Mapping[WorkerId, Sequence[MeasuredSpeed]]:
+        """What each worker took lately, beside its peers."""
+        since, found = self._since(), defaultdict[WorkerId, list[MeasuredSpeed]](list)
+        for group, speeds in self._recent.items():
+            heard = {name: recent for name, recent in speeds.items() if recent.heard_since(since)}
+            judged = sorted(one.seconds for one in heard.values() if self._is_judged(one))
+            for name, recent in heard.items():
+                peers = _median_without(judged, recent.seconds) if self._is_judged(recent) else None
+                found[name].append(MeasuredSpeed(group.stage, recent.seconds, peers))
+        return found
+
     # -- parts
+
+    def _is_judged(self, recent: _RecentSpeed) -> bool:
+        return len(recent.samples) >= self.limits.samples
 
     def _learning(self, worker: ClusterMember) -> tuple[LatencyModel, LatencyModel]:
         """The models that a measurement of this worker belongs to."""
@@ -200,7 +225,7 @@ class WorkerSpeeds:
 
     def _judged(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> bool:
         others = self._others(group, recent, since)
-        if len(recent.samples) < self.limits.samples or not others:
+        if not self._is_judged(recent) or not others:
             return recent.slow
         typical = median(others)
         factor = self.limits.factor / 2 if recent.slow else self.limits.factor
@@ -209,10 +234,19 @@ class WorkerSpeeds:
 
     def _others(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> list[float]:
         others = (one for one in self._recent[group].values() if one is not recent and one.heard_since(since))
-        return [one.seconds for one in others if len(one.samples) >= self.limits.samples]
+        return [one.seconds for one in others if self._is_judged(one)]
 
     def _compared(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> str:
         others = self._others(group, recent, since)
         against = f", the others {1000 * median(others):.0f} ms" if others else ""
         unit = "1,000 prompt tokens" if group.stage is SpeedStage.FIRST_TOKEN else "token"
         return f"{1000 * recent.seconds:.0f} ms for each {unit}{against}"
+
+
+def _median_without(ordered: Sequence[float], value: float) -> float | None:
+    """Returns the median of the others; None: there are none. ordered: smallest first, with the value."""
+    at, others = bisect_left(ordered, value), len(ordered) - 1
+    if others == 0:
+        return None
+    low, high = (ordered[index + (index >= at)] for index in ((others - 1) // 2, others // 2))
+    return (low + high) / 2

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from llmserve.cli.status.page import page
 from llmserve.overview.answers import HEALTHY, Answers
-from llmserve.overview.snapshot import Snapshot, snapshot
+from llmserve.overview.snapshot import Snapshot, as_json, snapshot
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.runner.state import ClusterState
 
@@ -87,6 +87,18 @@ def test_all_is_well() -> None:
     shown = _text(now)
     for part in ("1 min 15 s", "healthy", "2+0", "5/364, 9 reusable", "tcp 3.0 MiB, 1 failed", "3 queued"):
         assert part in shown
+
+
+def test_a_worker_shows_its_speed_beside_that_of_its_peers() -> None:
+    speeds = [
+        router_pb2.MeasuredSpeed(stage="first token", seconds=0.2, peers_seconds=0.1),
+        router_pb2.MeasuredSpeed(stage="later tokens", seconds=0.02),
+    ]
+    now = snapshot(_state(_role("decode-0")), _answers(_worker("decode-0", speeds=speeds)), 0.0)
+    assert as_json(now)["roles"][0]["worker"]["speeds"] == (
+        {"stage": "first token", "seconds": 0.2, "peers_seconds": 0.1},
+        {"stage": "later tokens", "seconds": 0.02, "peers_seconds": None},
+    )
 
 
 def test_each_storage_class_has_a_line() -> None:

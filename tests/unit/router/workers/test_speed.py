@@ -1,12 +1,21 @@
 from collections.abc import Callable
+from statistics import median
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.router.placement.filters import NotSlow
 from llmserve.router.placement.planner import PlacementRequest
-from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
+from llmserve.router.workers.speed import (
+    MeasuredSpeed,
+    SlowLimits,
+    SpeedStage,
+    WorkerSpeeds,
+    _median_without,
+)
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
 LIMITS = SlowLimits(factor=3.0, samples=5, remembered=9, memory_seconds=60.0)
@@ -182,6 +191,37 @@ def test_a_worker_alone_is_never_slow(clock: VirtualClock, make_spec: Callable[.
     alone = Book(clock, make_spec, workers=1)
     alone.rounds(10, token_seconds=5.0)
     assert alone.slow() == set()
+
+
+def test_each_worker_is_measured_beside_its_peers(book: Book) -> None:
+    book.prompts(5, prefill_0=0.5, prefill_1=0.125, prefill_2=0.25, decode_0=0.75)
+    measured = book.speeds.measured()
+    assert measured == {
+        "prefill-0": [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.5, 0.1875)],
+        "prefill-1": [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.125, 0.375)],
+        "prefill-2": [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.25, 0.3125)],
+        "decode-0": [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.75, None)],
+    }
+    book.rounds(1)
+    assert [one.stage for one in book.speeds.measured()[WorkerId("decode-0")]] == list(SpeedStage)
+    book.clock.advance(61)
+    assert book.speeds.measured() == {}
+
+
+def test_few_samples_are_compared_with_nobody_and_nobody_with_them(book: Book) -> None:
+    book.prompts(1, prefill_0=0.3)
+    book.prompts(4, prefill_0=0.3, prefill_1=0.1)
+    measured = book.speeds.measured()
+    assert measured[WorkerId("prefill-0")] == [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.3, None)]
+    assert measured[WorkerId("prefill-1")] == [MeasuredSpeed(SpeedStage.FIRST_TOKEN, 0.1, None)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=9), st.data())
+def test_the_median_of_the_others_is_that(values: list[int], data: st.DataObject) -> None:
+    own = data.draw(st.sampled_from(values))
+    others = [*values]
+    others.remove(own)
+    assert _median_without(sorted(values), own) == median(others)
 
 
 @pytest.mark.parametrize(("tokens", "found"), [(7, False), (8, True)])

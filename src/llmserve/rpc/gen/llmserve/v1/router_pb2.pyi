@@ -499,7 +499,7 @@ class PromiseResponse(_message.Message):
     def __init__(self, promised: _Optional[bool] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("info", "load", "available", "reason", "heartbeat_age_seconds", "placed_requests", "draining", "slow")
+    __slots__ = ("info", "load", "available", "reason", "heartbeat_age_seconds", "placed_requests", "draining", "slow", "speeds")
     INFO_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
@@ -508,6 +508,7 @@ class WorkerStatus(_message.Message):
     PLACED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     SLOW_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
     info: _common_pb2.WorkerInfo
     load: _common_pb2.WorkerLoad
     available: bool
@@ -516,7 +517,18 @@ class WorkerStatus(_message.Message):
     placed_requests: int
     draining: bool
     slow: bool
-    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., available: _Optional[bool] = ..., reason: _Optional[str] = ..., heartbeat_age_seconds: _Optional[float] = ..., placed_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., slow: _Optional[bool] = ...) -> None: ...
+    speeds: _containers.RepeatedCompositeFieldContainer[MeasuredSpeed]
+    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., available: _Optional[bool] = ..., reason: _Optional[str] = ..., heartbeat_age_seconds: _Optional[float] = ..., placed_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., slow: _Optional[bool] = ..., speeds: _Optional[_Iterable[_Union[MeasuredSpeed, _Mapping]]] = ...) -> None: ...
+
+class MeasuredSpeed(_message.Message):
+    __slots__ = ("stage", "seconds", "peers_seconds")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    seconds: float
+    peers_seconds: float
+    def __init__(self, stage: _Optional[str] = ..., seconds: _Optional[float] = ..., peers_seconds: _Optional[float] = ...) -> None: ...
 
 class DrainOrder(_message.Message):
     __slots__ = ("drain", "timeout_seconds")
