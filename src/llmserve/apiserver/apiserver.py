@@ -91,16 +91,7 @@ class Apiserver:
             self._apply, self._finder.find_here, self._finder.rows_here, options.manifest_text
         )
         self._manifest_file = ManifestFile(options.manifest, options.routers, lambda: commands.manifest_text)
-        self._router = RouterLink(
-            options.routers,
-            ApiserverId(options.name),
-            self._metrics,
-            on_members=self._workers.retain,
-            patience_seconds=manifest.scheduling.router_patience_seconds,
-            answer=commands.answer,
-            on_adapters=self._adapters.update,
-        )
-        self._adapter_manager = self._manager_of("")
+        self._router = self._router_link(commands)
         self._retries = RetryBudget(RetryLimits.of(manifest.scheduling))
         self._metrics.retry_budget.set_function(lambda: self._retries.left)
         self._batches = build_batches(
@@ -111,12 +102,24 @@ class Apiserver:
         self.models, self._compiler = ModelDoors(), SharedCompiler(limits, forked)
         self._baseline = BaselineTurn(self._limit)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
-        directories = {files.name: files.directory for files in options.models}
-        self._following = ModelFollowing(manifest, self._router, self.add_model, self.drop_model, directories)
+        self._following = ModelFollowing(
+            manifest, self._router, self.add_model, self.drop_model, options.model_directories
+        )
         self._console = build_console(options, manifest, self._finder, self._manifest_file)
         self._gate: Gate | None = None
         self._cors: Cors | None = None
         self._http: HttpServer | None = None
+
+    def _router_link(self, commands: CommandHandler) -> RouterLink:
+        return RouterLink(
+            self._options.routers,
+            ApiserverId(self._options.name),
+            self._metrics,
+            on_members=self._workers.retain,
+            patience_seconds=self._manifest.scheduling.router_patience_seconds,
+            answer=commands.answer,
+            on_adapters=self._adapters.update,
+        )
 
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
@@ -221,7 +224,7 @@ class Apiserver:
         add_models(app, self.models)
         add_admin(app, self._manifest_file.reload)
         add_explain(app, self._finder)
-        add_adapters(app, self._adapter_manager, self._adapters, self._manager_for)
+        add_adapters(app, self._manager_of(""), self._adapters, self._manager_for)
         add_assets(app, self._manifest.api.root_path or "", self._manifest.security.oidc)
         add_console(app, self._console)
         add_batches(app, self._batches, self.models.serves)

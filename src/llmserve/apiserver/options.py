@@ -49,6 +49,10 @@ class ApiserverOptions:
         """The directory that relative paths of the manifest start at."""
         return Path() if self.manifest is None else self.manifest.parent
 
+    @property
+    def model_directories(self) -> Mapping[str, Path]:
+        return {model.name: model.directory for model in self.models}
+
 
 def flags() -> argparse.ArgumentParser:
     parser = common_flags("apiserver", listens=False)

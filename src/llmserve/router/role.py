@@ -100,23 +100,16 @@ class RouterRole:
         self._owner = TaskOwner("router")
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index, credentials)
-        self._term = LeaderTerm(
-            TermParts(
-                settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
-            ),
-            self._owner,
-            self._on_change,
-            Manifests(manifest, read_again),
+        parts = TermParts(
+            settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
         )
+        self._term = LeaderTerm(parts, self._owner, self._on_change, Manifests(manifest, read_again))
         self._election = LeaderElection(self._state, self._peers, self._term, settings.terms, LeaseClock())
         self._term.open(self._election)
         self._listen = listen
         self._server = RpcServer(listen, credentials)
-        self._server.add(
-            router_pb2_grpc.add_RouterServicer_to_server,
-            RouterService(self._term, self._election),
-            _SERVICE_NAME,
-        )
+        service = RouterService(self._term, self._election)
+        self._server.add(router_pb2_grpc.add_RouterServicer_to_server, service, _SERVICE_NAME)
         host = listen.rpartition(":")[0]
         is_serving = self._server.is_serving
         self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None

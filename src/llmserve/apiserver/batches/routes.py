@@ -15,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
 from llmserve.apiserver.batches.build import FILES_PATH
-from llmserve.apiserver.batches.files import NewFile
+from llmserve.apiserver.batches.files import FileStore, NewFile
 from llmserve.apiserver.batches.lines import ENDPOINTS
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.batches.store import NewBatch
@@ -53,13 +53,12 @@ def add_batches(app: FastAPI, service: BatchService | None, serves: Callable[[st
     """service: None when batches are off; then there are no such routes. serves: whether any model serves a
     path by now."""
     if service is not None:
-        _add_files(app, service)
+        _add_upload(app, service.parts.files)
+        _add_files(app, service.parts.files)
         _add_batches(app, service, serves)
 
 
-def _add_files(app: FastAPI, service: BatchService) -> None:
-    files = service.parts.files
-
+def _add_upload(app: FastAPI, files: FileStore) -> None:
     @app.post(FILES_PATH, openapi_extra=_UPLOAD)
     async def upload_file(request: Request) -> JSONResponse:
         """Keeps a file with requests of a batch (`purpose=batch`)."""
@@ -72,6 +71,8 @@ def _add_files(app: FastAPI, service: BatchService) -> None:
         except OSError as error:  # of the temporary file
             raise StorageFull(f"the upload could not be kept: {error.strerror}") from error
 
+
+def _add_files(app: FastAPI, files: FileStore) -> None:
     @app.get(FILES_PATH)
     async def list_files(
         purpose: str | None = None,

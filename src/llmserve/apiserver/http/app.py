@@ -72,6 +72,22 @@ def serving_args(
     a distribution named vllm, which the CPU build is not.) speculates: engines do, and vLLM's layer is to
     refuse what they would ignore then (`min_p`, `logit_bias`). It asks only whether there is a method.
     media_hosts: those from which it may fetch; limits/media.py has refused all others before."""
+    parser = make_arg_parser(FlexibleArgumentParser())
+    args: Namespace = parser.parse_args(
+        [
+            *_options(model, engine, api, speculates),
+            *("--allowed-media-domains", *(media_hosts or (_NO_HOST,))),
+            *_flags(engine, api),
+        ]
+    )
+    of_text = {name: value for name, value in typed_options(engine).items() if name in FOR_TEXT}
+    vars(args).update(of_text)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _options(model: ModelDirectory, engine: EngineConfig, api: Api, speculates: bool) -> list[str]:
+    """Returns the arguments that have values. With "=", since a value may begin with a dash."""
     options: Mapping[str, Any] = {
         "--model": model.directory,
         "--served-model-name": model.name,
@@ -89,6 +105,10 @@ def serving_args(
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
         "--speculative-config": json.dumps(_ANY_METHOD) if speculates else None,
     }
+    return [f"{name}={value}" for name, value in options.items() if value is not None]
+
+
+def _flags(engine: EngineConfig, api: Api) -> list[str]:
     flags = {
         "--disable-log-stats": True,
         "--enable-prompt-tokens-details": True,
@@ -96,15 +116,7 @@ def serving_args(
         "--enable-force-include-usage": api.force_include_usage,
         "--enable-tokenizer-info-endpoint": api.tokenizer_info,
     }
-    # With "=", since a value may begin with a dash.
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    given += ["--allowed-media-domains", *(media_hosts or (_NO_HOST,))]
-    switched = [name for name, on in flags.items() if on]
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
-    of_text = {name: value for name, value in typed_options(engine).items() if name in FOR_TEXT}
-    vars(args).update(of_text)
-    validate_parsed_serve_args(args)
-    return args
+    return [name for name, on in flags.items() if on]
 
 
 def vllm_config(args: Namespace) -> VllmConfig:

@@ -83,12 +83,8 @@ def kv_layout(
     tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
     views = [_view(tensor) for tensor in tensors.values()]
     sizes = tuple(_block_bytes(view, total_blocks) for view in views)
-    first = views[0]
-    kernel_tokens = block_size_tokens // (first.shape[0] // total_blocks)
-    expected = (len(shard.heads), kernel_tokens, first.content_bytes)
-    known = all(
-        (*view.shape[1:], view.content_bytes) == expected and not view.obstacle(axes) for view in views
-    )
+    kernel_tokens = block_size_tokens // (views[0].shape[0] // total_blocks)
+    known = _are_alike(views, len(shard.heads), kernel_tokens, axes)
     if not known:
         _check_whole(views, axes)
     regions, placements = place(views)
@@ -144,6 +140,14 @@ def _memory(device: "torch.device") -> Memory:
     if device.type != "cuda":
         raise Conflict.at(f"KV in the memory of {device} is not available yet", "engine.device").as_error()
     return Memory(device.index or 0)
+
+
+def _are_alike(views: Sequence[LayerView], heads: int, kernel_tokens: int, axes: str) -> bool:
+    """Whether it is known for all layers how heads and tokens lie in their blocks."""
+    expected = (heads, kernel_tokens, views[0].content_bytes)
+    return all(
+        (*view.shape[1:], view.content_bytes) == expected and not view.obstacle(axes) for view in views
+    )
 
 
 def _check_whole(views: Sequence[LayerView], axes: str) -> None:

@@ -193,8 +193,7 @@ def make_store(sock: socket.socket) -> Any:
             data = value.encode() if isinstance(value, str) else bytes(value)
             self._values[key] = data
             if not self._sealed:
-                name = key.encode()
-                sock.sendall(_HEAD.pack(len(name), len(data)) + name + data)
+                _send_value(sock, key, data)
 
         def get(self, key: str) -> bytes:
             self.wait([key])
@@ -204,7 +203,8 @@ def make_store(sock: socket.socket) -> Any:
             while not self.check(keys):
                 if self._sealed:
                     raise TransferError(f"the group asks for {keys} after it was made")
-                self._receive()
+                name, data = _receive_value(sock)
+                self._values[name] = data
 
         def check(self, keys: Sequence[str]) -> bool:
             return all(key in self._values for key in keys)
@@ -214,11 +214,18 @@ def make_store(sock: socket.socket) -> Any:
             requests."""
             self._sealed = True
 
-        def _receive(self) -> None:
-            name_bytes, data_bytes = _HEAD.unpack(wire.receive_exactly(sock, _HEAD.size))
-            if max(name_bytes, data_bytes) > _MAX_BYTES:
-                raise TransferError("malformed message of a group")
-            name = wire.receive_exactly(sock, name_bytes).decode(errors="replace")
-            self._values[name] = bytes(wire.receive_exactly(sock, data_bytes))
-
     return ConnectionStore()
+
+
+def _send_value(sock: socket.socket, key: str, data: bytes) -> None:
+    name = key.encode()
+    sock.sendall(_HEAD.pack(len(name), len(data)) + name + data)
+
+
+def _receive_value(sock: socket.socket) -> tuple[str, bytes]:
+    """Errors: TransferError."""
+    name_bytes, data_bytes = _HEAD.unpack(wire.receive_exactly(sock, _HEAD.size))
+    if max(name_bytes, data_bytes) > _MAX_BYTES:
+        raise TransferError("malformed message of a group")
+    name = wire.receive_exactly(sock, name_bytes).decode(errors="replace")
+    return name, bytes(wire.receive_exactly(sock, data_bytes))
