@@ -188,6 +188,13 @@ async def test_who_waits_is_told_that_it_was_unloaded(cluster: ModelCluster) -> 
     assert cluster.engines.running == ["a-0"]
 
 
+async def test_a_pull_of_a_model_that_is_being_loaded_waits_for_no_engine(cluster: ModelCluster) -> None:
+    cluster.engines.started.clear()
+    await cluster.client.load(B, 0)
+    pulled = await cluster.client.load(B, WAIT_SECONDS, pull=True)
+    assert pulled.state == "starting"
+
+
 async def test_a_load_goes_on_after_the_patience_of_who_asked(cluster: ModelCluster) -> None:
     cluster.engines.started.clear()
     with pytest.raises(DeadlineExceeded, match="model b is starting: it goes on all the same"):

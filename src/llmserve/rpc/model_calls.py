@@ -102,8 +102,8 @@ def _is_loaded(status: router_pb2.ModelStatus) -> bool:
 
 
 def _is_pulled(status: router_pb2.ModelStatus) -> bool:
-    """Errors: as _is_loaded."""
-    return _is_loaded(status) or status.state == ModelState.FETCHED
+    """A load may have gone on from there: engines start when the files are here. Errors: as _is_loaded."""
+    return _is_loaded(status) or status.state in (ModelState.FETCHED, ModelState.STARTING)
 
 
 def model_row(status: router_pb2.ModelStatus) -> dict[str, Any]:

@@ -31,11 +31,14 @@ class Core:
         self._worker.profiler_config, self._worker.profiler = config, None
         self._worker.rank = self._worker.local_rank = 0
         self.orders: list[bool] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def profile_async(self, is_start: bool = True, profile_prefix: str | None = None) -> None:
         self.orders.append(is_start)
         self._worker.profile(is_start, profile_prefix)
         if is_start:
+            await self.answers.wait()
             torch.ones(64, 64) @ torch.ones(64, 64)
 
 
@@ -81,4 +84,15 @@ async def test_a_caller_that_is_cancelled_ends_the_recording(engine: VllmEngine)
     with pytest.raises(asyncio.CancelledError):
         await recording
     assert isinstance(engine._core, Core)
+    assert engine._core.orders == [True, False]
+
+
+async def test_one_that_is_cancelled_while_the_engine_begins_does_too(engine: VllmEngine) -> None:
+    assert isinstance(engine._core, Core)
+    engine._core.answers.clear()
+    recording = asyncio.ensure_future(engine.profile(60.0))
+    await asyncio.sleep(0)
+    recording.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
     assert engine._core.orders == [True, False]

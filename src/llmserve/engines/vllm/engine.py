@@ -275,8 +275,8 @@ class VllmEngine:
         for old in folder.glob("*"):  # of a caller that was cancelled
             old.unlink()
         with _dead_is_an_error():
-            await core.profile_async(True, self._spec.worker_id)
             try:
+                await core.profile_async(True, self._spec.worker_id)
                 await asyncio.sleep(seconds)
             finally:
                 await asyncio.shield(core.profile_async(False))
