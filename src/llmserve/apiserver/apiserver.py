@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.types import ASGIApp
 
 from llmserve.apiserver.adapters.manager import AdapterManager
 from llmserve.apiserver.adapters.names import AdapterNames
@@ -16,6 +15,7 @@ from llmserve.apiserver.auth.authenticator import Authenticator
 from llmserve.apiserver.auth.permissions import public_paths
 from llmserve.apiserver.batches.build import build_batches, streamed_paths
 from llmserve.apiserver.batches.routes import add_batches
+from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.console.assets import CONSOLE_PATHS, add_assets
 from llmserve.apiserver.console.build import build_console
 from llmserve.apiserver.console.manifest import ManifestFile
@@ -77,7 +77,6 @@ class Apiserver:
     ) -> None:
         """forked: as for SharedCompiler."""
         self._options, self._manifest, self._registry = options, manifest, registry
-        limits = manifest.security.limits
         self._live = LiveSettings.of(manifest)
         self._auth = Authenticator.of(manifest, self._live.keys, options.directory)
         self._records = RequestRecords(self._live.explain_requests)
@@ -92,22 +91,21 @@ class Apiserver:
         )
         self._manifest_file = ManifestFile(options.manifest, options.routers, lambda: commands.manifest_text)
         self._router = self._router_link(commands)
+        self.models = ModelDoors()
+        self._gate = self._make_gate()
+        self._cors = Cors(self._gate, self._live.cors_origins)
         self._retries = RetryBudget(RetryLimits.of(manifest.scheduling))
         self._metrics.retry_budget.set_function(lambda: self._retries.left)
-        self._batches = build_batches(
-            manifest.batches, options.run_dir, self._metrics.batches, self._front_door, limits.body_kib << 10
-        )
+        self._batches = self._make_batches()
         self._store = build_store(manifest, os.environ, SystemClock())
         self._media = MediaConnection(frozenset(manifest.security.allowed_media_hosts))
-        self.models, self._compiler = ModelDoors(), SharedCompiler(limits, forked)
+        self._compiler = SharedCompiler(manifest.security.limits, forked)
         self._baseline = BaselineTurn(self._limit)
         self._adding, self._owner = asyncio.Lock(), TaskOwner("apiserver")
         self._following = ModelFollowing(
             manifest, self._router, self.add_model, self.drop_model, options.model_directories
         )
         self._console = build_console(options, manifest, self._finder, self._manifest_file)
-        self._gate: Gate | None = None
-        self._cors: Cors | None = None
         self._http: HttpServer | None = None
 
     def _router_link(self, commands: CommandHandler) -> RouterLink:
@@ -121,6 +119,12 @@ class Apiserver:
             on_adapters=self._adapters.update,
         )
 
+    def _make_batches(self) -> BatchService | None:
+        most_bytes = self._manifest.security.limits.body_kib << 10
+        return build_batches(
+            self._manifest.batches, self._options.run_dir, self._metrics.batches, self._gate, most_bytes
+        )
+
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
         Errors: StartFailed; ManifestError when another try would end alike."""
@@ -130,7 +134,9 @@ class Apiserver:
         for files, model in zip(self._options.models, self._manifest.served, strict=True):
             await self.add_model(files, self._manifest.alone(model))
         self._owner.spawn("models", self._following.run(), fatal=True)
-        self._http = self._make_http()
+        certificate = _certificate(self._options, self._manifest)
+        limits = self._manifest.security.limits
+        self._http = HttpServer(self._cors, self._options.http, self._options.share, limits, certificate)
         if self._manifest.api.stream_interval is None:
             self._owner.spawn("stream-interval", adapt_interval(self._set_stream_interval))
         await self._auth.start(self._owner)
@@ -139,22 +145,14 @@ class Apiserver:
             self._batches.start()
         return port
 
-    def _make_http(self) -> HttpServer:
-        """Puts what a request passes before its model's application around it: headers of CORS, then the
-        gate, then the choice of the model. Errors: StartFailed."""
+    def _make_gate(self) -> Gate:
+        """Returns what a request passes before the application of its model, which is chosen behind it."""
         manifest, limits = self._manifest, self._manifest.security.limits
         public = CONSOLE_PATHS | public_paths(manifest)
         paths = Paths.of(manifest.api.root_path, public, streamed_paths(manifest.batches))
         bodies = BodyLimits(limits.body_kib << 10, limits.body_seconds)
         choice, spans = ModelChoice(self.models, manifest.security), HttpSpans(self._tracer)
-        self._gate = Gate(choice, self._auth, bodies, self._records, spans, paths)
-        self._cors = Cors(self._gate, self._live.cors_origins)
-        certificate = _certificate(self._options, manifest)
-        return HttpServer(self._cors, self._options.http, self._options.share, limits, certificate)
-
-    def _front_door(self) -> ASGIApp:
-        assert self._gate is not None, "not started"
-        return self._gate
+        return Gate(choice, self._auth, bodies, self._records, spans, paths)
 
     # -- models
 
@@ -247,8 +245,7 @@ class Apiserver:
         for door in self.models:
             door.set_limits(live.limits)
         self._auth.manifest = live.keys
-        if self._cors is not None:
-            self._cors.allow(live.cors_origins)
+        self._cors.allow(live.cors_origins)
 
     async def wait(self) -> None:
         """Raises when the apiserver cannot go on. Between start and aclose."""
@@ -267,8 +264,7 @@ class Apiserver:
     async def _stop(self, drain_seconds: float) -> None:
         if self._batches is not None:
             await self._batches.aclose()
-        if self._gate is not None:
-            self._gate.draining.begun = True
+        self._gate.draining.begun = True
         await self._console.aclose()
         if self._http is not None:
             await self._http.stop_listening()

@@ -1,7 +1,6 @@
 """From the manifest to the service of batches."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -31,7 +30,7 @@ def build_batches(
     batches: Batches,
     run_dir: str | None,
     metrics: BatchMetrics,
-    gate: Callable[[], ASGIApp],
+    gate: ASGIApp,
     max_body_bytes: int,
 ) -> BatchService | None:
     """max_body_bytes: the most that the gate takes. Returns None when batches are off, or have no place.

@@ -1,7 +1,6 @@
 """A request of a batch, sent through the gate of this apiserver as if it had come over HTTP."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message
@@ -27,9 +26,9 @@ class LineAnswer:
 
 
 class GateCaller:
-    """gate: returns the gate once it is there."""
+    """Sends requests of batches through a gate."""
 
-    def __init__(self, gate: Callable[[], ASGIApp]) -> None:
+    def __init__(self, gate: ASGIApp) -> None:
         self._gate = gate
 
     async def post(self, caller: Caller, path: str, request_id: str, body: bytes) -> LineAnswer:
@@ -50,7 +49,7 @@ class GateCaller:
                 pieces.append(message.get("body", b""))
 
         try:
-            await self._gate()(_scope(caller, path, request_id, body), receive, send)
+            await self._gate(_scope(caller, path, request_id, body), receive, send)
         finally:
             gone.set()
         answer.body = b"".join(pieces)

@@ -16,7 +16,7 @@ from llmserve.metrics.apiserver import BatchMetrics
 
 
 def _built(run_dir: Path | None, **keys: Any) -> BatchService | None:
-    def gate() -> Any:
+    async def gate(*_: Any) -> None:
         raise AssertionError("nothing is sent yet")
 
     place = None if run_dir is None else str(run_dir)

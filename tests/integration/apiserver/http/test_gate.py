@@ -114,7 +114,7 @@ async def test_a_call_from_within_names_its_caller() -> None:
     auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"))}))
     gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     red = Caller(TenantId("red"), CLIENT_SCOPES, adapters=frozenset({"sql"}), background=True)
-    call = GateCaller(lambda: gate).post
+    call = GateCaller(gate).post
     task = asyncio.create_task(call(red, "/v1/completions", "line_1", b'{"a": 1}'))
     await began.wait()
     task.cancel()
@@ -134,7 +134,7 @@ async def test_a_line_gets_the_whole_answer(body: bytes, status: int) -> None:
 
     auth = Authenticator(ManifestKeys({"k": Caller()}))
     gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
-    answer = await GateCaller(lambda: gate).post(EVERYBODY, "/v1/completions", "line_1", body)
+    answer = await GateCaller(gate).post(EVERYBODY, "/v1/completions", "line_1", body)
     assert answer.status == status
     assert answer.body == body if status == 201 else b"error" in answer.body
     assert answer.headers[b"x-request-id"] == b"line_1"
@@ -173,7 +173,7 @@ async def test_a_line_is_refused_once_its_key_is_gone() -> None:
     auth = Authenticator(ManifestKeys({"red-key": Caller(TenantId("red"), CLIENT_SCOPES)}))
     gate = Gate(app, auth, BodyLimits(1000, 5.0), RequestRecords(0), HttpSpans(NO_TRACER))
     red = await auth.caller_of([(b"x-api-key", b"red-key")])
-    call = GateCaller(lambda: gate).post
+    call = GateCaller(gate).post
     assert (await call(red, "/v1/completions", "line_1", b"{}")).status == 200
     auth.manifest = ManifestKeys({"new-key": Caller(TenantId("red"))})
     refused = await call(red, "/v1/completions", "line_2", b"{}")
