@@ -2,10 +2,10 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llmserve.cli.command import EXIT_OK, Command, positive
+from llmserve.cli.command import EXIT_OK, Actions, Command, positive
 from llmserve.core.errors import InvalidRequest, NotAuthenticated, NotFound
 from llmserve.rpc.callers import CallerRole
 
@@ -17,10 +17,12 @@ can make a certificate of any role: keep it elsewhere while no certificate is to
 """
 _DAY_SECONDS = 86400.0
 
+Act = Callable[[argparse.Namespace], None]
+
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    init = _action(actions, "init", "make an authority, and a certificate for each role")
+    actions = Actions[Act](parser, _add_directory)
+    init = actions.add("init", _init, "make an authority, and a certificate for each role")
     init.add_argument(
         "--cluster", metavar="NAME", default="llmserve", help="metadata.name (default: %(default)s)"
     )
@@ -28,27 +30,22 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--days", metavar="N", type=positive, default=90.0, help="of each certificate (default: 90)"
     )
-    init.set_defaults(act=_init)
-    issue = _action(actions, "issue", "replace the certificates of roles, all by default")
+    issue = actions.add("issue", _issue, "replace the certificates of roles, all by default")
     issue.add_argument(
         "--role", choices=[*CallerRole], action="append", help="only of this role; may be repeated"
     )
     issue.add_argument("--name", metavar="NAME", default="*", help="only for this process, such as decode-0")
     issue.add_argument("--days", metavar="N", type=positive, default=90.0, help="default: 90")
-    issue.set_defaults(act=_issue)
-    _action(actions, "show", "print whose the certificates are, and when they expire").set_defaults(act=_show)
+    actions.add("show", _show, "print whose the certificates are, and when they expire")
 
 
-def _action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=summary, description=summary)
+def _add_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="the one with a folder for each role")
-    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    options.act(options)
+    act: Act = options.action
+    act(options)
     return EXIT_OK
 
 

@@ -1,8 +1,11 @@
 """The parts of a command, and the options that several commands have."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+RunT = TypeVar("RunT")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -28,6 +31,24 @@ class Command:
     about: str
     configure: Configure
     run: Run
+
+
+class Actions(Generic[RunT]):
+    """The actions of a command, such as `ls` of `llmserve kv`. What runs the chosen one stands in the options
+    as `action`. common: adds the options that all of them have."""
+
+    def __init__(
+        self, parser: argparse.ArgumentParser, *common: Callable[[argparse.ArgumentParser], object]
+    ) -> None:
+        self._parsers = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+        self._common = common
+
+    def add(self, name: str, run: RunT, about: str) -> argparse.ArgumentParser:
+        one = self._parsers.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        one.set_defaults(action=run)
+        for add in self._common:
+            add(one)
+        return one
 
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from llmserve.apiserver.auth.stores.base import KeyStore
 from llmserve.apiserver.auth.stores.build import build_key_store
 from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.stored_key import StoredKey, make_key
-from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest, count, positive
+from llmserve.cli.command import EXIT_OK, Actions, Command, add_json, add_manifest, count, positive
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, NotFound
 
@@ -37,19 +37,15 @@ Run = Callable[[argparse.Namespace, KeyStore], Awaitable[int]]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, run: Run, about: str) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        one.set_defaults(action=run)
-        add_manifest(one)
-        one.add_argument("--key-file", metavar="FILE", help="the keys are here, whatever the manifest says")
-        return one
-
-    _add_rights(action("create", _create, "make a key, and show it once"))
-    add_json(action("list", _list, "list the keys, without what is secret of them"))
-    revoke = action("revoke", _revoke, "end a key")
+    actions = Actions[Run](parser, add_manifest, _add_key_file)
+    _add_rights(actions.add("create", _create, "make a key, and show it once"))
+    add_json(actions.add("list", _list, "list the keys, without what is secret of them"))
+    revoke = actions.add("revoke", _revoke, "end a key")
     revoke.add_argument("id", metavar="ID", help="of the key, as `llmserve keys list` shows it")
+
+
+def _add_key_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key-file", metavar="FILE", help="the keys are here, whatever the manifest says")
 
 
 def _add_rights(create: argparse.ArgumentParser) -> None:

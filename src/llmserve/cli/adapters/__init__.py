@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from llmserve.cli.adapters.page import adapter_lines, adapters_page
 from llmserve.cli.adapters.progress import showing_progress
 from llmserve.cli.cluster import add_cluster_or_router, find_routers
-from llmserve.cli.command import EXIT_OK, Command, add_json, add_timeout
+from llmserve.cli.command import EXIT_OK, Actions, Command, add_json, add_timeout
 from llmserve.cli.screen import screen
 from llmserve.config.adapter_source import parse_adapter_source
 from llmserve.core.adapters import AdapterTier, short_version
@@ -34,21 +34,14 @@ Run = Callable[[argparse.Namespace, AdapterClient], Coroutine[None, None, int]]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, run: Run, about: str) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        one.set_defaults(action=run)
-        add_cluster_or_router(one)
-        add_json(one)
-        return one
+    actions = Actions[Run](parser, add_cluster_or_router, add_json)
 
     def named(name: str, run: Run, about: str) -> argparse.ArgumentParser:
-        one = action(name, run, about)
+        one = actions.add(name, run, about)
         one.add_argument("name", metavar="NAME", help="of the adapter, as clients use it")
         return one
 
-    action("ls", _ls, "list adapters, with where workers have them")
+    actions.add("ls", _ls, "list adapters, with where workers have them")
     named("show", _show, "show the versions of an adapter, worker by worker")
     load = named("load", _load, "give an adapter a name, and wait until requests may use it")
     load.add_argument("source", metavar="SOURCE", help="dir:/PATH, hub:ORG/NAME or s3://BUCKET/PREFIX")

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmserve.cli.cluster import add_cluster, find_cluster
-from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Actions, Command, add_json
 from llmserve.cli.kv.archive import checked_archive, new_archive
 from llmserve.cli.kv.managers import KvManagers, kv_managers
 from llmserve.cli.kv.page import block_page, block_rows, size, stats_page, stats_rows
@@ -35,33 +35,26 @@ Run = Callable[[argparse.Namespace, KvManagers], Awaitable[int]]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, run: Run, about: str) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        one.set_defaults(action=run)
-        add_cluster(one)
-        return one
-
-    add_json(action("stats", _stats, "what each tier holds and has done"))
-    _configure_ls(action("ls", _ls, "list blocks, used last first"))
+    actions = Actions[Run](parser, add_cluster)
+    add_json(actions.add("stats", _stats, "what each tier holds and has done"))
+    _configure_ls(actions.add("ls", _ls, "list blocks, used last first"))
     pin = "keep a block and all before it, or what a tenant has now, until unpinned, corrupt or restarted"
     for name, about in (("pin", pin), ("unpin", "undo `pin`")):
-        one = action(name, _pin, about)
+        one = actions.add(name, _pin, about)
         one.set_defaults(unpin=name == "unpin")
         _add_chosen(one)
-    evict = action("evict", _evict, "remove blocks, and what follows them, unless pinned or in use")
+    evict = actions.add("evict", _evict, "remove blocks, and what follows them, unless pinned or in use")
     _add_chosen(evict).add_argument("--all", action="store_true", help="every block of every tier")
     evict.add_argument("--yes", action="store_true", help="with --all: it is meant")
-    verify = action("verify", _verify, "read blocks and compare checksums; drop the corrupt ones")
+    verify = actions.add("verify", _verify, "read blocks and compare checksums; drop the corrupt ones")
     _add_filter(verify)
     verify.add_argument(
         "--sample", type=float, default=1.0, metavar="SHARE", help="of the blocks, at random (default: 1)"
     )
-    export = action("export", _export, "write blocks to a file (not encrypted; only you may read it)")
+    export = actions.add("export", _export, "write blocks to a file (not encrypted; only you may read it)")
     export.add_argument("path", metavar="FILE", help="must not exist")
     _add_filter(export)
-    import_action = action("import", _import, "bring the blocks of a file back")
+    import_action = actions.add("import", _import, "bring the blocks of a file back")
     import_action.add_argument("path", metavar="FILE", help="of `llmserve kv export`")
     _add_tier(import_action, "where to (default: the fastest below DRAM, if there is one)")
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from llmserve.cli.command import EXIT_OK, Command, add_json, count
+from llmserve.cli.command import EXIT_OK, Actions, Command, Run, add_json, count
 from llmserve.cli.models.cluster import add_cluster_actions
 from llmserve.cli.models.in_use import users_of
 from llmserve.cli.models.page import facts_lines, facts_row, hub_page, local_page, local_row
@@ -41,16 +41,9 @@ And after those of the cluster that runs here (or of -f, --run-dir, --router):
   llmserve models unload small                    let its requests end, and stop its engines
 """
 
-Run = Callable[[argparse.Namespace], int]
-
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, run: Run, about: str) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        one.set_defaults(action=run)
-        return one
+    actions = Actions[Run](parser)
 
     def of_source(one: argparse.ArgumentParser, nargs: str | None = None) -> None:
         one.add_argument(
@@ -59,22 +52,22 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--revision", metavar="REV", help="a commit, tag or branch of the hub")
 
     add_cluster_actions(actions)
-    listing = action("ls", _ls, "list the models on this machine")
-    pull = action("pull", _pull, "download, check and convert a model, or those of a manifest")
+    listing = actions.add("ls", _ls, "list the models on this machine")
+    pull = actions.add("pull", _pull, "download, check and convert a model, or those of a manifest")
     of_source(pull, "?")
-    search = action("search", _search, "look for models on the hub and on this machine")
+    search = actions.add("search", _search, "look for models on the hub and on this machine")
     search.add_argument("text", metavar="TEXT", help="a part of the name")
     search.add_argument("--limit", type=count, default=20, metavar="N", help="at most (default: %(default)s)")
-    inspect = action(
+    inspect = actions.add(
         "inspect", _inspect, "tell what a model on this machine is, and what can be done with it"
     )
     of_source(inspect)
-    convert = action("convert", _convert, "make a directory of safetensors of a GGUF file or of pickles")
+    convert = actions.add("convert", _convert, "make a directory of safetensors of a GGUF file or of pickles")
     convert.add_argument(
         "source", metavar="SOURCE", type=Path, help="a GGUF file, or a directory with pickles"
     )
     convert.add_argument("out", metavar="DIR", type=Path, help="the directory that is to be made")
-    removal = action("rm", _rm, "remove a model from this machine, unless it is in use")
+    removal = actions.add("rm", _rm, "remove a model from this machine, unless it is in use")
     removal.add_argument("name", metavar="NAME", help="as `llmserve models ls` names it")
     for one in (listing, search, inspect):
         add_json(one)

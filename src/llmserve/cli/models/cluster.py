@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmserve.cli.cluster import add_cluster_or_router, find_cluster, find_routers
-from llmserve.cli.command import EXIT_OK, add_json, add_timeout
+from llmserve.cli.command import EXIT_OK, Actions, Run, add_json, add_timeout
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
 from llmserve.config.wanted_models import entry_of
@@ -22,10 +22,9 @@ from llmserve.rpc.model_calls import ModelClient, OnStatus, model_row
 _WAIT_SECONDS = 4 * 3600.0
 
 Ask = Callable[[argparse.Namespace, ModelClient], Coroutine[None, None, int]]
-Actions = Any  # of argparse, which does not name the type
 
 
-def add_cluster_actions(actions: Actions) -> None:
+def add_cluster_actions(actions: Actions[Run]) -> None:
     _action(actions, "served", _served, "list the cluster's models, and how far those are that come or go")
     load = _action(actions, "load", _load, "load a model, and wait until requests may use it")
     load.add_argument(
@@ -48,11 +47,11 @@ def add_cluster_actions(actions: Actions) -> None:
     _add_wait(unload)
 
 
-def _action(actions: Actions, name: str, ask: Ask, about: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = actions.add_parser(
-        name, help=about, description=f"{about[0].upper()}{about[1:]}."
-    )
-    one.set_defaults(action=lambda options: asyncio.run(ask(options, ModelClient(find_routers(options)))))
+def _action(actions: Actions[Run], name: str, ask: Ask, about: str) -> argparse.ArgumentParser:
+    def run(options: argparse.Namespace) -> int:
+        return asyncio.run(ask(options, ModelClient(find_routers(options))))
+
+    one = actions.add(name, run, about)
     add_cluster_or_router(one)
     add_json(one)
     return one
