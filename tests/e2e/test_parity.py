@@ -41,7 +41,7 @@ def test_greedy_outputs_equal_those_of_one_engine(
 
     def grown(source: str) -> float:
         name = f'worker_prompt_tokens_total{{source="{source}"}}'
-        return after[name] - before[name]
+        return after[name] - before.get(name, 0.0)  # there is none before the first request
 
     prompt_tokens = sum(len(case["prompt"]) for case in parity_cases)
     # Decode's prompt is the user's and the token that prefill drew; only that one is computed there.

@@ -274,8 +274,8 @@ def test_pushed_prompts_get_the_same_answers(
 ) -> None:
     """However short they are. The router chooses the way."""
     world.change("router-0", "transfer", mode="push")
-    shortest = sorted(range(len(parity_cases)), key=lambda number: len(parity_cases[number]["prompt"]))[:12]
-    for number in shortest:
+    by_length = sorted(range(len(parity_cases)), key=lambda number: len(parity_cases[number]["prompt"]))
+    for number in by_length[:36:3]:  # the shortest, and some of two blocks
         response = world.post(parity_cases[number]["prompt"], return_token_ids=True)
         assert response.json()["choices"][0]["token_ids"] == reference[number][:6]
         assert response.headers["x-llmserve-handover"] == "push"
