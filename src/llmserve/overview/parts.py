@@ -6,18 +6,18 @@ from typing import Any
 
 from llmserve.overview.snapshot import RoleView, Snapshot
 
-_OF_TENANTS = ("queued_requests", "running_requests", "queue_limit_requests", "tenants", "budgets")
-_OF_KV = ("directory_blocks", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "index")
+OF_TENANTS = ("queued_requests", "running_requests", "queue_limit_requests", "tenants", "budgets")
+OF_KV = ("directory_blocks", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "index")
 
 
 def tenants_part(now: Snapshot) -> dict[str, Any]:
     """Returns what `/admin/v1/tenants` shows, with the names of the whole."""
-    return {name: getattr(now, name) for name in _OF_TENANTS}
+    return {name: getattr(now, name) for name in OF_TENANTS}
 
 
 def kv_part(now: Snapshot) -> dict[str, Any]:
     """Returns what `/admin/v1/kv` shows, with the names of the whole."""
-    return {name: getattr(now, name) for name in _OF_KV}
+    return {name: getattr(now, name) for name in OF_KV}
 
 
 _PLACE = re.compile(r"[^\s,;]*[^\s,;:]:\d+\b|(?<![^\s'\"])/[^\s,;:'\"]+")  # HOST:PORT, or a path

@@ -1,11 +1,12 @@
 """The routes of the console: who asks, the cluster's status, and orders to workers (docs/console.md)."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from llmserve import __version__
 from llmserve.apiserver.auth.caller import AccessScope
@@ -17,7 +18,8 @@ from llmserve.apiserver.console.manifest import ManifestFile
 from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder, after_text, parse_after
 from llmserve.apiserver.http.scope import current_scope
-from llmserve.overview.parts import kv_part, tenants_part
+from llmserve.overview.parts import OF_KV, OF_TENANTS, kv_part, tenants_part
+from llmserve.overview.snapshot import Snapshot
 from llmserve.rpc.leader import RouterAddresses
 
 _ROOT = "/admin/v1"
@@ -66,6 +68,13 @@ def add_console(app: FastAPI, data: ConsoleData) -> None:
     app.include_router(router)
 
 
+def _described(name: str, names: Iterable[str], **more: Any) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of an answer with these fields of a snapshot."""
+    kinds = get_type_hints(Snapshot)
+    fields: dict[str, Any] = {field: (kinds[field], ...) for field in names}
+    return {200: {"model": create_model(name, **more, **fields)}}
+
+
 def _add_status(router: APIRouter, data: ConsoleData) -> None:
     @router.get("/caller")
     async def caller() -> dict[str, Any]:
@@ -78,20 +87,20 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
             "version": __version__,
         }
 
-    @router.get("/status")
+    @router.get("/status", responses=_described("Status", Snapshot.__dataclass_fields__, healthy=(bool, ...)))
     async def status() -> Response:
         """The cluster as `llmserve status --json` shows it. Without the scope admin: no other tenant, and not
         where processes run."""
         now = seen_by(current_scope().caller, await data.look.now())
         return Response(encoded(now), media_type="application/json")
 
-    @router.get("/tenants")
+    @router.get("/tenants", responses=_described("StatusOfTenants", OF_TENANTS))
     async def tenants() -> Response:
         """The part of the status that is about tenants: shares, queues, budgets. Without the scope admin: no
         other tenant."""
         return _json(tenants_part(seen_by(current_scope().caller, await data.look.now())))
 
-    @router.get("/kv")
+    @router.get("/kv", responses=_described("StatusOfKv", OF_KV))
     async def kv() -> Response:
         """The part of the status that is about KV: blocks, leases, tiers, and which beginnings of prompts
         were found cached most often in the last minutes; without the scope admin, those of the own tenant."""
