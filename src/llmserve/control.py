@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags as apiserver_flags
 from llmserve.apiserver.options import options as apiserver_options
-from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
@@ -24,8 +23,7 @@ from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import Credentials
 from llmserve.rpc.role import (
     Role,
-    configure_audit,
-    configure_logging,
+    open_manifest,
     own_environment,
     run_role,
 )
@@ -66,10 +64,7 @@ def main() -> int:
     given = parser.parse_args()
 
     async def build() -> Roles:
-        text = read_manifest(given.manifest)
-        manifest = parse_manifest(text, given.manifest)
-        configure_logging(manifest.observability, given.name)
-        configure_audit(manifest, given)
+        manifest, text = open_manifest(given)
         own_environment(manifest)
         options = apiserver_options(given, manifest, text)
         apiserver = build_role(options, manifest, given.metrics_port)

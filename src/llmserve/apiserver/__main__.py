@@ -2,12 +2,10 @@
 
 from llmserve.apiserver.build import build_role
 from llmserve.apiserver.options import flags, options
-from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.process import exit_process
 from llmserve.rpc.role import (
     Role,
-    configure_audit,
-    configure_logging,
+    open_manifest,
     own_environment,
     run_role,
 )
@@ -17,10 +15,7 @@ def main() -> int:
     given = flags().parse_args()
 
     async def build() -> Role:
-        text = read_manifest(given.manifest)
-        manifest = parse_manifest(text, given.manifest)
-        configure_logging(manifest.observability, given.name)
-        configure_audit(manifest, given)
+        manifest, text = open_manifest(given)
         own_environment(manifest)
         return build_role(options(given, manifest, text), manifest, given.metrics_port)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -18,6 +19,18 @@ async def first_done(name: str, *works: Coroutine[Any, Any, Any]) -> list[asynci
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return tasks
+
+
+@asynccontextmanager
+async def running_beside(name: str, work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """Runs work that has no end of its own while the block runs. Errors: those of the work."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 class TaskOwner:

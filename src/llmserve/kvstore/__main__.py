@@ -2,23 +2,20 @@
 
 import os
 
-from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import Credentials
-from llmserve.rpc.role import common_flags, configure_audit, configure_logging, run_role
+from llmserve.rpc.role import common_flags, open_manifest, run_role
 
 
 def main() -> int:
     flags = common_flags("kvstore").parse_args()
 
     async def build() -> KVManagerRole:
-        manifest = load_manifest(flags.manifest)
-        configure_logging(manifest.observability, flags.name)
-        configure_audit(manifest, flags)
+        manifest, _ = open_manifest(flags)
         store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
         return KVManagerRole(
             listen=flags.listen,

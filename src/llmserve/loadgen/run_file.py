@@ -14,6 +14,7 @@ from types import TracebackType
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.process import START_FIELD, process_fields
+from llmserve.core.tasks import running_beside
 from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.drive import Drive
 from llmserve.loadgen.report import LoadReport
@@ -99,13 +100,10 @@ class RunFile:
         if self._path is None:
             yield
             return
-        task = asyncio.create_task(self._follow(drive), name="bench.file")
         try:
-            yield
+            async with running_beside("bench.file", self._follow(drive)):
+                yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
             self._look(drive)
 
     def ended(self, report: LoadReport) -> None:

@@ -9,8 +9,7 @@ from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
     common_flags,
-    configure_audit,
-    configure_logging,
+    open_manifest,
     run_role,
 )
 
@@ -22,9 +21,7 @@ def main() -> int:
     flags = parser.parse_args()
 
     async def build() -> RouterRole:
-        manifest = load_manifest(flags.manifest)
-        configure_logging(manifest.observability, flags.name)
-        configure_audit(manifest, flags)
+        manifest, _ = open_manifest(flags)
         return RouterRole.of(
             manifest,
             name=flags.name,

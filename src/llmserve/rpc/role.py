@@ -26,6 +26,7 @@ from typing import Protocol
 import uvloop
 
 from llmserve.config.environment import GIVEN, engine_variables, inherited, note
+from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.config.schema import Manifest, Observability
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
@@ -112,6 +113,16 @@ def reached_at(listen: str) -> str:
     return "127.0.0.1" if host in _WILDCARDS else host
 
 
+def open_manifest(flags: argparse.Namespace) -> tuple[Manifest, str]:
+    """Reads the manifest of the cluster, and opens the logs of this process as it says. Returns it, and its
+    text. flags: as of common_flags. Errors: ManifestError, StartFailed."""
+    text = read_manifest(flags.manifest)
+    manifest = parse_manifest(text, flags.manifest)
+    configure_logging(manifest.observability, flags.name)
+    _configure_audit(manifest, flags)
+    return manifest, text
+
+
 def configure_logging(settings: Observability, process: str) -> None:
     """Sends log lines to stderr. LLMSERVE_LOG_LEVEL overrides the manifest's level. Called before vLLM is
     imported, which reads its own logging configuration then."""
@@ -138,9 +149,9 @@ def beside(manifest: Path, path: str) -> Path:
     return manifest.absolute().parent / Path(path).expanduser()
 
 
-def configure_audit(manifest: Manifest, flags: argparse.Namespace) -> None:
+def _configure_audit(manifest: Manifest, flags: argparse.Namespace) -> None:
     """Opens the audit log of this process in the cluster's log directory; in a pod it is part of the log.
-    flags: as of common_flags. Errors: StartFailed."""
+    Errors: StartFailed."""
     settings, folder = manifest.observability, None
     if flags.run_dir:
         folder = log_folder(Path(flags.manifest), Path(flags.run_dir), settings.log_dir)

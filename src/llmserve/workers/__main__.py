@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
@@ -20,9 +19,8 @@ from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
     common_flags,
-    configure_audit,
-    configure_logging,
     failed,
+    open_manifest,
     own_environment,
     report_progress,
     run_role,
@@ -91,10 +89,8 @@ def _report(text: str) -> None:
 def main() -> int:
     flags = arguments()
     try:
-        cluster = load_manifest(flags.manifest)
+        cluster, _ = open_manifest(flags)
         manifest = cluster.for_model(flags.model)
-        configure_logging(manifest.observability, flags.name)
-        configure_audit(cluster, flags)
         own_environment(manifest)
         # Before there is a loop: it may take minutes, in which a signal ends the process at once.
         model = prepare_model(manifest, flags.model_dir, _report)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from llmserve.core.tasks import TaskOwner, first_done
+from llmserve.core.tasks import TaskOwner, first_done, running_beside
 
 
 async def test_closing_cancels_and_waits() -> None:
@@ -65,3 +65,27 @@ async def test_a_race_that_is_cancelled_leaves_nothing_running() -> None:
     with pytest.raises(asyncio.CancelledError):
         await race
     assert {task.get_name() for task in asyncio.all_tasks()} & {"race.0", "race.1"} == set()
+
+
+async def test_what_runs_beside_a_block_ends_with_it() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with running_beside("work", work()):
+        await asyncio.sleep(0)
+        assert not ended.is_set()
+    assert ended.is_set()
+
+
+async def test_a_failure_of_what_runs_beside_is_raised() -> None:
+    async def work() -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        async with running_beside("work", work()):
+            await asyncio.sleep(0)

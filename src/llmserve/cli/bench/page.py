@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.core.tasks import running_beside
 from llmserve.loadgen.comparison import ComparisonFinding, Contrast
 from llmserve.loadgen.comparison_page import figure_cells
 from llmserve.loadgen.drive import Drive
@@ -32,13 +33,8 @@ async def watched(drive: Drive) -> AsyncIterator[None]:
         yield
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        task = asyncio.create_task(_refresh(drive, live), name="bench.progress")
-        try:
+        async with running_beside("bench.progress", _refresh(drive, live)):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 async def _refresh(drive: Drive, live: Live) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from llmserve.cli.command import EXIT_OK, Actions, Command, Run, add_json, count
