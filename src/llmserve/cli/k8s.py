@@ -153,7 +153,7 @@ def down(options: argparse.Namespace, manifest: Manifest) -> int:
         return EXIT_FAILED
     seconds = manifest.scheduling.request_timeout_seconds + _GONE_MARGIN_SECONDS
     wait_gone(api, cluster, seconds, _say, Time())
-    _say(f"{cluster} is gone. Namespace, Secrets and volumes are left as they are.")
+    _say(f"{cluster} is gone. The namespace, volumes and Secrets that you made are left as they are.")
     return EXIT_OK
 
 

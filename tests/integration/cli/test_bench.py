@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from llmserve.rpc.wires.authority import Authority
+from tests.support.certificates import make_host_certificate
 from tests.support.simulated import simulated
 
 LOAD = ("--mix", "long=600/12:1", "short=50/6:2", "--requests", "12", "--concurrency", "4", "--seed", "3")
@@ -133,8 +135,11 @@ def test_a_wrong_key_a_wrong_model_and_nobody_there(cluster: Cluster) -> None:
 
 
 def test_compare_starts_both_and_gives_a_verdict(tmp_path: Path) -> None:
+    """Over HTTPS, with a certificate that only the manifest knows, and that is beside it."""
+    make_host_certificate(Authority.make("llmserve", days=2.0), tmp_path)
+    tls = {"certificate": "host.crt", "key": "host.key"}
     path = tmp_path / "llmserve.yaml"
-    path.write_text(yaml.safe_dump(manifest()))
+    path.write_text(yaml.safe_dump(manifest(security={"tls": tls})))
     html = tmp_path / "page.html"
     done = bench("compare", "agg", "-f", str(path), *LOAD, "--rounds", "1", "--json", "--html", str(html))
     assert done.returncode == 0, done.stdout + done.stderr

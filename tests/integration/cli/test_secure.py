@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import grpc
 import httpx
@@ -72,9 +73,9 @@ def keys(cluster: Cluster, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
-def made(cluster: Cluster, **rights: object) -> str:
+def made(cluster: Cluster, scopes: tuple[str, ...] = ("inference",), **rights: object) -> str:
     """As `keys create` does it, without the start of a process."""
-    key = make_key("red", ("inference",), time.time(), **rights)
+    key = make_key("red", scopes, time.time(), **rights)
     asyncio.run(FileKeys(cluster.run_dir.parent / "keys.json").add(key.stored))
     return key.text
 
@@ -157,6 +158,23 @@ def test_a_load_believes_the_cluster_s_own_certificate(cluster: Cluster, client:
     command += ["--api-key", key, "--requests", "2", "--concurrency", "1", "--mix", "tiny=8/2"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_so_does_a_load_of_the_console(cluster: Cluster, client: httpx.Client) -> None:
+    admin = made(cluster, scopes=("inference", "admin"))
+    becomes(cluster, client, admin, 200)
+    load = {"users": 1, "requests": 2, "prompt_tokens": 8, "output_tokens": 2, "api_key": admin}
+    where = f"{cluster.url}/admin/v1/bench"
+    began = client.post(where, json=load, headers={"x-api-key": admin})
+    assert began.status_code == 200, began.text
+    run: dict[str, Any] = {"state": "starting"}
+    until = time.monotonic() + 60
+    while run["state"] in ("starting", "running") and time.monotonic() < until:
+        time.sleep(0.2)
+        answer = client.get(f"{where}/{began.json()['id']}", headers={"x-api-key": admin})
+        run = answer.json() if answer.status_code == 200 else run  # its file comes with its process
+    assert run["state"] == "ended", run
+    assert run["report"]["served"] == 2
 
 
 def test_no_request_fails_while_all_certificates_change(

@@ -197,12 +197,15 @@ def test_status_is_watched_through_a_server_that_is_away(
 
 def test_down_takes_all_of_it_and_nothing_else(cli: Cli, server: KubeServer) -> None:
     cli("up", "--apply")
-    other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}, "data": {"a": "b"}}
-    server.store.apply("prod", other, "kubectl", force=False, dry_run=False)
+    assert ("Secret", "demo-secret") in server.store.objects
+    for kind in ("ConfigMap", "Secret"):
+        other = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "other"}, "data": {"a": "YQ=="}}
+        server.store.apply("prod", other, "kubectl", force=False, dry_run=False)
     said = cli("down")
     assert said.code == 0, said.err
     assert "pods finish what they do" in said.out
-    assert list(server.store.objects) == [("ConfigMap", "other")]
+    assert list(server.store.objects) == [("ConfigMap", "other"), ("Secret", "other")]
+    assert "The namespace, volumes and Secrets that you made are left as they are." in said.out
     assert cli("down").code == 1
 
 

@@ -81,10 +81,11 @@ class _ListedRun:
 
 class BenchRuns:
     """run_dir: of the cluster; None: there is none, and the runs are this apiserver's own. url: returns the
-    address that loads are sent to. Life: aclose (idempotent), which ends a run of this apiserver."""
+    address that loads are sent to. certificate: the file with that of HTTPS; None: it is http. Life: aclose
+    (idempotent), which ends a run of this apiserver."""
 
-    def __init__(self, run_dir: str | None, url: Callable[[], str]) -> None:
-        self._run_dir, self._url = run_dir, url
+    def __init__(self, run_dir: str | None, url: Callable[[], str], certificate: Path | None = None) -> None:
+        self._run_dir, self._url, self._certificate = run_dir, url, certificate
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._listed: dict[Path, _ListedRun] = {}
@@ -159,18 +160,11 @@ class BenchRuns:
         """The process holds the lock for as long as it lives."""
         environment = {name: value for name, value in os.environ.items() if name != _KEY_VARIABLE}
         key = {_KEY_VARIABLE: body.api_key} if body.api_key else {}
-        command = [
-            sys.executable,
-            "-m",
-            "llmserve.cli",
-            "bench",
-            "--url",
-            self._url(),
-            "--run-file",
-            str(file),
-        ]
+        trust = ("--certificate", str(self._certificate)) if self._certificate else ()
+        command = (sys.executable, "-m", "llmserve.cli", "bench", "--url", self._url(), *trust)
         self._process = await asyncio.create_subprocess_exec(
             *command,
+            *("--run-file", str(file)),
             *body.arguments(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,

@@ -8,6 +8,7 @@ from llmserve.apiserver.console.routes import ConsoleData
 from llmserve.apiserver.explain.records import RecordFinder
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.config.schema import Manifest
+from llmserve.rpc.role import beside
 
 
 def build_console(
@@ -15,7 +16,9 @@ def build_console(
 ) -> ConsoleData:
     """Is called inside a running loop. The caller closes what this returns."""
     look = ClusterLook(manifest.metadata.name, options.name, options.routers, ClusterFile(options.run_dir))
-    bench = BenchRuns(options.run_dir, lambda: _public_url(options, manifest, look))
+    tls = manifest.security.tls
+    certificate = beside(options.manifest, tls.certificate) if tls and options.manifest else None
+    bench = BenchRuns(options.run_dir, lambda: _public_url(options, manifest, look), certificate)
     return ConsoleData(look, options.routers, finder, file, bench)
 
 

@@ -45,6 +45,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--url", help="of the endpoint, with or without /v1")
     where.add_argument("-f", "--file", metavar="FILE", help="the manifest that a cluster was started with")
     where.add_argument("--run-dir", metavar="DIR", help="its run directory")
+    parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="with --url: believe the server with this certificate (PEM), whoever has signed it",
+    )
     _add_load(parser)
     _add_adapters(parser.add_argument_group("which adapters to ask for"))
     _add_slo(parser)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from llmserve.cli.bench import AGGREGATED, DISAGGREGATED
 from llmserve.cli.bench.page import contrast_page, watched, write_page
-from llmserve.cli.bench.run import load_of, target_of, ways_of
+from llmserve.cli.bench.run import load_of, target_of, trust_in, ways_of
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
@@ -31,12 +31,14 @@ from llmserve.loadgen.comparison_page import comparison_page
 from llmserve.loadgen.drive import LoadOutcome, run_load
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.report import LoadReport, Slo, make_report
+from llmserve.rpc.role import beside
 from llmserve.runner.process import launch
 from llmserve.runner.state import ClusterState, read_state
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 120.0
 _LOG_CHARACTERS = 3000
+_BESIDE = (("tls", "certificate"), ("tls", "key"), ("mtls", "directory"), ("keys", "file"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def shapes_of(path: Path, model: str | None = None) -> Shapes:
         )
     prefill = replicas.prefill if disaggregated else max(1, engines // 2)
     document = _of_one_model(yaml.safe_load(path.read_text()), names.index(name))
+    _name_files(document.get("spec", document), path)
     documents = {
         AGGREGATED: _changed(document, False, {"prefill": 0, "decode": engines}),
         DISAGGREGATED: _changed(document, True, {"prefill": prefill, "decode": engines - prefill}),
@@ -80,6 +83,14 @@ def _of_one_model(document: dict[str, Any], index: int) -> dict[str, Any]:
     return document
 
 
+def _name_files(spec: dict[str, Any], manifest: Path) -> None:
+    """Names files that are beside the manifest from where another manifest is, too."""
+    for part, key in _BESIDE:
+        section = (spec.get("security") or {}).get(part)
+        if section and section.get(key):
+            section[key] = str(beside(manifest, section[key]))
+
+
 def _changed(document: dict[str, Any], disaggregated: bool, replicas: Mapping[str, int]) -> dict[str, Any]:
     changed = deepcopy(document)
     spec = changed.get("spec", changed)
@@ -94,8 +105,8 @@ def _changed(document: dict[str, Any], disaggregated: bool, replicas: Mapping[st
 
 
 @contextmanager
-def running(document: Mapping[str, Any], ready_seconds: float) -> Iterator[str]:
-    """Yields the URL of a cluster of this manifest, on a free port, in a run directory of its own, and
+def running(document: Mapping[str, Any], ready_seconds: float) -> Iterator[ClusterState]:
+    """Yields a cluster of this manifest, on a free port, in a run directory of its own, and
     stops it at the end. Call it in the main thread. Errors: StartFailed with the end of its output."""
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
         path, run_dir, log = Path(scratch, "llmserve.yaml"), Path(scratch, "run"), Path(scratch, "up.log")
@@ -103,7 +114,7 @@ def running(document: Mapping[str, Any], ready_seconds: float) -> Iterator[str]:
         with log.open("wb") as out:
             process = _start(path, out.fileno())
         try:
-            yield _ready(process, run_dir, log, ready_seconds).base_urls[0]
+            yield _ready(process, run_dir, log, ready_seconds)
         finally:
             _stop(process)
 
@@ -182,8 +193,9 @@ def _of_round(load: Load, number: int) -> Load:
 def _turn(options: argparse.Namespace, shapes: Shapes, name: str, load: Load) -> LoadOutcome:
     """Errors: StartFailed; Unavailable when the cluster does not answer; KeyboardInterrupt when the load
     was cut."""
-    with running(shapes.documents[name], options.ready_timeout) as url:
-        target = target_of(options, url, options.model or shapes.model)
+    with running(shapes.documents[name], options.ready_timeout) as cluster:
+        url, trust = cluster.base_urls[0], trust_in(cluster)
+        target = target_of(options, url, options.model or shapes.model, trust)
         outcome: LoadOutcome = uvloop.run(run_load(load, target, ways_of(options), watched))
     if outcome.is_cut:
         raise KeyboardInterrupt

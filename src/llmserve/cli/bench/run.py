@@ -29,6 +29,7 @@ from llmserve.loadgen.report import Slo, make_report
 from llmserve.loadgen.run_file import RunFile, new_path
 from llmserve.loadgen.workload import AdapterMix, Mix, Tenant, parse_kind, parse_tenant, parse_weight
 from llmserve.rpc.role import beside
+from llmserve.runner.state import ClusterState
 from llmserve.traces import TracedRequest, at_speed, read_trace
 
 
@@ -55,21 +56,27 @@ def _where(options: argparse.Namespace) -> tuple[str, Path | None, ssl.SSLContex
     find_cluster; StartFailed."""
     given = Path(options.run_file) if options.run_file else None
     if options.url:
-        return base_url(options.url), given, True
+        return base_url(options.url), given, _trust(options.certificate)
     cluster = find_cluster(options)
     path = given or new_path(cluster.run_dir)
-    return cluster.state.base_urls[0], path, _tls(Path(cluster.state.manifest))
+    return cluster.state.base_urls[0], path, trust_in(cluster.state)
 
 
-def _tls(manifest: Path) -> ssl.SSLContext | bool:
+def trust_in(cluster: ClusterState) -> ssl.SSLContext | bool:
     """Believes the cluster's own certificate, whoever has signed it. Errors: StartFailed."""
+    manifest = Path(cluster.manifest)
     tls = load_manifest(manifest).security.tls
-    if tls is None:
+    return _trust(beside(manifest, tls.certificate) if tls else None)
+
+
+def _trust(certificate: str | Path | None) -> ssl.SSLContext | bool:
+    """Returns which servers are believed. None: those of the system's authorities. Errors: StartFailed."""
+    if certificate is None:
         return True
     try:
-        return trusting(beside(manifest, tls.certificate))
-    except (OSError, ssl.SSLError, IndexError) as error:
-        raise StartFailed(f"security.tls.certificate: {error}") from error
+        return trusting(Path(certificate))
+    except (OSError, ValueError, IndexError) as error:
+        raise StartFailed(f"{certificate}: no certificate can be read there: {error}") from error
 
 
 async def _outcome(
@@ -84,7 +91,7 @@ async def _outcome(
         async with watched(drive), file.watched(drive):
             yield
 
-    return await run_load(load, replace(target_of(options, url, model), tls=tls), ways_of(options), watch)
+    return await run_load(load, target_of(options, url, model, tls), ways_of(options), watch)
 
 
 async def adapters_of(
@@ -148,11 +155,15 @@ def api_key(given: str | None, environment: Mapping[str, str]) -> str | None:
     return environment[given[1:]]
 
 
-def target_of(options: argparse.Namespace, url: str, model: str) -> EndpointTarget:
+def target_of(
+    options: argparse.Namespace, url: str, model: str, tls: ssl.SSLContext | bool = True
+) -> EndpointTarget:
     keys = {tenant.name: tenant.key for tenant in tenants_of(options)}
     extra = {"temperature": 0, "ignore_eos": True, **options.extra_body}
     default = api_key(options.api_key, os.environ)
-    return EndpointTarget(url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default)
+    return EndpointTarget(
+        url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default, tls=tls
+    )
 
 
 def ways_of(options: argparse.Namespace) -> Ways:

@@ -49,7 +49,7 @@ from llmserve.engines.vllm.environment import (
     wrong_build,
 )
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
-from llmserve.engines.vllm.kv_events import KvEventSource
+from llmserve.engines.vllm.kv_events import KvEventSource, events_endpoint
 from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
@@ -88,12 +88,12 @@ class VllmEngine:
         set_engine_environment(
             self._scratch.name, compiles=compiles(self._spec.engine), on_cpu=current_platform.is_cpu()
         )
-        self._kv_events = KvEventSource()
         scratch = Path(self._scratch.name)
         card_path = scratch / "card.json"
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
             self._core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
+            self._kv_events = KvEventSource(events_endpoint(scratch))
             await self._make_ready(self._core)
         except StartFailed:
             raise
@@ -141,9 +141,8 @@ class VllmEngine:
         )
 
     def _launch(self, scratch: Path, card_path: str) -> tuple[AsyncMPClient, Any]:
-        assert self._kv_events is not None
         assert self._spec.model_dir is not None
-        args = engine_args(self._spec, self._kv_events.endpoint, card_path)
+        args = engine_args(self._spec, events_endpoint(scratch), card_path)
         with asking_about_the_model(self._spec.model_dir):
             config = args.create_engine_config()
         set_scheduler(config, self._spec.speculation)

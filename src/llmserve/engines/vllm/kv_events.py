@@ -1,8 +1,9 @@
 """Changes of vLLM's device cache, from its ZMQ event publisher.
 
-We bind and the publisher connects, so no event can be published before we listen. The publisher
-numbers its batches; a gap (its queue overflowed) makes what we know of the cache untrue, and is
-reported as `cleared`: the directory then knows less than there is, which costs hits, never
+vLLM binds a socket in the engine's own directory (mode 0700), so that only its user can be its publisher
+or listen to it. We connect when the engine is there, before its first request. The publisher numbers its
+batches. A gap (its queue overflowed) or a batch that cannot be read makes what we know of the cache untrue,
+and is reported as `cleared`: the directory then knows less than there is, which costs hits, never
 correctness.
 
 A model with several KV cache groups stores a block in each, under one hash, and a group with a window gives
@@ -10,6 +11,9 @@ its own back early. Only the blocks of one group are counted, which keeps all of
 """
 
 import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,23 +21,28 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 from zmq import SUB, SUBSCRIBE
 from zmq.asyncio import Context
 
+from llmserve.core.logs import ScarceWarnings
 from llmserve.core.request import KvEvents
+
+_log = logging.getLogger(__name__)
+_decoder = msgspec.msgpack.Decoder(KVEventBatch)
+
+
+def events_endpoint(scratch: Path) -> str:
+    """Returns what vLLM's KVEventsConfig gets. scratch: a directory that no other user can enter."""
+    return f"ipc://{scratch}/kv-events"
 
 
 class KvEventSource:
-    """`endpoint` is what vLLM's KVEventsConfig gets. Owned by the asyncio loop it is made in.
+    """Owned by the asyncio loop it is made in. It reads from the moment it is made: a SUB socket sends its
+    subscription only while somebody reads, and what the publisher sends before that is lost."""
 
-    It reads from the moment it is made: a SUB socket sends its subscription only while somebody
-    reads, and what the publisher sends before that is lost.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._context = Context()
         self._socket = self._context.socket(SUB)
         self._socket.setsockopt(SUBSCRIBE, b"")
-        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self.endpoint = f"tcp://127.0.0.1:{port}"
-        self._decoder = msgspec.msgpack.Decoder(KVEventBatch)
+        self._socket.connect(endpoint)
+        self._warnings = ScarceWarnings(_log)
         self._next_sequence = 0
         self.counted_group = 0  # set before the first request
         self._events: asyncio.Queue[KvEvents] = asyncio.Queue()
@@ -41,12 +50,19 @@ class KvEventSource:
 
     async def _read(self) -> None:
         while True:
-            _topic, sequence, payload = await self._socket.recv_multipart()
-            batch = self._decoder.decode(payload)
-            number = int.from_bytes(sequence, "big")
-            gap = number != self._next_sequence
+            self.put(self._events_of(await self._socket.recv_multipart()))
+
+    def _events_of(self, message: Sequence[bytes]) -> KvEvents:
+        expected, self._next_sequence = self._next_sequence, self._next_sequence + 1
+        try:
+            number, events = _decode(message)
             self._next_sequence = number + 1
-            self.put(fold(batch.events, self.counted_group, cleared=gap))
+            return fold(events, self.counted_group, cleared=number != expected)
+        except (ValueError, RecursionError) as error:
+            self._warnings.warning(
+                "events of vLLM's cache cannot be read, its blocks are forgotten: %s", error
+            )
+            return KvEvents(cleared=True)
 
     def put(self, events: KvEvents) -> None:
         self._events.put_nowait(events)
@@ -59,8 +75,14 @@ class KvEventSource:
         self._context.destroy(linger=0)
 
 
+def _decode(message: Sequence[bytes]) -> tuple[int, list[Any]]:
+    """Returns the number of a batch and its events. Errors: ValueError for anything else."""
+    _topic, sequence, payload = message
+    return int.from_bytes(sequence, "big"), _decoder.decode(payload).events
+
+
 def fold(events: list[Any], counted_group: int, *, cleared: bool) -> KvEvents:
-    """One batch in order, with blocks that came and went within it left out."""
+    """Returns one batch in order, with blocks that came and went within it left out. Errors: ValueError."""
     stored: dict[bytes, None] = {}
     removed: dict[bytes, None] = {}
     for event in events:
@@ -81,5 +103,6 @@ def fold(events: list[Any], counted_group: int, *, cleared: bool) -> KvEvents:
 
 
 def _as_bytes(block_hash: bytes | int) -> bytes:
-    assert isinstance(block_hash, bytes), "vLLM must publish whole hashes, not their low 64 bits"
+    if not isinstance(block_hash, bytes):
+        raise ValueError("vLLM must publish whole hashes, not their low 64 bits")
     return block_hash
