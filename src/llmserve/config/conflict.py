@@ -1,6 +1,6 @@
 """What is wrong in a manifest: a conflict, which rules find, and a problem, which has a line of the file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmserve.config.schema.section import path_text
@@ -37,6 +37,14 @@ def refuse(conflicts: Iterable[Conflict]) -> None:
     """Errors: ManifestError for the first conflict, if there is one."""
     for conflict in conflicts:
         raise conflict.as_error()
+
+
+def named_twice(path: Path, names: Sequence[str], words: str) -> Iterator[Conflict]:
+    """Yields the items of a list that repeat an earlier one. words: how messages write an item."""
+    for index, name in enumerate(names):
+        first = names.index(name)
+        if first < index:
+            yield Conflict(((*path, index), (*path, first)), f"names {words.format(name)} twice")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rules for storage classes. Pure; part of `rules`."""
+"""Refuses storage classes that cannot keep blocks, and settings of stored blocks without them. Pure."""
 
 from collections.abc import Iterator, Mapping
 
@@ -21,7 +21,7 @@ _REFUSED: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def storage_classes(manifest: Manifest) -> Iterator[Conflict]:
+def _storage_classes(manifest: Manifest) -> Iterator[Conflict]:
     """Checks all classes together, and each alone."""
     classes = manifest.storageClasses
     yield from _counts(classes)
@@ -31,7 +31,7 @@ def storage_classes(manifest: Manifest) -> Iterator[Conflict]:
         yield from _one(one, (_CLASSES, index))
 
 
-def needs_storage(manifest: Manifest) -> Iterator[Conflict]:
+def _needs_storage(manifest: Manifest) -> Iterator[Conflict]:
     """Refuses settings of stored blocks when no class could store any."""
     if manifest.storageClasses:
         return
@@ -46,7 +46,7 @@ def needs_storage(manifest: Manifest) -> Iterator[Conflict]:
             yield Conflict((path, (_CLASSES,)), "there are no storageClasses that could keep blocks")
 
 
-def quotas(manifest: Manifest) -> Iterator[Conflict]:
+def _quotas(manifest: Manifest) -> Iterator[Conflict]:
     """Refuses different quotas at several keys of one tenant."""
     first: dict[str, tuple[int, float]] = {}
     for index, key in enumerate(manifest.security.api_keys):
@@ -122,3 +122,6 @@ def _keys(one: StorageClass, path: Path) -> Iterator[Conflict]:
             yield Conflict(((*path, index),), how)
         if ids.index(key.id) != index:
             yield Conflict(((*path, index, "id"),), f"is the id of encrypt[{ids.index(key.id)}], too")
+
+
+RULES = (_storage_classes, _needs_storage, _quotas)
