@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from llmserve.config.schema import Manifest
 from llmserve.doctor import Finding, ok, warning
 from llmserve.k8s.render.configuration import engine_order
+from llmserve.rpc.role import beside
 
 _PLAIN = ("http", "redis")
 _TRUST = "trust_remote_code"
@@ -52,11 +53,11 @@ def _key_files(manifest: Manifest, path: Path) -> Finding:
     """Files of keys that other users of this machine can read, or change."""
     held = [path] if any(key.key for key in manifest.security.api_keys) else []
     if (place := manifest.security.keys) is not None and place.file is not None:
-        held.append(path.parent / place.file)
+        held.append(beside(path, place.file))
     if (tls := manifest.security.tls) is not None:
-        held.append(path.parent / tls.key)
+        held.append(beside(path, tls.key))
     if (mtls := manifest.security.mtls) is not None and mtls.directory is not None:
-        held += sorted((path.parent / mtls.directory).glob("*/*.key"))  # of roles, and of the authority
+        held += sorted(beside(path, mtls.directory).glob("*/*.key"))  # of roles, and of the authority
     shown = [str(file) for file in held if _is_open_to_others(file)]
     if shown:
         advice = f"They hold keys, or what lets them in. Run: chmod 600 {' '.join(shown)}"
@@ -113,10 +114,10 @@ def _between_hosts(manifest: Manifest) -> Finding:
     if manifest.deployment.mode == "local":
         return ok("own wires", "on this machine, with the cluster's secret")
     advice = (
-        "Whoever reaches the pods can call them, and reads what they send. Set security.mtls, and restrict "
-        "who reaches them by a NetworkPolicy."
+        "Whoever reads the network between hosts reads prompts, answers and KV, and can repeat what is sent. "
+        "Set security.mtls, and restrict who reaches the pods by a NetworkPolicy."
     )
-    return warning("own wires", "neither encrypted nor authenticated between hosts", advice)
+    return warning("own wires", "with the cluster's secret, and not encrypted between hosts", advice)
 
 
 def _plain_transports(manifest: Manifest) -> Finding:

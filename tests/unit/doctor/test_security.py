@@ -85,6 +85,19 @@ def test_a_file_of_keys_is_its_owner_s(tmp_path: Path, mode: int, status: str) -
     assert found(manifest, tmp_path / "m.yaml")["key files"].status == status
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["keys: {file: ~/held/k.key}", "tls: {certificate: c, key: ~/held/k.key}", "mtls: {directory: '~'}"],
+)
+def test_keys_in_the_home_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "k.key").touch(0o644)
+    assert found(f"security: {{{place}}}")["key files"].status is Status.WARNING
+
+
 @pytest.mark.parametrize("key", ["https.key", "certs/worker/tls.key", "certs/ca/ca.key"])
 def test_a_key_of_a_certificate_is_its_owner_s(tmp_path: Path, key: str) -> None:
     (file := tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
@@ -98,4 +111,6 @@ def test_a_key_of_a_certificate_is_its_owner_s(tmp_path: Path, key: str) -> None
 def test_the_advice_names_what_to_do() -> None:
     assert "security.keys" in found(_OPEN)["API keys"].advice
     assert "0.0.0.0" in found(_OPEN)["API keys"].value
-    assert "security.mtls" in found("deployment: {mode: k8s}")["own wires"].advice
+    wires = found("deployment: {mode: k8s}")["own wires"]
+    assert "security.mtls" in wires.advice
+    assert wires.value == "with the cluster's secret, and not encrypted between hosts"  # every pod mounts it

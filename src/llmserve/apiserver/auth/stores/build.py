@@ -19,7 +19,7 @@ def build_key_store(manifest: Manifest, environ: Mapping[str, str], beside: Path
     if place is None:
         return None
     if place.file is not None:
-        return FileKeys(beside / place.file)
+        return FileKeys(beside / Path(place.file).expanduser())
     assert redis is not None  # a rule of the manifest
     refuse(unset_password(manifest.state, environ))
     try:
