@@ -128,7 +128,3 @@ def main() -> None:
         keys = [bytes.fromhex(one) for one in hashes]
         print(json.dumps(getattr(rank, operation)(keys, first)), flush=True)
     rank.close()
-
-
-if __name__ == "__main__":
-    main()
