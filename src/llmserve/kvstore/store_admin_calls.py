@@ -122,7 +122,7 @@ class StoreAdminCalls:
 
 def _filter(message: pb.BlockFilter) -> BlockFilter:
     tenant = TenantId(message.tenant) if message.HasField("tenant") else None
-    return BlockFilter(message.tier, tenant, message.hash_prefix.lower())
+    return BlockFilter(message.tier, tenant, message.hash_prefix.lower(), pinned=message.pinned)
 
 
 def _listed(block: BlockListing) -> pb.ListedBlock:

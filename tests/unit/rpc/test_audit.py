@@ -16,7 +16,7 @@ from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
 
 BLOCKS = {"tier": "dram", "tenant": "red", "hash_prefix": "0f"}
-FILTER = kvmanager_pb2.BlockFilter(**BLOCKS)
+FILTER = kvmanager_pb2.BlockFilter(tier="dram", tenant="red", hash_prefix="0f")
 ENTRY = AuditEntry("POST /admin/reload", "200", {"tenant": "red", "address": ""}, {"request_id": "1"})
 
 

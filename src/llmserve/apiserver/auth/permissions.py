@@ -88,6 +88,8 @@ _READING = (
 _ADMINISTERING = (
     "/admin/reload",
     "/admin/v1/manifest",
+    "/admin/v1/kv/pins",
+    "/admin/v1/kv/pins/{block_hash}",
     "/admin/v1/bench",
     "/admin/v1/bench/{run_id}",
     "/admin/v1/workers/{worker}/drain",

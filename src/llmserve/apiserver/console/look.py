@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from llmserve.apiserver.console.processes import ClusterFile, ProcessTable
+from llmserve.core.errors import Unavailable
 from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.kv import summed
 from llmserve.overview.snapshot import Snapshot, snapshot
@@ -60,6 +61,14 @@ class ClusterLook:
         answers = Answers(healths, status, whole, tuple(problems), address, adapters)
         return snapshot(table, answers, time.time())
 
+    async def kv_managers(self) -> list[kvmanager_pb2_grpc.KVManagerStub]:
+        """Errors: Unavailable when no router says which there are."""
+        problems: list[str] = []
+        _, status = await self._leader(problems)
+        if problems:
+            raise Unavailable(problems[0])
+        return [self._manager(one) for one in (*status.prefix_index.followed, *status.prefix_index.away)]
+
     async def aclose(self) -> None:
         channels, self._channels = self._channels, {}
         await asyncio.gather(*(channel.close(None) for channel in channels.values()))
@@ -79,10 +88,8 @@ class ClusterLook:
         return "", router_pb2.GetClusterStatusResponse()
 
     async def _kv_status(self, problems: list[str], address: str) -> kvmanager_pb2.GetKvStatusResponse | None:
-        stub = kvmanager_pb2_grpc.KVManagerStub(self._channel(address))  # type: ignore[no-untyped-call]
-        return await self._ask(
-            problems, f"the kvmanager at {address}", stub.GetKvStatus, _KV_STATUS, _KV_SECONDS
-        )
+        ask = self._manager(address).GetKvStatus
+        return await self._ask(problems, f"the kvmanager at {address}", ask, _KV_STATUS, _KV_SECONDS)
 
     async def _ask(
         self,
@@ -106,6 +113,9 @@ class ClusterLook:
 
     def _router(self, address: str) -> router_pb2_grpc.RouterStub:
         return router_pb2_grpc.RouterStub(self._channel(address))  # type: ignore[no-untyped-call]
+
+    def _manager(self, address: str) -> kvmanager_pb2_grpc.KVManagerStub:
+        return kvmanager_pb2_grpc.KVManagerStub(self._channel(address))  # type: ignore[no-untyped-call]
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)

@@ -15,6 +15,7 @@ from llmserve.apiserver.console.drain import drain, take_back
 from llmserve.apiserver.console.events import StatusEvents, encode, encoded, seen_by
 from llmserve.apiserver.console.look import ClusterLook
 from llmserve.apiserver.console.manifest import ManifestFile
+from llmserve.apiserver.console.pins import pins, unpin
 from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder, after_text, parse_after
 from llmserve.apiserver.http.scope import current_scope
@@ -105,6 +106,17 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
         """The part of the status that is about KV: blocks, leases, tiers, and which beginnings of prompts
         were found cached most often in the last minutes; without the scope admin, those of the own tenant."""
         return _json(kv_part(seen_by(current_scope().caller, await data.look.now())))
+
+    @router.get("/kv/pins")
+    async def pinned() -> dict[str, Any]:
+        """The blocks that operators have pinned (`llmserve kv pin`), used last first: 200 at most, and how
+        many there are. By hash: no text is known of them."""
+        return await pins(data.look)
+
+    @router.delete("/kv/pins/{block_hash}")
+    async def unpin_block(block_hash: str) -> dict[str, Any]:
+        """Ends the pin of one block, as `llmserve kv unpin` does."""
+        return await unpin(data.look, block_hash)
 
     @router.get("/events")
     async def events() -> StreamingResponse:

@@ -195,6 +195,10 @@ class TierIndex:
     def is_kept(self, key: BlockHash) -> bool:
         return key in self._kept
 
+    def kept(self) -> list[Node]:
+        """The blocks that an operator has pinned, in no order; as those of `held`."""
+        return [node for key in self._kept if (node := self._tree.find(key))]
+
     def protected(self) -> set[BlockHash]:
         """The held blocks that an operator's pins keep: those named, and all before them."""
         found: set[BlockHash] = set()

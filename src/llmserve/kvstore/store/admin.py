@@ -35,12 +35,14 @@ _DRAIN_SECONDS = 5.0
 @dataclass(frozen=True, slots=True)
 class BlockFilter:
     """Matches blocks for which all conditions hold. tier: name; empty for all. hash_prefix: in
-    hexadecimal. label: of the adapter that they were computed with; empty for any."""
+    hexadecimal. label: of the adapter that they were computed with; empty for any. pinned: only those that an
+    operator has pinned, without the blocks before them."""
 
     tier: str = ""
     tenant: TenantId | None = None
     hash_prefix: str = ""
     label: bytes = b""
+    pinned: bool = False
 
     def matches(self, node: Node) -> bool:
         return (
@@ -134,7 +136,7 @@ class StoreAdmin:
 
     async def select(self, tier: AnyTier, wanted: BlockFilter) -> list[Node]:
         """The blocks of one tier that match."""
-        nodes, found = tier.index.held(), []
+        nodes, found = tier.index.kept() if wanted.pinned else tier.index.held(), []
         _check_hash(wanted.hash_prefix)
         for start in range(0, len(nodes), _WALKED_AT_ONCE):
             found += [node for node in nodes[start : start + _WALKED_AT_ONCE] if wanted.matches(node)]

@@ -137,6 +137,19 @@ async def test_what_a_tenant_has_is_pinned_in_each_tier(make_world: MakeWorld) -
     assert (await admin_of(world).pin(BlockFilter(tenant=OTHER), unpin=True)).changed_blocks == 4
 
 
+async def test_only_what_was_pinned_itself_is_listed_as_such(make_world: MakeWorld) -> None:
+    world = await below(make_world)
+    keys = chain("a", 3)
+    await world.seen(keys)
+    admin = admin_of(world)
+    assert await admin.list_blocks(BlockFilter(pinned=True), 100) == ([], 0)
+    await admin.pin(named(keys[1]))
+    (found,), total = await admin.list_blocks(BlockFilter(pinned=True), 100)
+    assert (found.key, total) == (keys[1], 1)
+    await admin.pin(BlockFilter(pinned=True), unpin=True)
+    assert await admin.list_blocks(BlockFilter(pinned=True), 100) == ([], 0)
+
+
 async def test_a_pin_does_not_outlive_its_block(make_world: MakeWorld) -> None:
     world = make_world(dram_blocks=2)
     keys = chain("a", 2)

@@ -285,14 +285,16 @@ class SettleStoreResponse(_message.Message):
     def __init__(self, ended: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlockFilter(_message.Message):
-    __slots__ = ("tier", "tenant", "hash_prefix")
+    __slots__ = ("tier", "tenant", "hash_prefix", "pinned")
     TIER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     HASH_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     tier: str
     tenant: str
     hash_prefix: str
-    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., hash_prefix: _Optional[str] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., hash_prefix: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class ListBlocksRequest(_message.Message):
     __slots__ = ("filter", "limit")
