@@ -12,6 +12,7 @@ from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.redis import RedisKeys
 from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.core.errors import StateUnavailable
+from llmserve.rpc.redis_client import RedisAccess
 from tests.support.valkey import Valkey, valkey
 
 __all__ = ["valkey"]
@@ -27,7 +28,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
     if request.param == "file":
         return lambda: FileKeys(tmp_path / "keys.json")
     server, cluster = request.getfixturevalue("valkey"), secrets.token_hex(4)
-    return lambda: RedisKeys(server.url, cluster, password=None, call_seconds=5.0)
+    return lambda: RedisKeys(RedisAccess(server.url, 5.0), cluster)
 
 
 @pytest_asyncio.fixture
@@ -70,7 +71,7 @@ async def test_a_server_without_memory_takes_no_key_away(valkey: Valkey, tmp_pat
     server = Valkey(tmp_path)
     server.start()
     try:
-        store = RedisKeys(server.url, "c", password=None, call_seconds=5.0)
+        store = RedisKeys(RedisAccess(server.url, 5.0), "c")
         await store.add(RED)
         await store.read()
         server.kill()

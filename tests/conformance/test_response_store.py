@@ -20,6 +20,7 @@ from llmserve.apiserver.responses.store import (
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import ManifestError, StateUnavailable
 from llmserve.core.ids import TenantId
+from llmserve.rpc.redis_client import RedisAccess
 from tests.support.valkey import Valkey
 
 ONE = ResponseKey(TenantId("red"), "resp_1")
@@ -58,7 +59,7 @@ async def kit(request: pytest.FixtureRequest) -> AsyncIterator[Kit]:
 
 
 def _redis(url: str, cluster: str, call_seconds: float = 5.0) -> RedisResponses:
-    return RedisResponses(url, cluster, password=None, keep_seconds=KEEP_SECONDS, call_seconds=call_seconds)
+    return RedisResponses(RedisAccess(url, call_seconds), cluster, KEEP_SECONDS)
 
 
 async def test_what_one_puts_the_other_gets(kit: Kit) -> None:

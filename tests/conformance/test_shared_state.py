@@ -15,6 +15,7 @@ from llmserve.core.errors import ManifestError, StateUnavailable
 from llmserve.router.leader.file_state import FileState
 from llmserve.router.leader.redis_state import RedisState
 from llmserve.router.leader.state import MemoryState, Saved, SharedState, StateKey, Term
+from llmserve.rpc.redis_client import RedisAccess
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import make_host_certificate
 from tests.support.tls_front import behind_tls
@@ -50,7 +51,7 @@ async def kit(request: pytest.FixtureRequest) -> AsyncIterator[Kit]:
     server: Valkey = request.getfixturevalue("valkey")
     name = f"cluster-{next(_clusters)}"
     async with AsyncExitStack() as stack:
-        both = [RedisState(server.url, name, password=None, call_seconds=5.0) for _ in range(2)]
+        both = [RedisState(RedisAccess(server.url, 5.0), name) for _ in range(2)]
         for one in both:
             stack.push_async_callback(one.aclose)
         yield Kit(both[0], both[1], asyncio.sleep)
@@ -163,7 +164,7 @@ def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Valkey]:
 
 
 async def test_a_lease_outlives_a_server_that_lost_it(mortal: Valkey) -> None:
-    state = RedisState(mortal.url, "c", password=None, call_seconds=5.0)
+    state = RedisState(RedisAccess(mortal.url, 5.0), "c")
     term = await begun(state)
     mortal.kill()
     with pytest.raises(StateUnavailable, match=f"127.0.0.1:{mortal.port}"):
@@ -177,7 +178,7 @@ async def test_a_lease_outlives_a_server_that_lost_it(mortal: Valkey) -> None:
 
 
 async def test_a_server_that_hangs_is_given_up(mortal: Valkey) -> None:
-    state = RedisState(mortal.url, "c", password=None, call_seconds=0.2)
+    state = RedisState(RedisAccess(mortal.url, 0.2), "c")
     term = await begun(state)
     mortal.pause()
     started = time.monotonic()
@@ -197,7 +198,7 @@ async def test_tls_with_an_authority_of_ones_own(mortal: Valkey, tmp_path: Path)
         url = f"rediss://127.0.0.1:{port}/0"
         for name, is_trusted in (("ours", True), ("theirs", False)):
             ca = str(tmp_path / name / "ca" / "ca.crt")
-            state = RedisState(url, "c", password=None, call_seconds=5.0, ca=ca)
+            state = RedisState(RedisAccess(url, 5.0, ca=ca), "c")
             if is_trusted:
                 assert await begun(state)
             else:
@@ -208,11 +209,11 @@ async def test_tls_with_an_authority_of_ones_own(mortal: Valkey, tmp_path: Path)
 
 @pytest.mark.parametrize("mortal", ["correct"], indirect=True)
 async def test_a_password(mortal: Valkey) -> None:
-    state = RedisState(mortal.url, "c", password="correct", call_seconds=5.0)
+    state = RedisState(RedisAccess(mortal.url, 5.0, password="correct"), "c")
     assert await begun(state)
     await state.aclose()
     for wrong in ("wrong", None):
-        state = RedisState(mortal.url, "c", password=wrong, call_seconds=5.0)
+        state = RedisState(RedisAccess(mortal.url, 5.0, password=wrong), "c")
         with pytest.raises(StateUnavailable) as refused:
             await state.load()
         assert "wrong" not in refused.value.message.replace("WRONGPASS", "")
@@ -221,4 +222,4 @@ async def test_a_password(mortal: Valkey) -> None:
 
 def test_a_url_that_is_none() -> None:
     with pytest.raises(ManifestError, match=r"state\.redis\.url"):
-        RedisState("http://h", "c", password=None, call_seconds=1.0)
+        RedisState(RedisAccess("http://h", 1.0), "c")

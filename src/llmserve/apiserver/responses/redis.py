@@ -1,13 +1,13 @@
 """A response store in the Redis server (or Valkey) of `state.redis`, for all apiservers of a cluster.
 
 Two keys for each response, under `llmserve:{NAME}:response`: a hash of its stage and text, and the lease of
-one that is being made, a string that expires. Imported only with `state.backend: redis`.
+one that is being made, a string that expires.
 """
 
 from typing import Any
 
 from llmserve.apiserver.responses.store import ResponseKey, ResponseStage, StoredResponse
-from llmserve.rpc.redis_client import RedisClient, milliseconds
+from llmserve.rpc.redis_client import RedisAccess, RedisClient, milliseconds
 
 # KEYS: the response, its lease. ARGV: stage, text, ms to keep it, ms of the lease or 0.
 _KEEP = """
@@ -28,22 +28,13 @@ return {found[1], found[2], redis.call('EXISTS', KEYS[2])}
 
 
 class RedisResponses:
-    """url, password, call_seconds, ca: as of RedisClient, and so are the errors."""
+    """Errors: as of RedisClient."""
 
-    def __init__(
-        self,
-        url: str,
-        cluster: str,
-        *,
-        password: str | None,
-        keep_seconds: float,
-        call_seconds: float,
-        ca: str | None = None,
-    ) -> None:
+    def __init__(self, access: RedisAccess, cluster: str, keep_seconds: float) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         self._prefix = f"llmserve:{{{cluster}}}:response"
         self._keep_ms = milliseconds(keep_seconds)
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
+        self._client = RedisClient(access)
 
     async def put(self, key: ResponseKey, text: str) -> None:
         await self._run(_KEEP, key, ResponseStage.ENDED, text, self._keep_ms, 0)

@@ -1,14 +1,13 @@
 """Shared state in a Redis server (or Valkey): a few keys for each cluster, under `llmserve:{NAME}`.
 
 Each script runs atomically in Redis, and uses its time. KEYS: the lease (a string that expires), the number
-of the term, the saved state (a hash, for each StateKey). A lease is "EPOCH LEADER". This is the only module
-that imports redis, and only routers with `state.backend: redis` import it.
+of the term, the saved state (a hash, for each StateKey). A lease is "EPOCH LEADER".
 """
 
 from typing import Any
 
 from llmserve.router.leader.state import Saved, StateKey, Term
-from llmserve.rpc.redis_client import RedisClient, milliseconds
+from llmserve.rpc.redis_client import RedisAccess, RedisClient, milliseconds
 
 _MILLISECONDS = """
 local function milliseconds()
@@ -71,14 +70,12 @@ return {found[1], string.format('%.0f', math.max(0, milliseconds() - tonumber(fo
 
 
 class RedisState:
-    """url, password, call_seconds, ca, and errors: as RedisClient."""
+    """Errors: as of RedisClient."""
 
-    def __init__(
-        self, url: str, cluster: str, *, password: str | None, call_seconds: float, ca: str | None = None
-    ) -> None:
+    def __init__(self, access: RedisAccess, cluster: str) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         self._name = f"llmserve:{{{cluster}}}"
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
+        self._client = RedisClient(access)
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:
         epoch, lease = await self._run(_CAMPAIGN, leader, milliseconds(seconds))

@@ -18,8 +18,6 @@ OPEN_REDIS = State.model_validate({"backend": "redis", "redis": {"url": "redis:/
 
 @pytest.fixture
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("llmserve.router.leader.redis_state", "llmserve.rpc.redis_client"):
-        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
 
 

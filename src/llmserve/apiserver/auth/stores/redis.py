@@ -1,7 +1,7 @@
 """Keys in the Redis server (or Valkey) of `state.redis`, for apiservers on several machines.
 
 Under `llmserve:{NAME}:keys`: a hash of the keys, another of their last uses, and a random version, which is a
-new one after each change of the first. Imported only with `security.keys.redis`.
+new one after each change of the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from llmserve.apiserver.auth.stores.stored_key import StoredKey
 from llmserve.core.errors import InvalidRequest, StateUnavailable
-from llmserve.rpc.redis_client import RedisClient
+from llmserve.rpc.redis_client import RedisAccess, RedisClient
 
 # KEYS: the keys, their uses, the version. ARGV: the version that is known.
 _READ = """
@@ -40,16 +40,14 @@ return 1
 
 
 class RedisKeys:
-    """url, password, call_seconds, ca: as of RedisClient. used_at of what is read is that of the last change
+    """Errors of the constructor: as of RedisClient. used_at of what is read is that of the last change
     of any key. A server that has lost its memory loses no key that this process knows."""
 
-    def __init__(
-        self, url: str, cluster: str, *, password: str | None, call_seconds: float, ca: str | None = None
-    ) -> None:
+    def __init__(self, access: RedisAccess, cluster: str) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         prefix = f"llmserve:{{{cluster}}}:keys"
         self._names = (prefix, f"{prefix}:used", f"{prefix}:version")
-        self._client = RedisClient(url, password=password, call_seconds=call_seconds, ca=ca)
+        self._client = RedisClient(access)
         self._version: str | None = None
         self._keys: tuple[StoredKey, ...] = ()
 
