@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
-from llmserve.apiserver.explain.rows import row
-from llmserve.apiserver.explain.view import view
+from llmserve.apiserver.explain.view import row, view
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.leader import RouterAddresses, explain_request, list_requests
