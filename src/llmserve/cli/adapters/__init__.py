@@ -5,8 +5,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 
-from llmserve.cli.adapters.page import adapter_lines, adapters_page
-from llmserve.cli.adapters.progress import showing_progress
+from llmserve.cli.adapters.page import adapter_lines, adapters_page, showing_progress
 from llmserve.cli.cluster import add_cluster_or_router, find_routers
 from llmserve.cli.command import EXIT_OK, Actions, Command, add_json, add_timeout
 from llmserve.cli.screen import screen

@@ -1,16 +1,23 @@
-"""Prints what `llmserve adapters` found: a table of all, or everything about one. Pure."""
+"""What `llmserve adapters` shows: a table of all, everything about one, and how one comes to its workers."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
 from llmserve.cli.kv.page import size
 from llmserve.cli.screen import table
 from llmserve.core.adapters import AdapterTier, short_version
+from llmserve.core.errors import LLMServeError
+from llmserve.rpc.adapter_calls import AdapterClient, adapter_row
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_POLL_SECONDS = 0.5
 
 _Row = Mapping[str, Any]  # of rpc/adapter_calls.py: adapter_row
 
@@ -65,3 +72,27 @@ def _place(place: _Row) -> str:
         return str(place["error"])
     text = f"{place['tier']}, {place['running_requests']} requests"
     return f"{text}, last loaded in {place['load_seconds']:.3f} s" if place["load_seconds"] else text
+
+
+async def showing_progress(
+    router: AdapterClient, name: str, call: Coroutine[None, None, router_pb2.AdapterStatus]
+) -> router_pb2.AdapterStatus:
+    """Waits for a call about an adapter. Its state is shown on standard error meanwhile, where that is a
+    terminal. Errors: those of the call."""
+    console = Console(stderr=True)
+    working = asyncio.create_task(call, name=f"adapter {name}")
+    with console.status(f"{name} ...") as shown:
+        while not working.done():
+            with suppress(LLMServeError):  # the call itself says what is wrong
+                newest = [one for one in await router.list() if one.adapter.name == name][-1:]
+                for status in newest:
+                    shown.update(progress_of(status))
+            await asyncio.wait([working], timeout=_POLL_SECONDS)
+    return await working
+
+
+def progress_of(status: router_pb2.AdapterStatus) -> str:
+    row = adapter_row(status)
+    there = sum(place["tier"] != AdapterTier.SOURCE for place in row["workers"])
+    text = f"{row['name']}: {row['state']}, on the hosts of {there} workers"
+    return f"{text}; {row['error']}" if row["error"] else text

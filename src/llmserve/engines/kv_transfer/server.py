@@ -39,8 +39,7 @@ from llmserve.engines.kv_transfer.protocol import (
     decode_request,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
-from llmserve.rpc.wires.accepting import accept_all, address_of
-from llmserve.rpc.wires.unproven import UnprovenConnections
+from llmserve.rpc.wires.accepting import UnprovenConnections, accept_all, address_of
 from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 

@@ -1,11 +1,17 @@
-"""Takes connections from a listening socket, before anything is read from them."""
+"""Takes connections from a listening socket. Of those whose other end has proved nothing yet, says which one
+has to go when there are too many."""
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_UNPROVEN = 64
 _NO_ROOM_SECONDS = 0.1  # no file descriptor is free: a closed connection will free one
 
 
@@ -32,3 +38,36 @@ def address_of(connection: socket.socket) -> str:
     except OSError:
         return ""
     return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+class UnprovenConnections(Generic[T]):
+    """The unproven connections of one server. A new one is always let in, so that strangers who keep many
+    open keep nobody out. Pure; the owner locks."""
+
+    def __init__(self, most: int = MAX_UNPROVEN) -> None:
+        self._most = most
+        self._addresses: dict[T, str] = {}  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._addresses))
+
+    def add(self, connection: T, address: str) -> T | None:
+        """Returns the connection that the owner has to drop to make room, which does not count any more: the
+        oldest one of the address that has the most. None: there is room."""
+        dropped = self._oldest_of_the_most() if len(self) >= self._most else None
+        if dropped is not None:
+            self.remove(dropped)
+        self._addresses[connection] = address
+        return dropped
+
+    def remove(self, connection: T) -> None:
+        """It has proved itself, or has ended. Idempotent."""
+        self._addresses.pop(connection, None)
+
+    def _oldest_of_the_most(self) -> T:
+        counts = Counter(self._addresses.values())
+        most = max(counts.values())
+        return next(one for one, address in self._addresses.items() if counts[address] == most)

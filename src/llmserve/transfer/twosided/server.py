@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from llmserve.core.errors import NotAuthenticated, TransferError, TransportUnavailable
 from llmserve.core.logs import ScarceWarnings
 from llmserve.rpc.credentials import Credentials
-from llmserve.rpc.wires.unproven import UnprovenConnections
+from llmserve.rpc.wires.accepting import UnprovenConnections
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire

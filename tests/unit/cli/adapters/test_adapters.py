@@ -11,7 +11,7 @@ import pytest
 
 from llmserve.cli import main
 from llmserve.cli.adapters import page
-from llmserve.cli.adapters.progress import progress_of
+from llmserve.cli.adapters.page import progress_of
 from llmserve.core.adapters import AdapterReport, AdapterState, AdapterTier, NamedAdapter
 from llmserve.core.errors import LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
@@ -158,7 +158,7 @@ def test_load(run: Any, router: ScriptedRouter, capsys: pytest.CaptureFixture[st
 def test_a_load_that_takes_its_time_shows_how_far_it_is(
     run: Any, router: ScriptedRouter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llmserve.cli.adapters.progress._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("llmserve.cli.adapters.page._POLL_SECONDS", 0.01)
     router.busy = True
     assert run("load", "sql", "hub:org/sql", "--json") == 0
     assert json.loads(capsys.readouterr().out)["name"] == "sql"

@@ -15,7 +15,7 @@ from llmserve.engines.kv_transfer import query_status, release_lease, set_peers
 from llmserve.rpc.callers import CallerIdentity, CallerRole
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.wires import handshake
-from llmserve.rpc.wires.unproven import MAX_UNPROVEN
+from llmserve.rpc.wires.accepting import MAX_UNPROVEN
 from tests.support.certificates import credentials_in, make_certificates
 
 Make = Callable[..., Any]

@@ -1,6 +1,6 @@
 """Which connection has to go when too many have proved nothing."""
 
-from llmserve.rpc.wires.unproven import UnprovenConnections
+from llmserve.rpc.wires.accepting import UnprovenConnections
 
 
 def test_there_is_room_for_some() -> None:
