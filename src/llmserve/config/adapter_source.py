@@ -84,8 +84,8 @@ class AllowedSources:
     roots: tuple[str, ...] = ()
 
     def real_roots(self, source: AdapterSource) -> tuple[str, ...]:
-        """Returns the real paths below which the files of a directory must be, which holds on this host;
-        empty: they may be anywhere. Routers order only what is allowed. A directory that is below no root
+        """Returns the real paths of this host below which the files of a directory must be; empty: they may
+        be anywhere. Routers order only what is allowed. A directory that is below no root
         here was declared after this worker had started, so its files must be its own."""
         if source.kind is not AdapterSourceKind.DIRECTORY or str(source) in self.declared:
             return ()

@@ -57,6 +57,7 @@ class Sharding:
         return max(self._weights, key=lambda name: self._score(name, head))
 
     def _score(self, name: str, head: BlockHash) -> float:
-        """-weight / ln(u), u uniform in (0, 1): the winner's odds are the weights."""
+        """Returns -weight / ln(u), with u uniform in (0, 1): a KV manager has the highest score with odds
+        that are its weight."""
         drawn = xxhash.xxh3_64_intdigest(head, seed=self._seeds[name])
         return -self._weights[name] / math.log((drawn + 0.5) / _HASH_RANGE)

@@ -20,7 +20,8 @@ class LoadKind:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """part: share of all conversations, in any unit. key: API key; None sends none."""
+    """A tenant who has a part of the conversations. part: its share of all of them, in any unit. key: its API
+    key; None: requests carry none."""
 
     name: str
     key: str | None

@@ -57,7 +57,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """At most one rule for each fault. Equal seeds strike the same transfers of a transport."""
+    """Which transfers fail, and how: at most one rule for each fault. With equal seeds the same transfers of
+    a transport fail."""
 
     rules: tuple[Rule, ...] = ()
     seed: int = 0

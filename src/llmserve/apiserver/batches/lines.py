@@ -145,7 +145,7 @@ def answered(batch_id: str, line: BatchLine, status: int, body: bytes) -> LineRe
 
 
 def not_answered(batch_id: str, problem: LineProblem) -> LineResult:
-    """The result of a line that was never sent, or gave no answer."""
+    """Returns the result of a line that was never sent, or gave no answer."""
     error = {"code": problem.code, "message": problem.message, "line": problem.number}
     return _result(batch_id, problem.number, problem.custom_id, None, error, None)
 

@@ -178,7 +178,8 @@ class RouterLink:
             self._post(_Message(done=done), 0.0 if is_limited else _COMPANY_SECONDS)
 
     def _post(self, message: _Message, within_seconds: float = 0.0) -> None:
-        """Without a session nothing is lost: the next one begins with all that is still true."""
+        """Sends a message in the session. Without one nothing is lost: the next session begins with all that
+        is still true."""
         if self._outbox is not None:
             self._outbox.put(message, within_seconds)
 

@@ -31,8 +31,9 @@ DropModel = Callable[[str, float], Coroutine[None, None, None]]
 
 
 class ModelFollowing:
-    """Life: run, as one task, once the models of the manifest are there. add: makes a model, and returns when
-    requests may name it. drop: ends it, in so many seconds. directories: of the models of the manifest."""
+    """Adds and drops the models of this apiserver as the router says. Life: run, as one task, once the models
+    of the manifest are there. add: makes a model, and returns when requests may name it. drop: ends a model,
+    whose requests have so many seconds to end. directories: of the models of the manifest."""
 
     def __init__(
         self,

@@ -179,7 +179,7 @@ class Attempt:
     async def _leg(
         self, worker: WorkerInfo, request: EngineRequest, *, waits: bool = False
     ) -> AsyncIterator[LegStream]:
-        """Yields one leg. On the way out it is aborted, unless it has ended. waits: it waits for another leg
+        """Yields one leg, and aborts it afterwards unless it has ended. waits: the leg waits for another one
         before it begins itself."""
         limits = self._context.limits
         first_seconds = limits.first_token * (2 if waits else 1)

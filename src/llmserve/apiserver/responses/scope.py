@@ -48,7 +48,8 @@ class ScopedDict(MutableMapping[str, Any]):
 
 
 def encode(response: ResponsesResponse, messages: list[Any] | None, model: str) -> str:
-    """model: that which made the response. It may be made on an adapter, whose name the response has."""
+    """Returns the text by which a response is kept. model: the model that made it; the response itself has
+    the name of an adapter, if it was made with one."""
     held = None if messages is None else [_plain(message) for message in messages]
     # Raw tokens of the prompt, on request: what goes on from the response needs them no more.
     answer = response.model_dump(mode="json", by_alias=True, exclude={"input_messages", "output_messages"})

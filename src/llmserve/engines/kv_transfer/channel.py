@@ -70,8 +70,8 @@ class Channel:
         await self._writer.drain()
 
     async def receive(self) -> bytes:
-        """The next message, for `protocol.decode_request` or `decode_answer`. Errors: TransferError for what
-        is no frame; ConnectionError at the end of the stream."""
+        """Returns the next message, for `protocol.decode_request` or `decode_answer`. Errors: TransferError
+        for what is no frame; ConnectionError at the end of the stream."""
         try:
             (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if size > MAX_MESSAGE_BYTES:

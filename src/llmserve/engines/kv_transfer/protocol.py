@@ -285,7 +285,7 @@ def decode_request(body: bytes) -> Request:
 
 
 def decode_answer(body: bytes) -> Answer:
-    """Errors: TransferError."""
+    """Returns the answer that a message holds. Errors: TransferError."""
     answer: Answer = _decoded(_answers, body)
     return answer
 

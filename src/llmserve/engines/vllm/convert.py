@@ -98,8 +98,8 @@ def to_engine_output(
     ungrammatical: bool = False,
     switched_off: bool = False,
 ) -> EngineOutput:
-    """ungrammatical: if the output is an error, the request's grammar is the reason. switched_off: as in
-    Acceptance."""
+    """Returns an output of vLLM in our own form. ungrammatical: if the output is an error, the request's
+    grammar is the reason. switched_off: as in Acceptance."""
     prompt_logprobs, stats = output.new_prompt_logprobs_tensors, output.prefill_stats
     return EngineOutput(
         request_id=RequestId(output.request_id),

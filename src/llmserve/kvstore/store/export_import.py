@@ -185,7 +185,8 @@ class Import:
 
 
 def _is_opaque(block: StoredBlock) -> bool:
-    """Says whether the bytes are no numbers that we could read. Codes are such, and caches in fp8."""
+    """Returns whether the bytes of a block cannot be read as numbers here, such as codes and caches in
+    fp8."""
     return bool(block.shapes) and all(one.startswith(Element.OPAQUE) for one in block.shapes)
 
 

@@ -22,7 +22,8 @@ _Encoded = tuple[Outgoing, list[Blob]]
 
 
 class WriteQueue:
-    """Life: run, in a task, while blocks are put -> give_up."""
+    """Encodes the blocks that leave DRAM, and writes them to a tier below. Life: run, in a task, while blocks
+    are put -> give_up."""
 
     def __init__(
         self, tier: Tier, contents: TierContents, coder: Coder, clock: Clock, medium: MediumLog

@@ -150,7 +150,7 @@ class PairChoice:
         route.seconds += seconds
 
     def failed(self, name: str, reason: str, now: float) -> None:
-        """A probe or a transfer over it failed."""
+        """Notes that a probe or a transfer over a transport has failed."""
         route = self._routes[name]
         route.failures += 1
         route.breaker.failed(reason, now)

@@ -49,8 +49,8 @@ def _values(claims: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _subject(claims: Mapping[str, Any]) -> str:
-    """Returns what stands for the subject of a token in the whole cluster. Subjects of several issuers may
-    have one name."""
+    """Returns what stands for the subject of a token in the whole cluster, since subjects of several issuers
+    may have the same name."""
     named = json.dumps([claims.get("iss"), claims.get("sub")])
     return f"oidc:{hashlib.sha256(named.encode()).hexdigest()}"
 

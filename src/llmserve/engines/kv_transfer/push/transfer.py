@@ -184,7 +184,8 @@ class PushTransfer:
         await self._report(self._success())
 
     def _check_alike(self, peer: Peer) -> None:
-        """Errors: TransferError; a pull can do it."""
+        """Checks that both workers hold their KV in the same shape, as a push needs it. Errors:
+        TransferError; a pull is possible all the same."""
         mine, theirs = self.engine.layout.geometry, peer.geometry
         if not mine.is_like(theirs) or mine.shard != theirs.shard:
             raise TransferError("blocks are pushed only between workers of one shape")

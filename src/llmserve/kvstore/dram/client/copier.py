@@ -166,7 +166,8 @@ class Copied:
 
     @classmethod
     def stored(cls, checksum: int, is_current: bool) -> "Copied":
-        """is_current: whether the slot was still this use's after the copy."""
+        """Returns the outcome of a copy into a slot. is_current: after the copy, the slot still belonged to
+        the use that it was made for."""
         return cls(CopyOutcome.DONE, checksum) if is_current else MOVED
 
     @classmethod

@@ -17,7 +17,7 @@ class HeadFile:
         self.file, self._stamp = file, stamp
 
     def write(self, heads: Sequence[tuple[int, BlobKey, Place]]) -> None:
-        """heads: sequence, key and place."""
+        """Writes heads into their slots. heads: sequence, key and place of each."""
         self._put([slot for head in heads for slot in pack_head(*head, self._stamp)])
 
     def erase(self, slots: Sequence[int]) -> None:
