@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from llmserve.overview.snapshot import RoleView, Snapshot
+from llmserve.overview.views import RoleView, Snapshot
 
 OF_TENANTS = ("queued_requests", "running_requests", "queue_limit_requests", "tenants", "budgets")
 OF_KV = ("directory_blocks", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "index")

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 from llmserve.apiserver.console.events import encode
 from llmserve.apiserver.console.routes import add_console
-from llmserve.overview.answers import Answers
 from llmserve.overview.parts import kv_part, tenants_part
-from llmserve.overview.snapshot import as_json, snapshot
+from llmserve.overview.snapshot import Answers, snapshot
+from llmserve.overview.views import as_json
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from tests.unit.apiserver.console.looks import table
 

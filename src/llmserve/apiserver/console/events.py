@@ -9,13 +9,13 @@ import msgspec
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.console.sampler import HistoryPoint, Sampler, for_events
 from llmserve.overview.parts import for_tenant
-from llmserve.overview.snapshot import Snapshot
+from llmserve.overview.views import Snapshot
 
 encode = msgspec.json.Encoder().encode
 
 
 def encoded(now: Snapshot) -> bytes:
-    """Returns the JSON of overview.snapshot.as_json, without the copies that it makes on the way."""
+    """Returns the JSON of overview.views.as_json, without the copies that it makes on the way."""
     return encode(_shape(now))
 
 

@@ -9,9 +9,9 @@ import grpc.aio
 
 from llmserve.apiserver.console.processes import ClusterFile, ProcessTable
 from llmserve.core.errors import Unavailable
-from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.kv import summed
-from llmserve.overview.snapshot import Snapshot, snapshot
+from llmserve.overview.snapshot import HEALTHY, Answers, snapshot
+from llmserve.overview.views import Snapshot
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.status import from_grpc

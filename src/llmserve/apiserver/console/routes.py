@@ -20,7 +20,7 @@ from llmserve.apiserver.console.sampler import Sampler
 from llmserve.apiserver.explain.records import RecordFinder, after_text, parse_after
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.overview.parts import OF_KV, OF_TENANTS, kv_part, tenants_part
-from llmserve.overview.snapshot import Snapshot
+from llmserve.overview.views import Snapshot
 from llmserve.rpc.leader import RouterAddresses
 
 _ROOT = "/admin/v1"

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from llmserve.core.tasks import TaskOwner
-from llmserve.overview.snapshot import RoleView, Snapshot
+from llmserve.overview.views import RoleView, Snapshot
 
 FAST_SECONDS = 0.5
 SLOW_SECONDS = 5.0

@@ -23,8 +23,7 @@ from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.outcome import WorkerRole
 from llmserve.doctor import Finding, FindingSection, Status, count, note, ok
 from llmserve.doctor.examine import OnStep, Subject, examine, section
-from llmserve.overview.answers import Answers
-from llmserve.overview.snapshot import snapshot
+from llmserve.overview.snapshot import Answers, snapshot
 from llmserve.runner.board import ProcessState
 from llmserve.runner.state import ClusterState
 

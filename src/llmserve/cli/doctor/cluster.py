@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from llmserve.cli.status.ask import ApiAnswer
 from llmserve.core.request import PairStatus
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.overview.answers import HEALTHY
-from llmserve.overview.snapshot import RoleView, WorkerView
+from llmserve.overview.snapshot import HEALTHY
+from llmserve.overview.views import RoleView, WorkerView
 from llmserve.runner.board import ProcessState
 from llmserve.runner.host import MIB
 from llmserve.transfer.engine.choice import BreakerState

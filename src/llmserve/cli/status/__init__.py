@@ -14,7 +14,8 @@ from llmserve.cli.screen import Frame, screen, watch
 from llmserve.cli.status.ask import ask
 from llmserve.cli.status.page import page
 from llmserve.core.process import read_effort
-from llmserve.overview.snapshot import Snapshot, as_json, snapshot
+from llmserve.overview.snapshot import snapshot
+from llmserve.overview.views import Snapshot, as_json
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their

@@ -14,8 +14,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.cli.cluster import kvmanagers_of, routers_of
-from llmserve.overview.answers import HEALTHY, Answers
 from llmserve.overview.kv import summed
+from llmserve.overview.snapshot import HEALTHY, Answers
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.credentials import Credentials

@@ -12,8 +12,8 @@ from llmserve.cli.adapters.page import places, version
 from llmserve.cli.screen import table
 from llmserve.core.request import PairStatus
 from llmserve.core.stats import BatchGain, SpeculationReport
-from llmserve.overview.answers import HEALTHY
-from llmserve.overview.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
+from llmserve.overview.snapshot import HEALTHY
+from llmserve.overview.views import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 
 _MIB = 1 << 20
 _GIB = 1 << 30

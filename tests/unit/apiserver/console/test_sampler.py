@@ -9,8 +9,8 @@ import pytest
 
 from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
 from llmserve.apiserver.console.sampler import HISTORY_SECONDS, Sampler, for_events
-from llmserve.overview.answers import HEALTHY, Answers
-from llmserve.overview.snapshot import Snapshot, as_json, snapshot
+from llmserve.overview.snapshot import HEALTHY, Answers, snapshot
+from llmserve.overview.views import Snapshot, as_json
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from tests.unit.apiserver.console.looks import ADMIN, RED, table
 

@@ -9,7 +9,7 @@ from llmserve.cli.doctor import cluster
 from llmserve.cli.status.ask import ApiAnswer
 from llmserve.core.request import PairStatus
 from llmserve.doctor import Finding, Status
-from llmserve.overview.snapshot import RoleView, WorkerView
+from llmserve.overview.views import RoleView, WorkerView
 
 
 def _role(stand: str = "ready", health: str = "healthy", restarts: int = 0) -> RoleView:

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from llmserve.cli.status.page import page
-from llmserve.overview.answers import HEALTHY, Answers
-from llmserve.overview.snapshot import Snapshot, as_json, snapshot
+from llmserve.overview.snapshot import HEALTHY, Answers, snapshot
+from llmserve.overview.views import Snapshot, as_json
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.runner.state import ClusterState
 
