@@ -84,7 +84,7 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
         choices=message.choices or 1,
         priority=message.priority,
         timeout_seconds=message.timeout_seconds,
-        limits=decode_limits(message.key_limits),
+        limits=decode_limits(message.key_limits) if message.HasField("key_limits") else NO_LIMITS,
         again=message.again,
         prompt=HashedPrompt(cast("tuple[BlockHash, ...]", tuple(message.block_hashes)), message.block_tokens),
     )

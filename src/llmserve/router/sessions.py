@@ -48,8 +48,9 @@ class PlacementHold:
     def __init__(self, prefill: WorkerSlots | None, decode: WorkerSlots, work: Work | None = None) -> None:
         self._prefill, self.decode, self.work = prefill, decode, work or Work()
         self.work.alone = self.computing.placed_requests == 0
+        adapter = self.work.adapter
         for slots in self.slots():
-            slots.take(self.work.adapter, self._adapter_ready_at(slots))
+            slots.take(adapter, self._adapter_ready_at(slots) if adapter else 0.0)
         decode.kv_tokens += self.work.kv_tokens
         if self.work.plan:
             self.computing.backlog.add(self, self._prompt_seconds(), self.work.placed_at)

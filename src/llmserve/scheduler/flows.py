@@ -1,7 +1,6 @@
 """All that waits: by request, by tenant, and by deadline."""
 
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -49,7 +48,7 @@ class FlowRound:
         self._passed_over = self._blocked = 0  # the first ones of the flow; those without a place
         self.lacks_slot = False  # one of the requests that were asked waits for an adapter slot
         self._deferred: dict[int, WaitingRequest] = {}  # by sequence
-        self._asking: Counter[AdapterDigest] = Counter()  # deferred ones of each adapter, since the beginning
+        self._asking: dict[AdapterDigest, int] = {}  # deferred ones of each adapter, since the beginning
 
     def next(self) -> WaitingRequest | None:
         """None: the tenant has no request left to ask in this round."""
@@ -69,7 +68,8 @@ class FlowRound:
     def deferred(self, waiting: WaitingRequest) -> None:
         self._passed_over += 1
         self._deferred[waiting.sequence] = waiting
-        self._asking[waiting.request.adapter] += 1
+        adapter = waiting.request.adapter
+        self._asking[adapter] = self._asking.get(adapter, 0) + 1
 
     def blocked(self, waiting: WaitingRequest, *, lacks_slot: bool = False) -> None:
         """It has no place now. lacks_slot: for want of an adapter slot."""

@@ -39,7 +39,7 @@ class ModelQueues:
 
     @property
     def waiting_requests(self) -> int:
-        return sum(queue.waiting_requests for queue in self)
+        return sum([queue.waiting_requests for queue in self._queues.values()])
 
     @property
     def running_requests(self) -> int:

@@ -27,11 +27,16 @@ class BudgetSet:
         """The first budget of the cluster that has no room for the request. One that is full for all comes
         first."""
         full = [budget for budget in self._cluster if not budget.fits(request)]
-        return min(full, key=lambda budget: not budget.full_for_all(request), default=None)
+        if not full:
+            return None
+        return min(full, key=lambda budget: not budget.full_for_all(request))
 
     def full_of_tenant(self, request: QueuedRequest) -> Budget | None:
         """The first budget of the tenant that has no room for the request."""
-        return next((budget for budget in self._own if not budget.fits(request)), None)
+        for budget in self._own:
+            if not budget.fits(request):
+                return budget
+        return None
 
     def used_up(self, request: QueuedRequest) -> list[str]:
         """Names of the budgets that have no room for the request."""
@@ -39,7 +44,10 @@ class BudgetSet:
 
     def refusal(self, request: QueuedRequest) -> str:
         """Why the request can never fit, for people; empty: it can."""
-        return next(filter(None, (budget.refusal(request) for budget in self._all)), "")
+        for budget in self._all:
+            if refusal := budget.refusal(request):
+                return refusal
+        return ""
 
     def wait_seconds(self, request: QueuedRequest, ahead: int) -> float:
         """Time until the request fits, when this many requests like it, of its tenant, come first; 0:

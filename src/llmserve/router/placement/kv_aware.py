@@ -39,14 +39,20 @@ class _Option(NamedTuple):
     parts: CostParts
 
 
+class _GroupMemory(NamedTuple):
+    """What is remembered of the workers of one model and role."""
+
+    balance: PlacementBalance
+    homes: AdapterHomes
+
+
 class KvAware:
     """Remembers its choices, so that a cache or a loaded adapter draws no more than a bounded share
     (PlacementBalance), and that adapters have as many homes as their demand needs (AdapterHomes)."""
 
     def __init__(self, speeds: WorkerSpeeds, clock: Clock, rng: random.Random) -> None:
         self._speeds, self._clock, self._rng = speeds, clock, rng
-        self._balances: dict[tuple[str, WorkerRole], PlacementBalance] = {}
-        self._homes: dict[tuple[str, WorkerRole], AdapterHomes] = {}
+        self._memories: dict[tuple[str, WorkerRole], _GroupMemory] = {}
 
     def choose(self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int) -> Plan | None:
         members = choices.prefill or choices.decode or choices.aggregated
@@ -98,8 +104,9 @@ class KvAware:
 
     def _crowded(self, choices: WorkerChoices) -> frozenset[WorkerId]:
         """Workers that have had more than their share."""
-        over = (self._balances[_key(group)].over(len(group)) for group in self._groups(choices))
-        return frozenset(worker_id for group in over for worker_id in group)
+        groups = (choices.prefill, choices.decode, choices.aggregated)
+        over = [self._memory(group).balance.over(len(group)) for group in groups if group]
+        return frozenset[WorkerId]().union(*over)
 
     def _adapter_forecast(
         self, adapter: AdapterDigest, choices: WorkerChoices, crowded: Set[WorkerId], now: float
@@ -108,29 +115,26 @@ class KvAware:
         if not adapter:
             return None
         homes: set[WorkerId] = set()
-        for group in self._groups(choices):
+        for group in filter(None, (choices.prefill, choices.decode, choices.aggregated)):
             calm = [member for member in group if member.spec.worker_id not in crowded]
-            homes |= self._homes[_key(group)].of(adapter, calm)
+            homes |= self._memory(group).homes.of(adapter, calm)
         return AdapterForecast(adapter, self._speeds.adapter_loads, homes, crowded, now)
 
     def _remember(self, chosen: _Option, choices: WorkerChoices, adapter: AdapterDigest, now: float) -> None:
         for member in filter(None, (chosen.prefill, chosen.decode)):
             group = choices.of_role(member.spec.role)
-            self._balances[_key(group)].placed(member.spec.worker_id, len(group))
-            self._homes[_key(group)].placed(adapter, len(group), now)
+            memory = self._memory(group)
+            memory.balance.placed(member.spec.worker_id, len(group))
+            memory.homes.placed(adapter, len(group), now)
 
-    def _groups(self, choices: WorkerChoices) -> list[Sequence[ClusterMember]]:
-        """The groups that have workers, each with its memory."""
-        groups = [group for group in (choices.prefill, choices.decode, choices.aggregated) if group]
-        for group in groups:
-            if _key(group) not in self._balances:
-                self._balances[_key(group)], self._homes[_key(group)] = PlacementBalance(), AdapterHomes()
-        return groups
-
-
-def _key(group: Sequence[ClusterMember]) -> tuple[str, WorkerRole]:
-    """group: workers of one model and role, at least one."""
-    return group[0].spec.model, group[0].spec.role
+    def _memory(self, group: Sequence[ClusterMember]) -> _GroupMemory:
+        """group: workers of one model and role, at least one."""
+        spec = group[0].spec
+        key = spec.model, spec.role
+        memory = self._memories.get(key)
+        if memory is None:
+            memory = self._memories[key] = _GroupMemory(PlacementBalance(), AdapterHomes())
+        return memory
 
 
 class _Look:

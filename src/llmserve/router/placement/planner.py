@@ -213,31 +213,26 @@ class Planner:
     def _serving(self, model: str) -> Set[WorkerRole]:
         """Roles that can be counted on: they have an available worker that is not stuck. If no role has
         one, roles with a stuck worker count."""
-        groups = ((role, self._membership.available(model, role)) for role in WorkerRole)
-        here = {role: group for role, group in groups if group}
-        stuck = self.rules.stuck()
+        here, stuck = self._membership.available_roles(model), self.rules.stuck()
         if not stuck:
-            return here.keys()
-        well = {role for role, group in here.items() if any(m.spec.worker_id not in stuck for m in group)}
-        return well or here.keys()
+            return here
+        return {role for role in here if self._has_well_worker(model, role, stuck)} or here
+
+    def _has_well_worker(self, model: str, role: WorkerRole, stuck: Set[WorkerId]) -> bool:
+        return any(m.spec.worker_id not in stuck for m in self._membership.available(model, role))
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
-        choices = self._by_role(request, serving)
-        # HasFreeSlot has asked the others already: a prompt takes one place, as every request does.
-        whole = [m for m in choices.whole if not m.spec.min_decode_slots or m.has_prompt_place]
-        return choices._replace(whole=whole)
-
-    def _by_role(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
         that is only full is kept: its work would come to the other role."""
-        prefill, decode, aggregated = (self._kept(role, request, serving) for role in _ROLES)
+        prefill, decode, aggregated = [self._kept(role, request, serving) for role in _ROLES]
         if self._needs_pairs:
-            return WorkerChoices(prefill, decode, aggregated, aggregated)
+            return WorkerChoices(prefill, decode, aggregated, _with_prompt_place(aggregated))
         if WorkerRole.DECODE not in serving:
-            return WorkerChoices(prefill, (), aggregated, [*aggregated, *prefill])
+            return WorkerChoices(prefill, (), aggregated, _with_prompt_place(aggregated, prefill))
         if self.rules.disaggregate is Disaggregate.NEVER or WorkerRole.PREFILL not in serving:
-            return WorkerChoices((), decode, aggregated, [*aggregated, *decode])
-        return WorkerChoices(prefill, decode, aggregated, [*aggregated, *(decode if prefill else ())])
+            return WorkerChoices((), decode, aggregated, _with_prompt_place(aggregated, decode))
+        whole = _with_prompt_place(aggregated, decode if prefill else ())
+        return WorkerChoices(prefill, decode, aggregated, whole)
 
     def _note(self, plan: Plan, serving: Set[WorkerRole]) -> str:
         """Called with a plan in which one worker does both."""
@@ -281,3 +276,9 @@ class Planner:
         members = self._membership.registered(request.model, role)
         registered = frozenset(m.spec.worker_id for m in members)
         return registered & request.excluded_workers if registered - request.excluded_workers else frozenset()
+
+
+def _with_prompt_place(*groups: Sequence[ClusterMember]) -> list[ClusterMember]:
+    """Those that may compute a prompt which they decode themselves. Workers that keep no places for decoding
+    were asked by HasFreeSlot already: a prompt takes one place, as every request does."""
+    return [m for group in groups for m in group if not m.spec.min_decode_slots or m.has_prompt_place]

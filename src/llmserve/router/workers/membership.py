@@ -30,6 +30,7 @@ class ClusterMembership:
         self._members: dict[WorkerId, ClusterMember] = {}
         self._slots: WeakValueDictionary[tuple[WorkerId, int], WorkerSlots] = WeakValueDictionary()
         self._available: dict[tuple[str, WorkerRole], list[ClusterMember]] = {}
+        self._available_roles: dict[str, frozenset[WorkerRole]] = {}
         self._models: frozenset[str] = frozenset()
         self._check_at: float | None = None
         self.version = 0  # how often the set of registered workers has changed
@@ -187,6 +188,14 @@ class ClusterMembership:
             self._available[model, role] = members
         return members
 
+    def available_roles(self, model: str) -> frozenset[WorkerRole]:
+        """Roles with workers that placements may use. The same set until something changes."""
+        roles = self._available_roles.get(model)
+        if roles is None:
+            roles = frozenset(role for role in WorkerRole if self.available(model, role))
+            self._available_roles[model] = roles
+        return roles
+
     def registered(self, model: str, role: WorkerRole) -> list[ClusterMember]:
         """Registered workers of a role, suspected ones included."""
         return [m for m in self if m.registered and m.spec.role is role and m.spec.model == model]
@@ -258,6 +267,7 @@ class ClusterMembership:
     def _availability_changed(self) -> None:
         self.availability += 1
         self._available.clear()
+        self._available_roles.clear()
 
     def _next_change(self, member: ClusterMember) -> float:
         return member.heard_at + self._expiry if member.registered else self._forget_at(member)

@@ -73,17 +73,24 @@ class _PeerGroup(NamedTuple):
 
 @dataclass(slots=True)
 class _RecentSpeed:
-    """samples: (time, seconds) of one worker, oldest first. seconds: their median."""
+    """samples: (time, seconds) of one worker, oldest first."""
 
     samples: deque[tuple[float, float]]
-    seconds: float = 0.0
     slow: bool = False
+    _median: float | None = None  # of the samples, once somebody has asked for it
 
     def add(self, now: float, seconds: float, since: float) -> None:
         while self.samples and self.samples[0][0] <= since:
             self.samples.popleft()
         self.samples.append((now, seconds))
-        self.seconds = median(value for _, value in self.samples)
+        self._median = None
+
+    @property
+    def seconds(self) -> float:
+        """The median of the samples. Nobody asks for it while a worker has no others to be compared with."""
+        if self._median is None:
+            self._median = median([value for _, value in self.samples])
+        return self._median
 
     def heard_since(self, time: float) -> bool:
         return bool(self.samples) and self.samples[-1][0] > time
@@ -213,8 +220,10 @@ class WorkerSpeeds:
             self._forget(group, since)
             recent = speeds[name] = _RecentSpeed(deque(maxlen=self.limits.remembered))
         recent.add(now, seconds, since)
-        recent.slow = self._judged(group, recent, since)
-        (self._slow.add if recent.slow else self._slow.discard)((group, name))
+        slow = self._judged(group, recent, since)
+        if slow is not recent.slow:
+            recent.slow = slow
+            (self._slow.add if slow else self._slow.discard)((group, name))
 
     def _forget(self, group: _PeerGroup, since: float) -> None:
         """Drops the workers without a sample that counts: they may be gone for good."""
