@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from bench.cluster import Cluster, running
 from bench.ports import free_port
@@ -22,7 +21,7 @@ from llmserve.config.schema import ModelSpec
 from llmserve.models import resolve
 from llmserve.rpc.callers import CallerRole
 from tests.support.adapters import AdapterShape, random_adapter
-from tests.support.prometheus import ROOT
+from tests.support.simulated import simulated
 from tests.support.store_worker import StoreWorker, chain
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -35,9 +34,10 @@ BLOCKS_OF_EACH, PAUSE_SECONDS = 4, 0.25  # of the chains that are stored
 def manifest(disk: str, adapters: Path) -> dict[str, Any]:
     """Limits so low that requests wait and some are refused, and a DRAM tier that soon is full. adapters: a
     directory for their files."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    found = simulated("speculation.yaml")
     found["metadata"]["name"] = "observed"
     spec = found["spec"]
+    spec["transfer"] = {}  # all transports are shown
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["scheduling"] = {
         "max_queued_requests": 10,
@@ -54,8 +54,15 @@ def manifest(disk: str, adapters: Path) -> dict[str, Any]:
         {"name": "memory", "tier": "dram", "capacity_gb": 0.0625},
         {"name": "disk", "tier": "nvme", "capacity_gb": 0.5, "location": disk},
     ]
-    spec["engine"]["speculation"] = {"method": "ngram", "tokens": 3}
-    spec["engine"]["sim"] |= {"acceptance": 0.3, "proposed_token_seconds": 0.0002}
+    spec["engine"]["sim"] = {
+        "prefill_tokens_per_second": 12000,
+        "decode_step_seconds": 0.012,
+        "decode_seconds_per_sequence": 0.0001,
+        "acceptance": 0.3,
+        "proposed_token_seconds": 0.0002,
+        "blocks": 8192,
+        "vocab_size": 49152,
+    }
     spec["lora"] = {"slots": 2}
     spec["models"]["adapters"] = [
         {"name": name, "source": f"dir:{_made(adapters / name, seed, spec)}"}

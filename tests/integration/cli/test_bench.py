@@ -24,11 +24,11 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def manifest(**sections: Any) -> dict[str, Any]:
-    """One process for all but the engines, which are fast."""
-    document: dict[str, Any] = simulated("sim.yaml")
+    """The example of the smallest cluster, with a second engine. They are fast."""
+    document: dict[str, Any] = simulated("aggregated.yaml")
     spec = document["spec"]
-    spec["deployment"] = {"replicas": {"prefill": 1, "decode": 1}, "local": {"single_process": True}}
-    spec["engine"]["sim"] |= {"decode_step_seconds": 0.002, "decode_seconds_per_sequence": 0.0}
+    spec["deployment"]["replicas"]["decode"] = 2
+    spec["engine"]["sim"] = {"prefill_tokens_per_second": 12000, "decode_step_seconds": 0.002}
     spec |= sections
     return document
 

@@ -1,4 +1,5 @@
-"""up, status and down on a real cluster of simulated engines, as a user types them."""
+"""up, status and down on a real cluster of simulated engines, as a user types them. No optional package is
+there."""
 
 import json
 import os
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -18,19 +21,30 @@ from tests.support.terminal import terminal
 
 pytestmark = pytest.mark.timeout(120)
 _REGISTERED = "registered: worker=decode-0"
+_OPTIONAL = ("nixl", "ucxx")
+_ALWAYS_THERE = ("shm", "tcp")
 # Where both shapes of a cluster would show the same.
 _once = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["processes"])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["processes", "single_process"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     manifest = simulated("sim.yaml")
     deployment = manifest["spec"]["deployment"]
     deployment["replicas"] = {"prefill": 1, "decode": 2}
     deployment["local"] = {"single_process": request.param}
     manifest["spec"]["scheduling"] = {"disaggregate": "always"}
-    with running(manifest) as started:
+    manifest["spec"]["transfer"] = {"engine_order": ["nixl", "ucx"]}
+    without = mock.patch.dict(os.environ, PYTHONPATH=_without_packages(tmp_path_factory.mktemp("packages")))
+    with without, running(manifest) as started:
         yield started
+
+
+def _without_packages(folder: Path) -> str:
+    """A PYTHONPATH on which the optional ones cannot be imported."""
+    for name in _OPTIONAL:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")")
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
 
 
 def _llmserve(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -56,9 +70,19 @@ def test_status_shows_what_a_request_left(cluster: Cluster) -> None:
         assert time.monotonic() < deadline, _status(cluster)
 
 
-def _ask(cluster: Cluster) -> None:
+def _ask(cluster: Cluster) -> httpx.Response:
     body = {"model": _status(cluster)["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
-    assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
+    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).raise_for_status()
+
+
+@_once
+def test_it_serves_and_says_what_it_lacks(cluster: Cluster) -> None:
+    answer = _ask(cluster)
+    assert answer.headers["x-llmserve-transport"] in _ALWAYS_THERE
+    assert "x-llmserve-fallback" not in answer.headers
+    status = json.dumps(_status(cluster))
+    for name in _OPTIONAL:
+        assert f"No module named '{name}'" in status
 
 
 def _workers(cluster: Cluster) -> dict[str, Any]:

@@ -2,29 +2,25 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import yaml
-
-from bench.cluster import Cluster, running
-from tests.support.valkey import Valkey
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 REFUSED = {"gpu.yaml": "spec.engine.device: is cuda, and no GPU is visible here"}
-STARTED = ("aggregated.yaml", "batches.yaml", "speculation.yaml", "two-routers.yaml")
-# With the tests that start it, or render it.
-ELSEWHERE = {
+# With the tests that start it, or render it; with what starts it for them.
+STARTED = {
     "adapters.yaml": "integration/cli/test_adapter_commands.py",
+    "aggregated.yaml": "integration/cli/test_bench.py",
+    "batches.yaml": "integration/cli/test_reload_and_explain.py",
     "k8s.yaml": "unit/k8s/test_render_valid.py",
     "llmserve.yaml": "e2e",
     "secure.yaml": "integration/cli/test_secure.py",
     "sim.yaml": "integration/survival",
+    "speculation.yaml": "support/observed.py",
     "two-models.yaml": "integration/cli/test_two_models.py",
+    "two-routers.yaml": "integration/cli/test_one_port.py",
 }
 pytestmark = pytest.mark.timeout(300)
 
@@ -35,8 +31,8 @@ def _apply(path: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_none_is_forgotten() -> None:
-    assert sorted(path.name for path in SHIPPED) == sorted((*REFUSED, *STARTED, *ELSEWHERE))
-    for name, tests in ELSEWHERE.items():
+    assert sorted(path.name for path in SHIPPED) == sorted((*REFUSED, *STARTED))
+    for name, tests in STARTED.items():
         files = [path] if (path := ROOT / "tests" / tests).is_file() else path.glob("*.py")
         assert any(name in file.read_text() for file in files), f"{tests} does not start {name}"
 
@@ -66,31 +62,3 @@ def test_apply_names_what_its_roles_would_refuse_with_the_line(tmp_path: Path) -
     up = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
     started = subprocess.run(up, capture_output=True, text=True, timeout=60, check=False)
     assert (started.returncode, started.stderr, started.stdout) == (2, done.stderr, "")
-
-
-@pytest.fixture(params=STARTED)
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    """An engine of vLLM is simulated, and the Redis server is one of the test's."""
-    manifest: dict[str, Any] = yaml.safe_load((ROOT / "examples" / request.param).read_text())
-    spec = manifest["spec"]
-    if spec["engine"].get("kind") != "sim":
-        spec["engine"] = {"kind": "sim"}
-    if "state" not in spec:
-        with running(manifest) as started:
-            yield started
-        return
-    server = Valkey(tmp_path)
-    server.start()
-    try:
-        spec["state"]["redis"]["url"] = server.url
-        with running(manifest) as started:
-            yield started
-    finally:
-        server.kill()
-
-
-def test_it_starts_and_answers(cluster: Cluster) -> None:
-    cards = httpx.get(f"{cluster.url}/v1/models", timeout=60).raise_for_status().json()["data"]
-    body = {"model": cards[0]["id"], "prompt": "Hello", "max_tokens": 4}
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60).raise_for_status()
-    assert answer.json()["usage"]["completion_tokens"] == 4

@@ -1,4 +1,5 @@
-"""A real cluster with several apiservers behind one port, started in a shell with variables of vLLM."""
+"""A real cluster with two apiservers behind one port, and two routers, started in a shell with variables of
+vLLM."""
 
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from bench.cluster import Cluster, running
 from tests.support.simulated import simulated
+from tests.support.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(240)
 MODEL = "SmolLM2-135M-Instruct"
@@ -24,11 +26,20 @@ _APISERVERS = ("apiserver-0", "apiserver-1")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    manifest = simulated("sim.yaml")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(redis: Valkey) -> Iterator[Cluster]:
+    manifest = simulated("two-routers.yaml")
     spec = manifest["spec"]
-    spec["deployment"]["replicas"] = {"apiserver": 2, "prefill": 1, "decode": 1}
-    spec["engine"]["sim"]["decode_step_seconds"] = 0.05
+    spec["state"]["redis"]["url"] = redis.url
+    spec["deployment"]["replicas"]["decode"] = 1
+    spec["engine"]["sim"] = {"prefill_tokens_per_second": 12000, "decode_step_seconds": 0.05}
     shell = {"VLLM_API_KEY": "x", "VLLM_PORT": "tcp://10.0.0.1:80"}
     with mock.patch.dict(os.environ, shell), running(manifest) as started:
         yield started
@@ -85,7 +96,7 @@ def test_doctor_looks_at_a_running_cluster(cluster: Cluster) -> None:
     told = json.loads(done.stdout)
     assert done.returncode == (0 if told["healthy"] else 1)
     findings = {(one["section"], one["name"]): one for one in told["findings"]}
-    for name in ("router-0", "kvmanager-0", "prefill-0", "decode-0", *_APISERVERS):
+    for name in ("router-0", "router-1", "kvmanager-0", "prefill-0", "decode-0", *_APISERVERS):
         assert findings["cluster", name]["status"] == "ok", findings["cluster", name]
     assert {findings["cluster", f"API of {name}"]["status"] for name in _APISERVERS} == {"ok"}
     moved = findings["cluster", "KV to decode-0"]

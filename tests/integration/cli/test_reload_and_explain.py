@@ -1,4 +1,4 @@
-"""Reload and explain on a real cluster of simulated engines with two apiservers."""
+"""Reload and explain on a real cluster of simulated engines with two apiservers: the example of batches."""
 
 import json
 import os
@@ -112,7 +112,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Running]:
-    manifest = simulated("sim.yaml")
+    manifest = simulated("batches.yaml")
     spec = manifest["spec"]
     spec["deployment"] = {
         "replicas": {"apiserver": 2, "prefill": 1, "decode": 1},
