@@ -1,21 +1,25 @@
-"""The first requests of each kind on a fresh cluster: none of them makes an engine stand still.
+"""The engines of a fresh cluster, and its first requests of each kind: none makes an engine stand still.
 
 First of all e2e tests, by its name: afterwards the cluster is no longer fresh. vLLM may prepare something
 when a request first needs it (code, a table of tokens); whoever streams beside it would wait.
 """
 
 import math
+import os
 import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from bench.cluster import Cluster
+from llmserve.core.process import descendants
 
 LONGEST_STEP_SECONDS = 2.0
 MODEL = "SmolLM2-135M-Instruct"
@@ -71,6 +75,18 @@ KINDS: dict[str, dict[str, Any]] = {
         **{"logprobs": True, "top_logprobs": 2, "logit_bias": {"50": 1}, "bad_words": ["x"]},
     },
 }
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
+def test_an_engine_computes_on_its_cores_in_a_fork_of_its_worker(cluster: Cluster, name: str) -> None:
+    """The kernel describes each program that it starts in `auxv`, with random addresses. A fork has its
+    parent's."""
+    worker = cluster.pid(name)
+    (engine,) = descendants(worker)
+    assert Path(f"/proc/{engine}/auxv").read_bytes() == Path(f"/proc/{worker}/auxv").read_bytes()
+    assert Path(f"/proc/{engine}/comm").read_text() == "VLLM::EngineCor\n"
+    assert os.sched_getaffinity(engine) == {cluster.role(name)["cores"][0]}
+    assert os.sched_getaffinity(worker) == os.sched_getaffinity(0)
 
 
 def test_no_kind_of_request_makes_an_engine_stand_still(cluster: Cluster) -> None:

@@ -7,6 +7,9 @@ from llmserve.config.conflict import Conflict, Path
 from llmserve.config.environment import engine_variables
 from llmserve.config.lora import may_ask_hub
 from llmserve.config.plan_types import (
+    BINDING_VARIABLE,
+    CORES_VARIABLE,
+    THREADS_VARIABLE,
     LocalPlan,
     PlanRow,
     ProcessRole,
@@ -15,6 +18,7 @@ from llmserve.config.plan_types import (
     deal,
     divide_between,
     engine_names,
+    forks_engine,
     omp_binding,
     usable_cores,
 )
@@ -212,10 +216,13 @@ def _engine_env(manifest: Manifest, cores: tuple[int, ...], gpus: tuple[int, ...
     if not cores:
         return {}
     env = {
-        "VLLM_CPU_OMP_THREADS_BIND": omp_binding(cores, manifest.engine.tensor_parallel),
+        BINDING_VARIABLE: omp_binding(cores, manifest.engine.tensor_parallel),
         # For the processes around the ranks; each rank gets its own number from vLLM.
-        "OMP_NUM_THREADS": "1",
+        THREADS_VARIABLE: "1",
     }
+    if forks_engine(manifest.engine) and manifest.engine.tensor_parallel == 1:
+        # The worker begins with what vLLM gives to the process that computes: engines/vllm/early_process.py.
+        env |= {THREADS_VARIABLE: str(len(cores)), CORES_VARIABLE: " ".join(map(str, sorted(cores)))}
     memory = manifest.kv_cache.memory_gb
     if memory.is_integer():  # vLLM reads whole numbers; the engine gets the bytes by another way, too
         env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))

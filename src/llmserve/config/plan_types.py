@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.schema import LocalDeployment, Manifest
+from llmserve.config.schema import EngineConfig, LocalDeployment, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,16 @@ def ranges(cores: Sequence[int]) -> str:
             last = ordered.pop(0)
         text.append(str(first) if first == last else f"{first}-{last}")
     return ",".join(text)
+
+
+BINDING_VARIABLE, THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
+CORES_VARIABLE = "GOMP_CPU_AFFINITY"
+
+
+def forks_engine(engine: EngineConfig) -> bool:
+    """Whether a worker on CPUs forks the process of its engine. Not that of an engine that compiles, since
+    torch reads the settings of its compiler when it is imported."""
+    return engine.enforce_eager is not False
 
 
 def omp_binding(cores: Sequence[int], ranks: int) -> str:

@@ -223,11 +223,16 @@ def failed(name: str, error: BaseException) -> int:
     return 1
 
 
-def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
-    """Runs a role to its end and returns the exit code. `build` runs inside the loop. Neither this process
-    nor its children leave core files, which would hold prompts and keys."""
+def leave_no_core_files() -> None:
+    """From now on, neither this process nor its children leave core files, which would hold prompts and
+    keys. `run_role` sees to it too, for the children that come after it."""
     if os.environ.get(CORE_FILES_VARIABLE) != "1":
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
+    """Runs a role to its end and returns the exit code. `build` runs inside the loop."""
+    leave_no_core_files()
     exit_code: int = uvloop.run(_live(name, build))
     return exit_code
 

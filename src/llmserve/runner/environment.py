@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.config.plan import ProcessSpec
-from llmserve.config.plan_types import fetch_arguments
+from llmserve.config.plan_types import BINDING_VARIABLE, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
+from llmserve.engines.vllm.environment import PRELOAD_VARIABLE, preloaded
 from llmserve.models.adapters.cache import DRAM_VARIABLE
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import (
@@ -116,6 +117,8 @@ def role_command(
     apiserver inherits of a shared port."""
     env = {**base, **spec.env}
     env |= _run_environment(paths, cluster_id, spec.name)
+    if BINDING_VARIABLE in spec.env:
+        env[PRELOAD_VARIABLE] = preloaded(env.get(PRELOAD_VARIABLE, ""))
     arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dirs)
     if share is None:
         return ProcessCommand(arguments, env, paths.log(spec.name))

@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -20,14 +21,25 @@ from llmserve.rpc.role import (
     addresses,
     common_flags,
     failed,
+    leave_no_core_files,
     open_manifest,
     own_environment,
     report_progress,
     run_role,
 )
 from llmserve.tracing.open import open_tracer
-from llmserve.workers.build import WorkerModel, build_engine, engine_spec, kv_io_share, prepare_model
+from llmserve.workers.build import (
+    WorkerModel,
+    build_engine,
+    early_process,
+    engine_spec,
+    kv_io_share,
+    prepare_model,
+)
 from llmserve.workers.worker import Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from llmserve.engines.vllm.early_process import EarlyProcess
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +64,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_worker(flags: argparse.Namespace, cluster: Manifest, model: WorkerModel) -> Worker:
+def build_worker(
+    flags: argparse.Namespace, cluster: Manifest, model: WorkerModel, process: "EarlyProcess | None" = None
+) -> Worker:
     manifest = cluster.for_model(flags.model)
     spec = engine_spec(
         manifest, flags.name, flags.role, time.time_ns(), model, flags.listen, kvmanagers=flags.kvmanager
@@ -76,7 +90,7 @@ def build_worker(flags: argparse.Namespace, cluster: Manifest, model: WorkerMode
         cluster=manifest.metadata.name,
         registry=registry,
     )
-    engine = build_engine(spec, registry if flags.metrics_port else None)
+    engine = build_engine(spec, registry if flags.metrics_port else None, process)
     report_progress(f"starting the {spec.engine.kind} engine")
     return Worker(spec, options, engine, registry, tracer)
 
@@ -97,10 +111,13 @@ def main() -> int:
     except LLMServeError as error:
         return failed(flags.name, error)
 
-    async def build() -> Worker:
-        return build_worker(flags, cluster, model)
+    leave_no_core_files()
+    with early_process(manifest.engine) as process:
 
-    return run_role(flags.name, build)
+        async def build() -> Worker:
+            return build_worker(flags, cluster, model, process)
+
+        return run_role(flags.name, build)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """The engine that a manifest asks for."""
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.lora import lora_of
-from llmserve.config.plan_types import ProcessRole, engine_names
-from llmserve.config.schema import Lora, Manifest, ModelSpec
+from llmserve.config.plan_types import BINDING_VARIABLE, ProcessRole, engine_names, forks_engine
+from llmserve.config.schema import EngineConfig, Lora, Manifest, ModelSpec
 from llmserve.config.speculation import draft_of, speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
@@ -20,11 +24,15 @@ from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm.environment import set_engine_environment
 from llmserve.models import Progress, resolve
 from llmserve.models.adapters.base_weights import read_base_weights
 from llmserve.models.directory import model_identity
 from llmserve.models.resolve import digest_cache
 from llmserve.rpc.role import reached_at
+
+if TYPE_CHECKING:
+    from llmserve.engines.vllm.early_process import EarlyProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +125,29 @@ def kv_io_share(cluster: Manifest) -> float | None:
     return None if limit is None else limit * 1e9 / 8 / fetching
 
 
-def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
-    """registry: gets the engine's own metrics, if it has any; None: they are not counted."""
+@contextmanager
+def early_process(engine: EngineConfig) -> Iterator["EarlyProcess | None"]:
+    """Makes the process that an engine on CPUs will run in. Call it before this process has threads. None:
+    vLLM makes one itself."""
+    if BINDING_VARIABLE not in os.environ or not forks_engine(engine):
+        yield None
+        return
+    set_engine_environment(compiles=False, on_cpu=True)  # torch reads it when it is imported
+    with importing():
+        from llmserve.engines.vllm.early_process import made_early
+
+    with made_early() as process:
+        yield process
+
+
+def build_engine(
+    spec: EngineSpec, registry: CollectorRegistry | None, process: "EarlyProcess | None" = None
+) -> Engine:
+    """registry: gets the engine's own metrics, if it has any; None: they are not counted. process: the one
+    that the engine runs in, if it was made already."""
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealStepTimer())
-    with importing():  # torch and vLLM: seconds that a simulation need not pay
+    with importing():
         from llmserve.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(spec, registry)
+    return VllmEngine(spec, registry, process)

@@ -132,6 +132,20 @@ def test_ranks_of_an_engine_divide_its_cores() -> None:
     assert named(made, "prefill-0").env["VLLM_CPU_OMP_THREADS_BIND"] == "0-1|2-3"
 
 
+def test_a_worker_on_cpus_begins_with_the_threads_of_its_engine() -> None:
+    decode = named(plan(cores=(0, 1, 2, 3, 4)), "decode-0")
+    assert (decode.env["OMP_NUM_THREADS"], decode.env["GOMP_CPU_AFFINITY"]) == ("2", "3 4")
+
+
+@pytest.mark.parametrize("engine", [{"tensor_parallel": 2}, {"enforce_eager": False}])
+def test_a_worker_whose_engine_does_not_compute_in_a_fork_begins_with_one_thread(
+    engine: dict[str, Any],
+) -> None:
+    env = named(plan(cores=range(8), engine={"device": "cpu", **engine}), "decode-0").env
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert "GOMP_CPU_AFFINITY" not in env
+
+
 def test_the_cpu_environment() -> None:
     env = named(plan(kv_cache={"memory_gb": 2}), "decode-0").env
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "2"

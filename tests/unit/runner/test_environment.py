@@ -9,6 +9,7 @@ import pytest
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed
+from llmserve.engines.vllm.environment import preloaded
 from llmserve.runner.environment import (
     RunPaths,
     fetch_command,
@@ -72,6 +73,13 @@ def test_the_environment_of_a_role() -> None:
         "LLMSERVE_MEMBER": f"{CLUSTER}/decode-0",
     }
     assert base["A"] == "base"
+
+
+def test_a_worker_of_an_engine_on_cpus_preloads_what_vllm_does() -> None:
+    made = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
+    spec = ProcessSpec(ProcessRole.DECODE, "decode-0", "llmserve.workers", env=made)
+    env = role_command(spec, PATHS, {}, CLUSTER, {"LD_PRELOAD": "/libx.so"}).env
+    assert env["LD_PRELOAD"] == preloaded("/libx.so")
 
 
 def test_the_command_of_a_role() -> None:

@@ -42,6 +42,7 @@ from llmserve.engines.vllm.args import (
     set_scheduler,
 )
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
+from llmserve.engines.vllm.early_process import EarlyProcess, starting_in
 from llmserve.engines.vllm.environment import (
     asking_about_the_model,
     missing_compiler,
@@ -65,10 +66,17 @@ _STOPPED_POLL_SECONDS = 0.5
 
 
 class VllmEngine:
-    """registry: gets vLLM's own metrics (vllm:*); None: they are not counted."""
+    """registry: gets vLLM's own metrics (vllm:*); None: they are not counted. process: the one that the
+    engine runs in; None: vLLM spawns it."""
 
-    def __init__(self, spec: EngineSpec, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        registry: CollectorRegistry | None = None,
+        process: EarlyProcess | None = None,
+    ) -> None:
         self._spec = spec
+        self._process = process
         self._registry = registry
         self._credentials = Credentials.read(CallerRole.WORKER, spec.worker_id)
         self._own_metrics: VllmMetrics | None = None
@@ -85,9 +93,8 @@ class VllmEngine:
     async def start(self) -> EngineInfo:
         refuse(self._refusals())
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
-        set_engine_environment(
-            self._scratch.name, compiles=compiles(self._spec.engine), on_cpu=current_platform.is_cpu()
-        )
+        os.environ["VLLM_RPC_BASE_PATH"] = self._scratch.name  # vLLM's sockets are removed with it
+        set_engine_environment(compiles=compiles(self._spec.engine), on_cpu=current_platform.is_cpu())
         scratch = Path(self._scratch.name)
         card_path = scratch / "card.json"
         try:
@@ -147,7 +154,7 @@ class VllmEngine:
             config = args.create_engine_config()
         set_scheduler(config, self._spec.speculation)
         config.logging_config = _telling_cause(config.logging_config, scratch)
-        with executor_class(config) as executor:
+        with executor_class(config) as executor, starting_in(self._process):
             return EngineCoreClient.make_async_mp_client(config, executor, log_stats=True), config
 
     async def add(self, request: EngineRequest) -> None:

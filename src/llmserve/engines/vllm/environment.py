@@ -7,8 +7,9 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from glob import escape
+from glob import escape, glob
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
@@ -37,6 +38,9 @@ _FIXED = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+PRELOAD_VARIABLE = "LD_PRELOAD"
+_OPENMP = ("libomp", "libgomp", "libiomp")
+
 # Switches of vLLM's layer that would answer a name that is not known with the model itself, or load whatever
 # path a request names.
 _OPEN_NAMES = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
@@ -53,23 +57,43 @@ _APISERVER = {
 }
 
 
-def set_engine_environment(scratch: str, *, compiles: bool, on_cpu: bool) -> None:
-    """Sets the environment of this process and of those that vLLM spawns.
+def set_engine_environment(*, compiles: bool, on_cpu: bool) -> None:
+    """Sets the environment of this process and of those that vLLM starts. It can be called again.
 
-    scratch: where vLLM's sockets go, so that they are removed with it. compiles: whether torch may compile.
-    Without that, nothing is compiled, not even the small functions that vLLM compiles when a request first
-    needs them: the first request with logprobs would stop its engine for half a minute, and a machine
-    without a C++ compiler could not serve it at all. on_cpu: vLLM saves a whole compiled model there, and
-    cannot load it again ("no attribute 'finalize_loading'"): each start would compile it anew. Without that,
-    it takes the parts from torch's cache.
+    compiles: whether torch may compile. Without that, nothing is compiled, not even the small functions that
+    vLLM compiles when a request first needs them: the first request with logprobs would stop its engine for
+    half a minute, and a machine without a C++ compiler could not serve it at all. on_cpu: vLLM saves a whole
+    compiled model there, and cannot load it again ("no attribute 'finalize_loading'"): each start would
+    compile it anew. Without that, it takes the parts from torch's cache.
     """
-    os.environ.update(_FIXED, VLLM_RPC_BASE_PATH=scratch)
+    os.environ.update(_FIXED)
     os.environ.pop("PYTHONHASHSEED", None)  # it would change the root of every block hash
     keep_caches()
     if not compiles:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if on_cpu:
         os.environ.setdefault(WHOLE_MODELS, "0")
+
+
+def preloaded(already: str = "") -> str:
+    """Returns LD_PRELOAD of an engine's process on CPUs, as vLLM makes it (`vllm/platforms/cpu.py`): one
+    OpenMP for torch and vLLM, and the allocator that vLLM brings along. already: what is preloaded anyway."""
+    paths = [already] if already else []
+    if not any(name in already for name in _OPENMP):
+        paths += _first("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")
+    if "libtcmalloc" not in already:
+        paths = _first("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*") + paths
+    return ":".join(paths)
+
+
+def _first(package: str, *patterns: str) -> list[str]:
+    """Returns the first file of an installed package that a pattern finds, without importing the package."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for pattern in patterns:
+            if found := sorted(glob(str(Path(escape(folder)) / pattern))):
+                return [os.path.normpath(found[0])]
+    return []
 
 
 def set_apiserver_environment(limits: SecurityLimits = DEFAULT_LIMITS) -> None:

@@ -1,7 +1,9 @@
 """Where what is compiled is kept, and when nothing is compiled."""
 
 import fcntl
+import importlib
 import os
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -46,9 +48,9 @@ def test_a_build_for_another_device_is_refused(device: str, for_cpus: bool, word
 
 
 def test_the_caches_outlive_a_run(cache: Path) -> None:
-    environment.set_engine_environment("/run/one", compiles=True, on_cpu=True)
+    environment.set_engine_environment(compiles=True, on_cpu=True)
     first = {name: os.environ.pop(name) for name in CACHES}
-    environment.set_engine_environment("/run/two", compiles=True, on_cpu=True)
+    environment.set_engine_environment(compiles=True, on_cpu=True)
     assert {name: os.environ[name] for name in CACHES} == first
     assert all(Path(place).is_dir() and cache in Path(place).parents for place in first.values())
     assert len(set(first.values())) == len(CACHES)
@@ -59,7 +61,7 @@ def test_apiserver_and_engine_share_them(cache: Path) -> None:
 
     set_apiserver_environment()
     first = {name: os.environ.pop(name) for name in CACHES}
-    environment.set_engine_environment("/run/one", compiles=False, on_cpu=True)
+    environment.set_engine_environment(compiles=False, on_cpu=True)
     assert {name: os.environ[name] for name in CACHES} == first
 
 
@@ -105,12 +107,12 @@ def test_without_a_place_to_write_the_defaults_stand(cache: Path, caplog: pytest
 
 
 def test_an_engine_that_does_not_compile_compiles_nothing_at_all(cache: Path) -> None:
-    environment.set_engine_environment("/run", compiles=False, on_cpu=True)
+    environment.set_engine_environment(compiles=False, on_cpu=True)
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
 
 def test_an_engine_that_compiles_may(cache: Path) -> None:
-    environment.set_engine_environment("/run", compiles=True, on_cpu=True)
+    environment.set_engine_environment(compiles=True, on_cpu=True)
     assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
@@ -123,7 +125,7 @@ def test_models_compiled_for_a_cpu_are_kept_in_parts(
     monkeypatch.delenv(environment.WHOLE_MODELS, raising=False)
     if given:
         monkeypatch.setenv(environment.WHOLE_MODELS, given)
-    environment.set_engine_environment("/run", compiles=True, on_cpu=on_cpu)
+    environment.set_engine_environment(compiles=True, on_cpu=on_cpu)
     assert os.environ.get(environment.WHOLE_MODELS) == expected
 
 
@@ -157,3 +159,45 @@ def test_nobody_waits_once_the_answer_is_there(cache: Path, tmp_path: Path) -> N
     (answers / "vllm-model_executor-models-tiny-TinyForCausalLM.json").touch()
     with environment.asking_about_the_model(tmp_path):
         assert not (answers.parent / "model.lock").exists()
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where packages are looked for, alone."""
+    for name in (
+        "torch/__init__.py",
+        "torch/lib/libgomp.so.1",
+        "vllm/__init__.py",
+        "vllm/libs/x",
+        "torch.libs/x",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in ("torch", "vllm"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def test_an_engine_s_process_begins_with_one_openmp_and_the_allocator_of_vllm(packages: Path) -> None:
+    openmp = str(packages / "torch/lib/libgomp.so.1")
+    assert environment.preloaded() == openmp
+    allocator = packages / "vllm/libs/libtcmalloc_minimal.so.4"
+    allocator.touch()
+    assert environment.preloaded() == f"{allocator}:{openmp}"
+    other = packages / "torch.libs/libgomp-8.so.1"
+    other.touch()
+    assert environment.preloaded() == f"{allocator}:{other}"
+
+
+def test_what_is_preloaded_already_stays(packages: Path) -> None:
+    openmp = packages / "torch/lib/libgomp.so.1"
+    assert environment.preloaded("/usr/libx.so") == f"/usr/libx.so:{openmp}"
+    assert environment.preloaded("/usr/libiomp5.so") == "/usr/libiomp5.so"
+    assert environment.preloaded(environment.preloaded()) == environment.preloaded()
+
+
+def test_without_torch_and_vllm_nothing_is_preloaded(packages: Path) -> None:
+    sys.path.clear()
+    assert environment.preloaded() == ""
