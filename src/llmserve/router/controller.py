@@ -99,7 +99,7 @@ class Controller:
             self.adapters.lifecycle.next_due(),
             self.models.next_due(),
         )
-        return min((time for time in times if time is not None), default=None)
+        return min([time for time in times if time is not None], default=None)
 
     # -- another router's term before this one
 

@@ -1,7 +1,7 @@
 """Messages of apiservers to the controller, and the effects that follow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from llmserve.core.adapters import BASE_MODEL
@@ -10,7 +10,7 @@ from llmserve.core.ids import AdapterDigest, BlockHash, RequestId, TenantId, Wor
 from llmserve.core.outcome import Outcome
 from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
-from llmserve.router.prefix.index import HashedPrompt, Stretch
+from llmserve.router.prefix.index import NO_PROMPT, HashedPrompt, Stretch
 from llmserve.router.sessions import RouterSession
 from llmserve.scheduler.key_limits import NO_LIMITS, KeyLimits
 from llmserve.scheduler.request import QueueReport
@@ -31,7 +31,7 @@ class Admit:
     timeout_seconds: float = 0.0
     limits: KeyLimits = NO_LIMITS
     again: bool = False
-    prompt: HashedPrompt = field(default_factory=HashedPrompt)
+    prompt: HashedPrompt = NO_PROMPT
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, WorkerId
 from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan
-from llmserve.router.prefix.index import HashedPrompt
+from llmserve.router.prefix.index import NO_PROMPT, HashedPrompt
 from llmserve.router.workers.worker import WorkerSlots
 
 
@@ -128,7 +128,7 @@ class RequestEntry:
     placement: PlacementRequest
     hold: PlacementHold | None = None
     requests_ahead: int = 0
-    prompt: HashedPrompt = field(default_factory=HashedPrompt)
+    prompt: HashedPrompt = NO_PROMPT
     matched_at: float = float("-inf")
     prefilled: Prefilled | None = None
 

@@ -227,10 +227,10 @@ class AdmissionQueue:
 
     def report(self, request: QueuedRequest) -> QueueReport:
         """Why a request had to wait. Called when its turn has come."""
-        tenant, weight = request.tenant, self._turns.fairness.shares.weight
+        tenant, weight_of = request.tenant, self._turns.fairness.shares.weight
         used_up = self._wait_reasons.between(tenant, request.arrived_at, self._clock.now())
-        share = weight(tenant) / self._flows.weight_with(tenant, weight)
-        return QueueReport(used_up, weight(tenant), share)
+        weight = weight_of(tenant)
+        return QueueReport(used_up, weight, weight / self._flows.weight_with(tenant, weight_of))
 
     def retry_after_seconds(self, request: QueuedRequest) -> float:
         """Expected time until a request like this has a turn."""

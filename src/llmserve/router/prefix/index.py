@@ -33,6 +33,9 @@ class HashedPrompt:
     block_tokens: int = 0
 
 
+NO_PROMPT = HashedPrompt()
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Blocks start up to stop (not included) of a prompt. This KV manager has them, and not all of them in

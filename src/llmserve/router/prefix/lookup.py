@@ -9,7 +9,7 @@ from llmserve.router.events import CachedTokens, Prefetch
 from llmserve.router.placement.planner import Plan
 from llmserve.router.prefix.hash_check import HashConsistency
 from llmserve.router.prefix.hot import HotPrefixes
-from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
+from llmserve.router.prefix.index import NO_PROMPT, PrefixIndex
 from llmserve.router.sessions import Prefilled, RequestEntry
 from llmserve.router.workers.membership import ClusterMembership
 
@@ -66,7 +66,7 @@ class PrefixLookup:
             blocks = predicted // placement.match.block_tokens
             self.hot.used(hashes[blocks - 1], tenant, blocks, predicted)
         entry.prefilled = Prefilled(spec.worker_id, spec.epoch, predicted, first_block)
-        entry.prompt = HashedPrompt()
+        entry.prompt = NO_PROMPT
         return predicted
 
     def ended(self, entry: RequestEntry, outcome: Outcome, actual: int | None) -> CachedTokens | None:
