@@ -20,7 +20,7 @@ from types import ModuleType
 # adds, where there is one, are run()'s arguments.
 BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "console", "second-model", "recovery", "survival", "soak"),
-    "gateway": ("latency", "gateway", "auth", "metrics", "agreement", "streams"),
+    "gateway": ("latency", "gateway", "auth", "attack", "metrics", "agreement", "streams"),
     "placement": (
         "scheduler",
         "placement",

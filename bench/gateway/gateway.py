@@ -128,7 +128,7 @@ def measure(case: Case, targets: Sequence[Target], model: str, seconds: float, r
     turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
     for target in [*targets] * repeats:
         prompts = Prompts(target.url, model, messages, case.tokens, stream=case.kind == "streamed")
-        turns[target.name].append(_turn(target, prompts, case.clients, seconds, numbers))
+        turns[target.name].append(take_turn(target, prompts, case.clients, seconds, numbers))
     print(f"{case}, {case.clients} clients: done", file=sys.stderr)
     return turns
 
@@ -141,7 +141,7 @@ async def _check_alike(targets: Sequence[Target], prompts: Sequence[Prompts], nu
         raise RuntimeError(f"{[target.name for target in targets]} answer differently: {texts}")
 
 
-def _turn(target: Target, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Turn:
+def take_turn(target: Target, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Turn:
     before = target.cpu_seconds()
     load = uvloop.run(drive(target.url, prompts, clients, seconds, numbers))
     after = target.cpu_seconds()
