@@ -143,7 +143,7 @@ export function pointOf(status: Status, at: number): Point {
 /** Returns a worker's speed as people say it, and against its peers (1.1×: it is faster than they are). */
 export function speedText({ stage, seconds: own, peers_seconds: peers }: SpeedView): [string, string] {
   const unit = stage === "first token" ? "for 1,000 prompt tokens" : "for each later token";
-  return [`${seconds(own)} ${unit}`, peers === null || own === 0 ? "" : `${(peers / own).toFixed(2)}× its peers`];
+  return [`${seconds(own)} ${unit}`, peers === null || own === 0 ? "" : `${(peers / own).toFixed(2)}× the speed of its peers`];
 }
 
 export type Health = "good" | "warn" | "bad" | "away";

@@ -27,7 +27,7 @@ function cluster(prefill: number, decode: number, kind = "decode"): Status {
 }
 
 test.each([
-  [0.2, 0.25, ["200 ms for 1,000 prompt tokens", "1.25× its peers"]],
+  [0.2, 0.25, ["200 ms for 1,000 prompt tokens", "1.25× the speed of its peers"]],
   [0.2, null, ["200 ms for 1,000 prompt tokens", ""]],
 ])("%f s beside %s s is said so", (own, peers, said) => {
   expect(speedText({ stage: "first token", seconds: own, peers_seconds: peers })).toEqual(said);
