@@ -57,7 +57,7 @@ def test_the_names_of_parsers_are_those_that_vllm_registers() -> None:
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    from llmserve.engines.vllm.parsers import parsers_here
+    from llmserve.engines.vllm.sources import parsers_here
 
     found = parsers_here()
     assert found is not None

@@ -2,7 +2,7 @@
 
 An argument that LLMServe sets, or that would break what it builds on (the names of blocks, their hand-over,
 its own processes), is refused. Whether vLLM has an argument and takes its value, only vLLM knows:
-engines/vllm/arguments.py, engines/vllm/options.py.
+engines/vllm/sources.py, engines/vllm/options.py.
 """
 
 import hashlib

@@ -18,8 +18,7 @@ from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
 from llmserve.core.errors import ModelNotFound, StartFailed
-from llmserve.engines.vllm.arguments import arguments_here
-from llmserve.engines.vllm.parsers import parsers_here
+from llmserve.engines.vllm.sources import arguments_here, parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.adapters.refusals import adapter_refusals
 from llmserve.models.refusals import directory_refusals

@@ -19,8 +19,8 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, computation_words
 from llmserve.engines.vllm.args import engine_args
-from llmserve.engines.vllm.arguments import arguments_here
 from llmserve.engines.vllm.options import option_refusals
+from llmserve.engines.vllm.sources import arguments_here
 
 KNOWN = {field.name for field in dataclasses.fields(EngineArgs)}
 

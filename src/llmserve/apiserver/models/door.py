@@ -33,7 +33,7 @@ from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.ids import TenantId
 from llmserve.engines.vllm.failures import Cause
 from llmserve.engines.vllm.options import option_refusals
-from llmserve.engines.vllm.parsers import parsers_here
+from llmserve.engines.vllm.sources import parsers_here
 from llmserve.models.directory import read_config
 
 

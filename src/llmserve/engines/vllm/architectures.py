@@ -4,11 +4,13 @@ import ast
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+
+from llmserve.engines.vllm.sources import folders_here, parsed
 
 _TABLES_END = "_MODELS"
 _LORA = "SupportsLoRA"
+_parsed = functools.cache(parsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,8 @@ class Support:
 
 def support_here(architecture: str) -> Support | None:
     """Returns what the installed vLLM can do; None when there is none, or it keeps its models elsewhere."""
-    spec = find_spec("vllm")  # of a package that is not part of another: nothing is imported
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(place) / "model_executor" / "models"
+    for place in folders_here():
+        folder = place / "model_executor" / "models"
         places = dict(_registered(folder / "registry.py"))
         if places:
             found = places.get(architecture)
@@ -70,12 +71,3 @@ def _imported(tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]]]:
         if isinstance(statement, ast.ImportFrom) and statement.level == 1 and statement.module:
             for alias in statement.names:
                 yield alias.asname or alias.name, (statement.module, alias.name)
-
-
-@functools.cache
-def _parsed(file: Path) -> ast.Module:
-    """Returns an empty module for a file that cannot be read."""
-    try:
-        return ast.parse(file.read_text())
-    except (OSError, SyntaxError):
-        return ast.Module(body=[], type_ignores=[])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.engines.vllm.arguments import arguments_here
+from llmserve.engines.vllm.sources import arguments_here
 
 
 @pytest.fixture

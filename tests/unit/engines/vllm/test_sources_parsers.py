@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.refusals import Parsers
-from llmserve.engines.vllm.parsers import parsers_here
+from llmserve.engines.vllm.sources import parsers_here
 
 
 def _package(folder: Path, tool: str, reasoning: str) -> None:
