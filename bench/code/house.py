@@ -20,6 +20,7 @@ MOST_LINES, MOST_MODULES = 53_000, 480
 MOST_FILES_OF_A_FOLDER = 20
 SMALL_FILE_LINES, MOST_SMALL_SHARE = 40, 0.10
 MOST_PARAMETERS = 7
+MOST_FUNCTION_LINES = 40
 MOST_MODULES_OF_AN_ADMISSION, MOST_FUNCTIONS_OF_A_TOKEN = 7, 18
 
 # Classes whose constructor puts a whole process or part of one together, and may therefore take more.
@@ -106,6 +107,16 @@ class SourceTree:
             one for one in found if one.parameters > MOST_PARAMETERS and one.owner not in COMPOSITION_ROOTS
         ]
 
+    def long_functions(self) -> list[str]:
+        """Functions and methods with too many lines, with their places."""
+        found = ((path, one) for path, tree in self.modules.items() for one in ast.walk(tree))
+        return [
+            f"{path.relative_to(self.package)}: {one.name}"
+            for path, one in found
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (one.end_lineno or one.lineno) - one.lineno >= MOST_FUNCTION_LINES
+        ]
+
     def old_names(self) -> Counter[str]:
         """Identifiers that contain an old word of the rename table, and how often each occurs."""
         names = (name for path, tree in self.modules.items() for name in (path.stem, *_identifiers(tree)))
@@ -187,6 +198,7 @@ def source_rows(tree: SourceTree) -> list[tuple[object, ...]]:
     """Each target that the source alone decides: what it is, its value, its limit, and where it is missed."""
     folders, small = tree.folder_sizes().most_common(), tree.small_files()
     bodies = tree.small_files(with_signs=False)
+    functions = tree.long_functions()
     constructors, repeated, old = tree.large_constructors(), tree.repeated_classes(), tree.old_names()
     large = [f"{folder} ({count})" for folder, count in folders if count > MOST_FILES_OF_A_FOLDER]
     return [
@@ -205,6 +217,12 @@ def source_rows(tree: SourceTree) -> list[tuple[object, ...]]:
             len(constructors),
             0,
             ", ".join(f"{one.owner} ({one.parameters})" for one in constructors),
+        ),
+        (
+            f"functions with more than {MOST_FUNCTION_LINES} lines",
+            len(functions),
+            0,
+            ", ".join(functions),
         ),
         ("class names that occur more than once", len(repeated), 0, ", ".join(repeated)),
         ("old names left", len(old), 0, ", ".join(f"{name} ({count})" for name, count in old.most_common())),

@@ -33,6 +33,10 @@ def test_constructors_are_small_outside_composition_roots(tree: SourceTree) -> N
     assert tree.large_constructors() == []
 
 
+def test_functions_are_small(tree: SourceTree) -> None:
+    assert tree.long_functions() == []
+
+
 def test_docstrings_are_sentences(tree: SourceTree) -> None:
     assert tree.incomplete_docstrings() == 0
 
@@ -101,6 +105,12 @@ def test_a_folders_sign_is_a_small_file_that_can_be_left_out(tmp_path: Path) -> 
     assert [path.name for path in tree.small_files()] == ["__init__.py", "small.py"]
     assert [path.name for path in tree.small_files(with_signs=False)] == ["small.py"]
     assert tree.lines_by_kind() == {LineKind.TEXT: 1, LineKind.CODE: 79}
+
+
+def test_a_function_is_counted_with_its_first_line(tmp_path: Path) -> None:
+    body = "    pass\n"
+    (tmp_path / "a.py").write_text(f"def small():\n{body * 39}async def large():\n{body * 40}")
+    assert SourceTree(tmp_path).long_functions() == ["a.py: large"]
 
 
 @pytest.mark.parametrize(

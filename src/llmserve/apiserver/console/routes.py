@@ -62,6 +62,7 @@ class ConsoleData:
 def add_console(app: FastAPI, data: ConsoleData) -> None:
     router = APIRouter(prefix=_ROOT)
     _add_status(router, data)
+    _add_pins(router, data.look)
     _add_requests(router, data)
     _add_manifest(router, data)
     _add_bench(router, data.bench)
@@ -107,17 +108,6 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
         were found cached most often in the last minutes; without the scope admin, those of the own tenant."""
         return _json(kv_part(seen_by(current_scope().caller, await data.look.now())))
 
-    @router.get("/kv/pins")
-    async def pinned() -> dict[str, Any]:
-        """The blocks that operators have pinned (`llmserve kv pin`), used last first: 200 at most, and how
-        many there are. By hash: no text is known of them."""
-        return await pins(data.look)
-
-    @router.delete("/kv/pins/{block_hash}")
-    async def unpin_block(block_hash: str) -> dict[str, Any]:
-        """Ends the pin of one block, as `llmserve kv unpin` does."""
-        return await unpin(data.look, block_hash)
-
     @router.get("/events")
     async def events() -> StreamingResponse:
         """Server-sent events: `history` with points of the latest minutes, then `status` twice a second, as
@@ -127,6 +117,19 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
         scope = current_scope()
         events = data.events.of(scope.caller, scope.is_allowed)
         return StreamingResponse(events, media_type=_STREAM, headers=headers)
+
+
+def _add_pins(router: APIRouter, look: ClusterLook) -> None:
+    @router.get("/kv/pins")
+    async def pinned() -> dict[str, Any]:
+        """The blocks that operators have pinned (`llmserve kv pin`), used last first: 200 at most, and how
+        many there are. By hash: no text is known of them."""
+        return await pins(look)
+
+    @router.delete("/kv/pins/{block_hash}")
+    async def unpin_block(block_hash: str) -> dict[str, Any]:
+        """Ends the pin of one block, as `llmserve kv unpin` does."""
+        return await unpin(look, block_hash)
 
 
 def _json(shape: dict[str, Any]) -> Response:
