@@ -11,7 +11,7 @@ import pytest
 
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
-from llmserve.config.wanted_models import AnsweringModels
+from llmserve.config.wanted_models import AnsweringModels, ModelOrder
 from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import DeadlineExceeded, InvalidRequest, NotFound, StartFailed, Unavailable
 from llmserve.core.tasks import TaskOwner
@@ -60,7 +60,7 @@ class Engines:
     ) -> None:
         """There is always room."""
 
-    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         await self.started.wait()
         self.running += [worker.name for worker in planned.workers]
 

@@ -32,18 +32,21 @@ _KINDS = {
     "/apis/autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
     "/apis/networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "/apis/policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
+    "/apis/rbac.authorization.k8s.io/v1": {"roles": "Role", "rolebindings": "RoleBinding"},
     "/apis/monitoring.coreos.com/v1": {"podmonitors": "PodMonitor", "prometheusrules": "PrometheusRule"},
 }
 
 
 class KubeServer:
     """`requests` are those that changed, or would have changed, something: (method, kind, name, dry run).
-    silent: it ends connections without an answer."""
+    asked: the rights that all requests need, as (verb, resource). silent: it ends connections without an
+    answer."""
 
     def __init__(self, store: Store, kubeconfig: Path) -> None:
         self.store = store
         self.kubeconfig = kubeconfig
         self.requests: list[tuple[str, str, str, bool]] = []
+        self.asked: set[tuple[str, str]] = set()
         self.silent = False
 
     @property
@@ -143,6 +146,8 @@ class _Request:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         if (kind, part) == ("Pod", "log"):
             return self._store.log(name, self._query)
+        verbs = {"GET": ["get" if name else "list"], "DELETE": ["delete"], "PATCH": ["create", "patch"]}
+        self._server.asked |= {(verb, plural) for verb in verbs.get(self._handler.command, ())}
         return self._of_kind(kind, api, namespace, name)
 
     def _namespace(self) -> dict[str, Any]:

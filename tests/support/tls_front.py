@@ -18,10 +18,24 @@ async def behind_tls(port: int, certificate: Path, key: Path) -> AsyncIterator[i
             writer.write(data)
         writer.close()
 
+    served: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+        try:
+            await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+        except asyncio.CancelledError:
+            for one in (writer, inner_writer):
+                one.transport.abort()
+            raise
 
-    front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.ensure_future(serve(reader, writer)))
+
+    front = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
     async with front:
         yield front.sockets[0].getsockname()[1]
+        for task in served:  # a client may keep its connection for later
+            task.cancel()
+        await asyncio.gather(*served, return_exceptions=True)
+        await asyncio.sleep(0)

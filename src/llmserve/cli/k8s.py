@@ -19,8 +19,9 @@ from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
-from llmserve.k8s.api import KubeApi, connect
+from llmserve.k8s.api import KubeApi
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
+from llmserve.k8s.connection import connect
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
 from llmserve.k8s.render.access import certificate_secrets, cluster_secret
 from llmserve.k8s.render.configuration import doubtful, engine_order
@@ -83,7 +84,8 @@ def _plan(
             return plan_new(objects)
         api.make_namespace()
         _say(f"Namespace {api.namespace} created")
-    return plan_changes(api, objects, manifest.metadata.name, force=options.force_conflicts)
+    force, keeps = options.force_conflicts, manifest.deployment.k8s.manage_models
+    return plan_changes(api, objects, manifest.metadata.name, force=force, keeps_models=keeps)
 
 
 def _wait(api: KubeApi, manifest: Manifest) -> None:
@@ -204,7 +206,7 @@ def _target(options: argparse.Namespace, manifest: Manifest) -> RenderTarget:
 
 def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
     """Errors: InvalidRequest."""
-    return connect(options.namespace or manifest.deployment.k8s.namespace, options.context)
+    return KubeApi(connect(options.context), options.namespace or manifest.deployment.k8s.namespace)
 
 
 def _write(folder: Path, objects: Sequence[Object]) -> None:

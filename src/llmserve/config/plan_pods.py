@@ -30,7 +30,7 @@ def service_name(cluster: str, role: ProcessRole, model: str = "") -> str:
 
 class PodPlan(NamedTuple):
     """The process in the pods of a role. manifest: that of their model alone, for workers. model: its slug
-    when there are several, otherwise empty."""
+    when there are several or may be, otherwise empty."""
 
     process: ProcessSpec
     manifest: Manifest
@@ -47,16 +47,31 @@ def plan_pods(manifest: Manifest) -> Sequence[PodPlan]:
     every = [PodPlan(process, manifest) for process in _processes(manifest)]
     first = next(index for index, one in enumerate(every) if one.role.is_worker)
     before, after = every[:first], [one for one in every[first:] if not one.role.is_worker]
-    return [*before, *_workers(manifest), *after]
+    return [*before, *plan_workers(manifest), *_modelmanager(manifest, every[0].process), *after]
 
 
-def _workers(manifest: Manifest) -> Iterator[PodPlan]:
-    several = len(manifest.served) > 1
+def plan_workers(manifest: Manifest) -> Iterator[PodPlan]:
+    """Yields the pods of workers, those of one model after the other."""
+    several = len(manifest.served) > 1 or manifest.deployment.k8s.manage_models
     for model in manifest.served:
         alone = manifest.alone(model)
         for process in _processes(alone):
             if process.role.is_worker:
                 yield PodPlan(process, alone, model.slug if several else "")
+
+
+def _modelmanager(manifest: Manifest, like: ProcessSpec) -> Iterator[PodPlan]:
+    """like: a process whose addresses it has, too."""
+    if manifest.deployment.k8s.manage_models:
+        process = replace(
+            like,
+            role=ProcessRole.MODELMANAGER,
+            module="llmserve.runner.models",
+            routers=(_address(manifest.metadata.name, ProcessRole.ROUTER),),
+            kvmanagers=(),
+            env={**like.env, "HF_HUB_OFFLINE": "0"},
+        )
+        yield PodPlan(process, manifest)
 
 
 def _processes(manifest: Manifest) -> Iterator[ProcessSpec]:

@@ -90,7 +90,9 @@ def omp_binding(cores: Sequence[int], ranks: int) -> str:
 
 
 class ProcessRole(StrEnum):
-    """CONTROL is router, kvmanager and apiserver in one process (`deployment.local.single_process`)."""
+    """CONTROL is router, kvmanager and apiserver in one process (`deployment.local.single_process`).
+    MODELMANAGER is a pod of its own (`deployment.k8s.manage_models`); on one machine `llmserve up` does its
+    work."""
 
     KVMANAGER = "kvmanager"
     ROUTER = "router"
@@ -99,6 +101,7 @@ class ProcessRole(StrEnum):
     AGGREGATED = "aggregated"
     APISERVER = "apiserver"
     CONTROL = "control"
+    MODELMANAGER = "modelmanager"
 
     @property
     def is_worker(self) -> bool:
@@ -117,6 +120,7 @@ _PURPOSES = {
     ProcessRole.AGGREGATED: "computes prompts and generates tokens",
     ProcessRole.APISERVER: "answers HTTP: OpenAI and Anthropic APIs",
     ProcessRole.CONTROL: "router, kvmanager and apiserver in one process",
+    ProcessRole.MODELMANAGER: "fetches models, starts and ends their engines",
 }
 
 

@@ -1,21 +1,20 @@
-"""The API server of Kubernetes as we use it: a thin layer over the `kubernetes` package, on plain objects."""
+"""The API server of Kubernetes as we use it, on plain objects."""
 
 import json
-import os
 from collections.abc import Mapping
-from typing import Any
 
-from llmserve.core.errors import InvalidRequest, LLMServeError, Unavailable
-from llmserve.k8s.render.objects import Object
+from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.k8s.connection import JSON, ApiConnection
+from llmserve.k8s.render.objects import RBAC, Object
 
 FIELD_MANAGER = "llmserve"
-_SECONDS = 30.0  # for one request
 _APPLY = "application/apply-patch+yaml"
-_JSON = "application/json"
 
 # What we make or look at. In the order to make them; the plural is the path's.
 _PLURALS: Mapping[tuple[str, str], str] = {
     ("v1", "ServiceAccount"): "serviceaccounts",
+    (f"{RBAC}/v1", "Role"): "roles",
+    (f"{RBAC}/v1", "RoleBinding"): "rolebindings",
     ("v1", "Secret"): "secrets",
     ("v1", "ConfigMap"): "configmaps",
     ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
@@ -43,9 +42,8 @@ class KubeApi:
     """The objects of one namespace. Every method raises ApiRefused, or Unavailable when the server does not
     answer."""
 
-    def __init__(self, client: Any, namespace: str) -> None:
-        """client: a kubernetes.client.ApiClient."""
-        self._client = client
+    def __init__(self, connection: ApiConnection, namespace: str) -> None:
+        self._connection = connection
         self.namespace = namespace
 
     def has_namespace(self) -> bool:
@@ -61,7 +59,7 @@ class KubeApi:
 
     def make_namespace(self) -> None:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        self._ask("POST", "/api/v1/namespaces", {"fieldManager": FIELD_MANAGER}, body, _JSON)
+        self._ask("POST", "/api/v1/namespaces", {"fieldManager": FIELD_MANAGER}, body, JSON)
 
     def get(self, like: Object) -> Object | None:
         """The object of the same kind and name; None when there is none."""
@@ -73,11 +71,12 @@ class KubeApi:
             raise
 
     def list(self, api: str, kind: str, selector: str) -> list[Object]:
-        """The objects of a kind that match the selector; none when the server does not know the kind."""
+        """The objects of a kind that match the selector; none when the server does not know the kind. Of
+        Roles none also when we may not list them: who may not has made none."""
         try:
             answer = self._ask("GET", self._path(api, kind), {"labelSelector": selector})
         except ApiRefused as refused:
-            if refused.code == 404:
+            if refused.code == 404 or (refused.code == 403 and api.startswith(RBAC)):
                 return []
             raise
         return [{"apiVersion": api, "kind": kind, **item} for item in answer["items"]]
@@ -117,7 +116,7 @@ class KubeApi:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
     ) -> Object:
         found: Object = json.loads(self._text(method, path, query, body, content_type))
         return found
@@ -128,29 +127,17 @@ class KubeApi:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
     ) -> str:
         from urllib3.exceptions import HTTPError
 
-        headers = {"Accept": _JSON, "Content-Type": content_type}
-        # The package writes JSON of what is sent as JSON, and no more.
-        data = json.dumps(body) if content_type == _APPLY else body
-        request = self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            auth_settings=["BearerToken"],
-        )
-        verb, url, sent_headers, _, _ = request
         try:
-            answer = self._client.call_api(verb, url, sent_headers, data, _request_timeout=_SECONDS)
-            text: str = answer.read().decode(errors="replace")
+            status, text = self._connection.send(method, path, query or {}, body, content_type)
         except HTTPError as error:
-            host = self._client.configuration.host
+            host = self._connection.host
             raise Unavailable(f"the Kubernetes API server at {host} does not answer: {error}") from error
-        if answer.status >= 300:
-            raise ApiRefused(_words(text, answer.status), answer.status)
+        if status >= 300:
+            raise ApiRefused(_words(text, status), status)
         return text
 
 
@@ -160,27 +147,3 @@ def _words(text: str, code: int) -> str:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {code}: {text.strip()[:500]}"
-
-
-def connect(namespace: str, context: str | None) -> KubeApi:
-    """Connects as kubectl does: by $KUBECONFIG or ~/.kube/config, else as a pod. Errors: InvalidRequest."""
-    try:
-        from kubernetes.client import ApiClient, Configuration
-        from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
-    except ImportError:
-        raise InvalidRequest(
-            "--mode k8s needs the package `kubernetes`: pip install 'llmserve[k8s]'"
-        ) from None
-    configuration = Configuration()
-    configuration.retries = False
-    try:
-        file = os.environ.get("KUBECONFIG")
-        load_kube_config(config_file=file, context=context, client_configuration=configuration)
-    except ConfigException as error:
-        if context is not None:
-            raise InvalidRequest(f"--context {context}: {error}") from error
-        try:
-            load_incluster_config(client_configuration=configuration)
-        except ConfigException:
-            raise InvalidRequest(f"no Kubernetes cluster is configured: {error}") from error
-    return KubeApi(ApiClient(configuration), namespace)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
 from llmserve.k8s.api import MADE, ApiRefused, KubeApi
-from llmserve.k8s.render.objects import Object, selector, to_yaml
+from llmserve.k8s.render.objects import MODEL_LABEL, Object, selector, to_yaml
 
 _SECRET, _SECRET_FIELDS = "Secret", ("data", "stringData")
 # Set by the server, or by controllers after it.
@@ -44,9 +44,12 @@ class NothingApplied(LLMServeError):
     """The server refused some objects in the dry run, so nothing was applied."""
 
 
-def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force: bool) -> list[Change]:
-    """Plans the changes in the order to make them, deletions last, by dry runs. Errors: NothingApplied with
-    everything that the server refuses, in its words."""
+def plan_changes(
+    api: KubeApi, objects: Sequence[Object], cluster: str, *, force: bool, keeps_models: bool = False
+) -> list[Change]:
+    """Plans the changes in the order to make them, deletions last, by dry runs. keeps_models: the objects of
+    models are left to the modelmanager. Errors: NothingApplied with everything that the server refuses, in
+    its words."""
     changes, refused = list[Change](), list[str]()
     for one in objects:
         try:
@@ -58,7 +61,8 @@ def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force
             refused.append(f"{title(one)}: {error.message}")
     if refused:
         raise NothingApplied("\n".join(["the server refuses (nothing was applied):", *refused]))
-    return [*changes, *_leftovers(api, objects, cluster)]
+    leftovers = _leftovers(api, objects, cluster)
+    return [*changes, *(one for one in leftovers if not (keeps_models and _is_of_model(one.before)))]
 
 
 def plan_new(objects: Iterable[Object]) -> list[Change]:
@@ -80,6 +84,10 @@ def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterato
     for one in found(api, cluster):
         if title(one) not in wanted:
             yield Change(title(one), None, one, None)
+
+
+def _is_of_model(one: Object | None) -> bool:
+    return one is not None and MODEL_LABEL in one["metadata"]["labels"]
 
 
 def title(one: Object) -> str:

@@ -72,7 +72,7 @@ class RouterSettings:
             adapters=tuple(map(_adapters, manifest.served)),
             allowed_sources=() if manifest.lora is None else manifest.lora.allowed_sources,
             models=tuple((one.served_name, entry_of(one)) for one in manifest.served),
-            manages_models=manifest.deployment.mode == "local",
+            manages_models=manifest.deployment.mode == "local" or manifest.deployment.k8s.manage_models,
         )
 
     @property

@@ -11,6 +11,7 @@ class CallerRole(StrEnum):
     ROUTER = "router"
     WORKER = "worker"
     KVMANAGER = "kvmanager"
+    MODELMANAGER = "modelmanager"
     OPERATOR = "operator"
 
     @classmethod

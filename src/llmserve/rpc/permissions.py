@@ -32,7 +32,7 @@ _CALLERS: dict[str, frozenset[CallerRole]] = {
             "LoadModel": {_OPERATOR, _APISERVER},
             "UnloadModel": {_OPERATOR, _APISERVER},
             "ListModels": {_OPERATOR, _APISERVER},
-            "FollowModels": {_OPERATOR},
+            "FollowModels": {_OPERATOR, CallerRole.MODELMANAGER},
         },
         "Worker": {
             "Session": {_APISERVER},

@@ -153,7 +153,7 @@ def _configure_audit(manifest: Manifest, flags: argparse.Namespace) -> None:
     """Opens the audit log of this process in the cluster's log directory; in a pod it is part of the log.
     Errors: StartFailed."""
     settings, folder = manifest.observability, None
-    if flags.run_dir:
+    if flags.run_dir and manifest.deployment.mode == "local":
         folder = log_folder(Path(flags.manifest), Path(flags.run_dir), settings.log_dir)
     open_audit(folder, flags.name, settings.log_file_mib << 20, on=manifest.security.audit)
 

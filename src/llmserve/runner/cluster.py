@@ -38,7 +38,7 @@ from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
 from llmserve.runner.models.local import LocalModels
-from llmserve.runner.models.processes import LocalProcesses
+from llmserve.runner.models.processes import LocalProcesses, fetch_model
 from llmserve.runner.process.family import Family, end
 from llmserve.runner.process.policy import RestartPolicy
 from llmserve.runner.process.run import prepare_models
@@ -206,30 +206,20 @@ class _Cluster:
 
     async def _prepare_models(self) -> dict[str, str]:
         self._board.set(MODEL_STEP, ProcessState.STARTING, "looking for it")
-        model_dirs = await self._fetch(
-            MODEL_STEP,
-            self._paths,
-            lambda text: self._board.set(MODEL_STEP, ProcessState.STARTING, text),
+        command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
+        model_dirs = await prepare_models(
+            command, self._guard, lambda text: self._board.set(MODEL_STEP, ProcessState.STARTING, text)
         )
         if refused := list(preflight.of_model_directories(self._job.manifest, model_dirs)):
             raise locate(self._paths.manifest, refused)
         self._board.set(MODEL_STEP, ProcessState.READY, ", ".join(model_dirs.values()))
         return model_dirs
 
-    async def _fetch(self, name: str, paths: RunPaths, on_progress: Callable[[str], None]) -> dict[str, str]:
-        """paths: with the manifest whose models are prepared."""
-        command = fetch_command(paths, name, self._id, self._environment.kept)
-        return await prepare_models(command, self._guard, on_progress)
-
     async def _fetch_one(self, name: str, manifest: Path, on_progress: Callable[[str], None]) -> str:
         logs.begin(self._paths.log(name))
-        try:
-            found = await self._fetch(name, replace(self._paths, manifest=manifest), on_progress)
-        except BaseException:
-            family = Family(role_mark(self._id, name))
-            await asyncio.shield(asyncio.to_thread(end, family, 0))
-            raise
-        return next(iter(found.values()))
+        paths = replace(self._paths, manifest=manifest)
+        command = fetch_command(paths, name, self._id, self._environment.kept)
+        return await fetch_model(command, self._guard, on_progress)
 
     def _worker(self, spec: ProcessSpec, manifest: Path, directory: str) -> ProcessSupervisor:
         """manifest: of its model alone."""

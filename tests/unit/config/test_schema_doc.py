@@ -24,7 +24,10 @@ SAME_AS_ANOTHER = (
     "engine.speculation.draft.",
     *(f"models[].{key}." for key in ("draft", "engine", "kv_cache", "lora")),
     "models[].adapters[].",
-    *(f"deployment.k8s.resources.{role}." for role in ("router", "prefill", "decode", "kvmanager")),
+    *(
+        f"deployment.k8s.resources.{role}."
+        for role in ("router", "prefill", "decode", "kvmanager", "modelmanager")
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from llmserve.config.load import parse_manifest
 from llmserve.config.plan_pods import plan_pods
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.errors import ManifestError
-from llmserve.k8s.render import Object, impossible
+from llmserve.k8s.render import Object, RenderTarget, impossible, render_model
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, doubtful, manifest_text
 from llmserve.router.settings import RouterSettings
 
@@ -662,3 +662,70 @@ def test_the_number_of_a_model_s_pods_rolls_nothing_but_where_engines_share_a_ra
     again = parse_manifest(text(limited, 3), "pod.yaml")
     assert [again.alone(one).deployment.replicas.decode for one in again.served] == [3, 2]
     assert [one.served_name for one in again.served] == ["Large.v1", "small"]
+
+
+_MANAGED = "deployment: {mode: k8s, k8s: {manage_models: true, model_cache_claim: models}}"
+
+
+def test_models_that_come_and_go_are_made_by_the_modelmanager_alone(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse(_MANAGED))
+    assert workloads(objects).keys() == {"kvmanager", "router", "modelmanager", "apiserver"}
+    assert not [title for title in objects if "decode" in title and not title.startswith("NetworkPolicy ")]
+    policies = {title.partition(" demo-")[2] for title in objects if title.startswith("NetworkPolicy ")}
+    assert policies > {"prefill", "decode", "aggregated"}, "a model that is loaded may be of any shape"
+    manifest = parse(_MANAGED)
+    entry = manifest.served[0]
+    alone = manifest.model_copy(update={"models": (entry,)})
+    made = render_model(alone, RenderTarget("prod", "registry/llmserve:1"), {"llmserve/order": "{}"})
+    assert [f"{one['kind']} {one['metadata']['name']}" for one in made] == [
+        "ConfigMap demo-model-model",
+        "PodDisruptionBudget demo-model-prefill",
+        "PodDisruptionBudget demo-model-decode",
+        "Deployment demo-model-prefill",
+        "Deployment demo-model-decode",
+    ]
+    assert {one["metadata"]["labels"]["llmserve/model"] for one in made} == {"model"}
+    assert made[0]["metadata"]["annotations"] == {"llmserve/order": "{}"}
+    assert pod(made[-1])["volumes"][0]["configMap"] == {"name": "demo-model-model"}
+
+
+def test_only_the_modelmanager_has_rights(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse(_MANAGED))
+    accounts = {role: pod(one)["serviceAccountName"] for role, one in workloads(objects).items()}
+    tokens = {role: pod(one)["automountServiceAccountToken"] for role, one in workloads(objects).items()}
+    assert accounts == dict.fromkeys(accounts, "demo") | {"modelmanager": "demo-modelmanager"}
+    assert tokens == dict.fromkeys(tokens, False) | {"modelmanager": True}
+    (subject,) = objects["RoleBinding demo-modelmanager"]["subjects"]
+    assert subject == {"kind": "ServiceAccount", "name": "demo-modelmanager", "namespace": "prod"}
+    kinds = {kind for rule in objects["Role demo-modelmanager"]["rules"] for kind in rule["resources"]}
+    assert not kinds & {"secrets", "serviceaccounts", "roles", "pods/exec"}
+    assert objects["NetworkPolicy demo-modelmanager"]["spec"]["ingress"] == [
+        {"from": [{"namespaceSelector": {}}], "ports": [{"port": 9400, "protocol": "TCP"}]}
+    ]
+
+
+def test_the_modelmanager_has_the_whole_manifest(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse(_MANAGED))
+    text = objects["ConfigMap demo-modelmanager"]["data"][FILE]
+    k8s = parse_manifest(text, "whole.yaml").deployment.k8s
+    assert (k8s.namespace, k8s.image) == ("prod", "registry/llmserve:1"), "as the command line said"
+    assert k8s.model_cache_claim == "models"
+    for role in ("router", "apiserver"):
+        (volume,) = (one for one in pod(workloads(objects)[role])["volumes"] if one["name"] == "manifest")
+        assert volume["configMap"]["name"] == "demo-manifest"
+    pods = parse_manifest(objects["ConfigMap demo-manifest"]["data"][FILE], "pods.yaml")
+    assert RouterSettings.of(pods).manages_models
+
+
+def test_what_was_loaded_outlives_the_router_s_pod(parse: Parse, rendered: Render) -> None:
+    router = pod(workloads(rendered(parse(_MANAGED)))["router"])
+    (container,) = router["containers"]
+    run_dir = container["args"][container["args"].index("--run-dir") + 1]
+    (mount,) = (one for one in container["volumeMounts"] if run_dir.startswith(one["mountPath"]))
+    (volume,) = (one for one in router["volumes"] if one["name"] == mount["name"])
+    assert volume["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_models_that_come_and_go_need_a_volume_for_all_pods(parse: Parse) -> None:
+    with pytest.raises(ManifestError, match=r"set deployment\.k8s\.model_cache_claim"):
+        parse("deployment: {k8s: {manage_models: true}}")

@@ -10,7 +10,7 @@ from llmserve import __version__
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.config.schema.security import InternalTls
-from llmserve.k8s.render import Object, RenderTarget, render
+from llmserve.k8s.render import Object, RenderTarget, render, render_model
 from llmserve.k8s.render.objects import KUSTOMIZATION, files
 from tests.support.kube_schemas import validate, versions
 
@@ -29,6 +29,9 @@ def manifests() -> Iterator[Manifest]:
         k8s = deployment.k8s.model_copy(update={"secret": "keys"})
         yield manifest.model_copy(update={"deployment": deployment.model_copy(update={"k8s": k8s})})
     manifest = load_manifest(ROOT / "examples" / "k8s.yaml")
+    deployment = manifest.deployment
+    k8s = deployment.k8s.model_copy(update={"manage_models": True})
+    yield manifest.model_copy(update={"deployment": deployment.model_copy(update={"k8s": k8s})})
     yield manifest.model_copy(
         update={
             "storageClasses": (StorageClass(name="n", tier="nvme", capacity_gb=9.0, location="/kv"),),
@@ -38,7 +41,10 @@ def manifests() -> Iterator[Manifest]:
 
 
 def objects() -> list[Object]:
-    return [one for manifest in manifests() for one in render(manifest, RenderTarget("prod", IMAGE))]
+    target = RenderTarget("prod", IMAGE)
+    found = [one for manifest in manifests() for one in render(manifest, target)]
+    managed = next(one for one in manifests() if one.deployment.k8s.manage_models)
+    return [*found, *render_model(managed, target, {"llmserve/order": "{}"})]
 
 
 @pytest.mark.parametrize("version", versions())

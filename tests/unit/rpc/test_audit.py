@@ -2,6 +2,7 @@
 
 import json
 import logging
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from llmserve.rpc import audit, permissions
 from llmserve.rpc.audit import AuditEntry, open_audit, record_call, record_refusal
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2, worker_pb2
+from llmserve.rpc.role import open_manifest
 
 BLOCKS = {"tier": "dram", "tenant": "red", "hash_prefix": "0f"}
 FILTER = kvmanager_pb2.BlockFilter(tier="dram", tenant="red", hash_prefix="0f")
@@ -184,3 +186,13 @@ def test_what_is_said_of_a_call_is_not_taken_for_who_made_it(caplog: pytest.LogC
     caplog.set_level("INFO")
     record_call(AuditEntry("POST /admin/reload", "200", {"tenant": "red"}, {"tenant": "blue", "name": "a"}))
     assert json.loads(caplog.messages[-1])["tenant"] == "red"
+
+
+@pytest.mark.parametrize(("mode", "files"), [("local", 2), ("k8s", 0)])
+def test_a_pod_writes_it_to_its_log(tmp_path: Path, mode: str, files: int) -> None:
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text(f"kind: LLMServe\nmodels: [{{source: 'hub:o/a'}}]\ndeployment: {{mode: {mode}}}\n")
+    open_manifest(Namespace(manifest=str(manifest), run_dir=str(tmp_path / "run"), name="router-0"))
+    record_call(ENTRY)
+    record_refusal(ENTRY)
+    assert len(list(tmp_path.rglob("*.jsonl"))) == files

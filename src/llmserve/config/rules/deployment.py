@@ -34,6 +34,13 @@ def _single_process(manifest: Manifest) -> Iterator[Conflict]:
             yield Conflict.at(f"{key} has exactly one {role}", f"deployment.replicas.{role}", key)
 
 
+def _managed_models(manifest: Manifest) -> Iterator[Conflict]:
+    k8s, key = manifest.deployment.k8s, "deployment.k8s.manage_models"
+    if k8s.manage_models and k8s.model_cache_claim is None:
+        message = "all pods need the files of a model that is loaded: set deployment.k8s.model_cache_claim"
+        yield Conflict.at(message, key, "deployment.k8s.model_cache_claim")
+
+
 def _http_ports(manifest: Manifest) -> Iterator[Conflict]:
     local, count = manifest.deployment.local, manifest.deployment.replicas.apiserver
     last = local.port + count - 1
@@ -125,6 +132,7 @@ def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
 RULES = (
     _roles,
     _single_process,
+    _managed_models,
     _http_ports,
     _metrics_page,
     _shared_state,

@@ -82,6 +82,8 @@ class RoleResources(ManifestSection):
     """Resources of a decode engine, beside its GPUs."""
     kvmanager: PodResources = PodResources(cpu=1.0, ram_gb=2.0)
     """Resources of a kvmanager. The memory of a `dram` storage class is added."""
+    modelmanager: PodResources = PodResources(cpu=1.0, ram_gb=4.0)
+    """Resources of the modelmanager, which fetches and converts models (`deployment.k8s.manage_models`)."""
 
 
 class MaxReplicas(ManifestSection):
@@ -117,6 +119,10 @@ class K8sDeployment(ManifestSection):
     model_cache_claim: str | None = Field(default=None, min_length=1)
     """This PersistentVolumeClaim (ReadWriteMany) keeps models for all pods, at `/var/lib/llmserve`. Without
     it, each pod fetches the model again."""
+    manage_models: bool = False
+    """Models are loaded, unloaded and swapped while the cluster runs, as on one machine. A pod of its own,
+    the modelmanager, makes and deletes the workloads of engines, also those of this manifest; it may do so in
+    the whole namespace (docs/security.md). It needs `model_cache_claim`."""
     gpu_resource: str = Field(default="nvidia.com/gpu", min_length=1)
     """The cluster calls a GPU by this resource name. An engine requests one for each rank."""
     rdma_resource: str | None = Field(default=None, min_length=1)

@@ -7,16 +7,25 @@ from typing import Any
 from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT, plan_pods
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render.objects import Object, labels, named, of_role
+from llmserve.k8s.render.objects import RBAC, Object, labels, named, of_role
 from llmserve.k8s.render.volumes import certificate_name, secret_name
 from llmserve.rpc.credentials import SECRET_NAME
 
 _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
 # Who calls a role's gRPC service.
 _CALLERS = {
-    ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER},
+    ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER, ProcessRole.MODELMANAGER},
     ProcessRole.KVMANAGER: _WORKERS | {ProcessRole.ROUTER},
+    ProcessRole.MODELMANAGER: frozenset[ProcessRole](),
 }
+# What the modelmanager makes, and what it looks at.
+_MADE = {
+    "": ["configmaps"],
+    "apps": ["deployments"],
+    "policy": ["poddisruptionbudgets"],
+    "autoscaling": ["horizontalpodautoscalers"],
+}
+_LISTED = {"": ["configmaps", "pods"], "apps": ["deployments"]}
 
 
 def cluster_secret(cluster: str, namespace: str) -> Object:
@@ -36,9 +45,32 @@ def certificate_secrets(manifest: Manifest, namespace: str) -> list[Object]:
 
 
 def service_account(cluster: str, namespace: str) -> Object:
-    """The roles ask the API server of Kubernetes for nothing: no role is bound, no token mounted."""
+    """The processes ask the API server of Kubernetes for nothing: no Role is bound, no token mounted."""
     account = named("v1", "ServiceAccount", cluster, namespace, None, cluster)
     return account | {"automountServiceAccountToken": False}
+
+
+def modelmanager_rights(cluster: str, namespace: str) -> tuple[Object, ...]:
+    """Returns the account of the modelmanager, and the Role that lets it make and delete the objects of
+    models. Kubernetes cannot limit that to some names, since a name is not known before."""
+    role = ProcessRole.MODELMANAGER
+    account = of_role("v1", "ServiceAccount", cluster, namespace, role)
+    verbs = [(_MADE, ["create", "patch", "delete"]), (_LISTED, ["list"])]
+    rules = [
+        {"apiGroups": [group], "resources": kinds, "verbs": allowed}
+        for resources, allowed in verbs
+        for group, kinds in resources.items()
+    ]
+    name = account["metadata"]["name"]
+    bound = {
+        "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+    }
+    return (
+        account | {"automountServiceAccountToken": False},
+        of_role(f"{RBAC}/v1", "Role", cluster, namespace, role) | {"rules": rules},
+        of_role(f"{RBAC}/v1", "RoleBinding", cluster, namespace, role) | bound,
+    )
 
 
 def service(cluster: str, namespace: str, role: ProcessRole, *, tls: bool = False) -> Object:
@@ -88,6 +120,8 @@ def _ingress(cluster: str, role: ProcessRole, present: Collection[ProcessRole]) 
         calls = {"from": [_pods(cluster, ProcessRole.APISERVER)], "ports": [_port(GRPC_PORT)]}
         return [calls, _bytes_of_blocks(cluster, present), metrics]
     callers = [_pods(cluster, one) for one in present if one in _CALLERS[role]]
+    if not callers:
+        return [metrics]  # an empty list would let everybody in
     calls = {"from": callers, "ports": [_port(GRPC_PORT)]}
     if role is ProcessRole.KVMANAGER:
         return [calls, _bytes_of_blocks(cluster, present), metrics]

@@ -1,15 +1,23 @@
 """All objects of a cluster, in the order to make them."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.plan_pods import plan_pods
+from llmserve.config.plan_pods import plan_pods, plan_workers
+from llmserve.config.plan_types import ProcessRole
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render.access import network_policy, service, service_account
-from llmserve.k8s.render.configuration import config_map, dashboard_maps, pod_monitor, prometheus_rule
+from llmserve.k8s.render.access import modelmanager_rights, network_policy, service, service_account
+from llmserve.k8s.render.configuration import (
+    config_map,
+    dashboard_maps,
+    manager_map,
+    model_map,
+    pod_monitor,
+    prometheus_rule,
+)
 from llmserve.k8s.render.objects import Object
 from llmserve.k8s.render.placement import is_on_gpu, wanted_resources
 from llmserve.k8s.render.pods import PodContext, pod_template
@@ -41,23 +49,51 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
     yield service_account(cluster, namespace)
     yield configuration
     roles = list(dict.fromkeys(pods.role for pods in plan))
+    contexts = [PodContext(pods, target.image, configuration) for pods in plan]
+    if k8s.manage_models:
+        managers = manager_map(manifest, namespace, target.image)
+        yield from modelmanager_rights(cluster, namespace)
+        yield managers
+        roles = list(dict.fromkeys([*roles, *(role for role in ProcessRole if role.is_worker)]))
+        contexts = [_managed(one, managers) for one in contexts if not one.role.is_worker]
     for role in roles:
         yield network_policy(cluster, namespace, role, roles)
     for role in roles:
-        if not role.is_worker:
+        if not role.is_worker and role is not ProcessRole.MODELMANAGER:
             yield service(cluster, namespace, role, tls=manifest.security.mtls is not None)
-    for pods in plan:
-        yield disruption_budget(pods, namespace)
-    for pods in plan:
-        yield workload(pods, namespace, pod_template(PodContext(pods, target.image, configuration)))
-    for pods in plan:
-        yield from autoscaler(pods, namespace)
+    yield from _of_pods(contexts, namespace)
     if k8s.pod_monitor:
         yield pod_monitor(cluster, namespace)
     if k8s.prometheus_rules:
         yield prometheus_rule(cluster, namespace)
     if k8s.grafana_dashboards:
         yield from dashboard_maps(cluster, namespace)
+
+
+def _managed(context: PodContext, managers: Object) -> PodContext:
+    """managers: the ConfigMap of the modelmanager."""
+    is_manager = context.role is ProcessRole.MODELMANAGER
+    return replace(context, configuration=managers) if is_manager else context
+
+
+def _of_pods(contexts: Sequence[PodContext], namespace: str) -> Iterator[Object]:
+    for context in contexts:
+        yield disruption_budget(context.pods, namespace)
+    for context in contexts:
+        yield workload(context.pods, namespace, pod_template(context))
+    for context in contexts:
+        yield from autoscaler(context.pods, namespace)
+
+
+def render_model(
+    manifest: Manifest, target: RenderTarget, annotations: Mapping[str, str]
+) -> tuple[Object, ...]:
+    """Renders the objects of a model that the modelmanager has. manifest: of this model alone. annotations:
+    what another modelmanager needs to know of it. Errors: as render."""
+    refuse(impossible(manifest))
+    configuration = model_map(manifest, target.namespace, annotations)
+    contexts = [PodContext(pods, target.image, configuration) for pods in plan_workers(manifest)]
+    return (configuration, *_of_pods(contexts, target.namespace))
 
 
 def impossible(manifest: Manifest) -> Iterator[Conflict]:

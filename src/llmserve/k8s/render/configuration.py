@@ -2,21 +2,32 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.lora import lora_of
+from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest, Models
-from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
+from llmserve.k8s.render.objects import (
+    COMPONENT_LABEL,
+    INSTANCE_LABEL,
+    MODEL_LABEL,
+    Object,
+    labels,
+    named,
+    of_role,
+)
 from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.metrics.dashboards import DASHBOARDS, rule_groups
 from llmserve.metrics.dashboards.panels import text
 
 FILE = "llmserve.yaml"
 HASH_ANNOTATION = "llmserve/manifest-sha256"
+ORDER_ANNOTATION = "llmserve/order"
+DIRECTORY_ANNOTATION = "llmserve/directory"
 _NIXL = "nixl"
 _HEAD = ("apiVersion", "kind", "metadata")
 
@@ -24,6 +35,29 @@ _HEAD = ("apiVersion", "kind", "metadata")
 def config_map(manifest: Manifest, namespace: str) -> Object:
     cluster = manifest.metadata.name
     found = named("v1", "ConfigMap", cluster, namespace, None, f"{cluster}-manifest")
+    return found | {"data": {FILE: manifest_text(manifest)}}
+
+
+def manager_map(manifest: Manifest, namespace: str, image: str) -> Object:
+    """The ConfigMap of the modelmanager: the whole manifest, since it makes objects of it. namespace, image:
+    the command line may have given others than the manifest's."""
+    found = of_role("v1", "ConfigMap", manifest.metadata.name, namespace, ProcessRole.MODELMANAGER)
+    k8s = manifest.deployment.k8s.model_copy(update={"namespace": namespace, "image": image})
+    deployment = manifest.deployment.model_copy(update={"mode": "k8s", "k8s": k8s})
+    whole = manifest.model_copy(update={"deployment": deployment})
+    return found | {"data": {FILE: _yaml(whole, whole.model_dump(mode="json", exclude_unset=True))}}
+
+
+def model_map_name(cluster: str, slug: str) -> str:
+    return f"{cluster}-{slug}-model"
+
+
+def model_map(manifest: Manifest, namespace: str, annotations: Mapping[str, str]) -> Object:
+    """The ConfigMap of a model that the modelmanager has. manifest: of this model alone."""
+    cluster, slug = manifest.metadata.name, manifest.model.slug
+    found = named("v1", "ConfigMap", cluster, namespace, None, model_map_name(cluster, slug))
+    found["metadata"]["labels"][MODEL_LABEL] = slug
+    found["metadata"]["annotations"] = dict(annotations)
     return found | {"data": {FILE: manifest_text(manifest)}}
 
 
@@ -37,6 +71,10 @@ def manifest_text(manifest: Manifest) -> str:
         data["models"] = [_without_counts(manifest, entry) for entry in data["models"]]
     if (order := engine_order(manifest)) != manifest.transfer.engine_order:
         data.setdefault("transfer", {})["engine_order"] = list(order)
+    return _yaml(manifest, data)
+
+
+def _yaml(manifest: Manifest, data: dict[str, Any]) -> str:
     head = {key: data.pop(key) for key in _HEAD if key in data}
     head.setdefault("apiVersion", manifest.apiVersion)
     head["metadata"] = {"name": manifest.metadata.name}
@@ -96,6 +134,8 @@ def _compared(manifest: Manifest) -> dict[str, Any]:
         found["shm_gb"] = k8s.shm_gb
     if manifest.api.response_store.enabled:
         found["max_replicas"] = {"apiserver": k8s.max_replicas.apiserver}
+    if k8s.manage_models:
+        found |= {"manage_models": True, "model_cache_claim": k8s.model_cache_claim}
     return found
 
 

@@ -16,6 +16,7 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 MODEL_LABEL = "llmserve/model"
 MANAGER_LABEL = "app.kubernetes.io/managed-by"
 PRODUCT = "llmserve"
+RBAC = "rbac.authorization.k8s.io"
 
 
 def labels(cluster: str, role: ProcessRole | None = None, model: str = "") -> dict[str, str]:

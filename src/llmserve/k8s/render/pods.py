@@ -7,7 +7,7 @@ from typing import Any
 
 from llmserve.config.adapter_source import AdapterSourceKind
 from llmserve.config.lora import adapter_kinds, lora_of
-from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT, PodPlan
+from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT, PodPlan, service_name
 from llmserve.config.plan_types import ProcessRole, ProcessSpec, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
@@ -57,17 +57,39 @@ class PodContext:
 
     @property
     def needs_model(self) -> bool:
-        """A simulated engine has no weights; an apiserver needs the tokenizer."""
+        """Whether the model is prepared before the process starts. A simulated engine has no weights; an
+        apiserver needs the tokenizer."""
         is_sim = self.manifest.engine.kind == "sim"
         return self.process.loads_model and not (self.role.is_worker and is_sim)
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether the pod has the directory of the models. Where models come and go, the router keeps there
+        what is wanted, and the modelmanager fetches them."""
+        keeps = self.role in (ProcessRole.ROUTER, ProcessRole.MODELMANAGER)
+        return self.needs_model or (keeps and self.manifest.deployment.k8s.manage_models)
+
+    @property
+    def run_dir(self) -> str:
+        """The router's outlives its pod where models come and go."""
+        if self.role is ProcessRole.ROUTER and self.needs_state:
+            return f"{STATE_DIR}/clusters/{self.manifest.metadata.name}"
+        return TEMP_DIR
+
+    @property
+    def account(self) -> str:
+        """The ServiceAccount. Only that of the modelmanager may do anything."""
+        cluster = self.manifest.metadata.name
+        is_manager = self.role is ProcessRole.MODELMANAGER
+        return service_name(cluster, self.role) if is_manager else cluster
 
 
 def pod_template(context: PodContext) -> Object:
     cluster, k8s = context.manifest.metadata.name, context.manifest.deployment.k8s
     secret = k8s.image_pull_secret
     spec = {
-        "serviceAccountName": cluster,
-        "automountServiceAccountToken": False,
+        "serviceAccountName": context.account,
+        "automountServiceAccountToken": context.role is ProcessRole.MODELMANAGER,
         "enableServiceLinks": False,  # its variables would be read as settings (VLLM_PORT, LLMSERVE_*)
         **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
         "securityContext": {
@@ -82,7 +104,9 @@ def pod_template(context: PodContext) -> Object:
         **placement(context.manifest, context.role, context.pods.model),
         **({"initContainers": [_fetcher(context)]} if context.needs_model else {}),
         "containers": [_container(context)],
-        "volumes": volumes(context.manifest, context.role, context.needs_model),
+        "volumes": volumes(
+            context.manifest, context.role, context.configuration["metadata"]["name"], context.needs_state
+        ),
     }
     metadata = {
         "labels": labels(cluster, context.role, context.pods.model),
@@ -100,7 +124,7 @@ def _grace_seconds(process: ProcessSpec) -> int:
 
 
 def _container(context: PodContext) -> Object:
-    command = context.process.command(f"{CONFIG_DIR}/{FILE}", TEMP_DIR)
+    command = context.process.command(f"{CONFIG_DIR}/{FILE}", context.run_dir)
     return {
         "name": CONTAINER,
         **_program(context, command),
@@ -116,7 +140,7 @@ def _container(context: PodContext) -> Object:
         **_probes(context),
         # SIGTERM comes after this, and is the drain itself (DESIGN: the stop order is written once).
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_LEAVE_SECONDS)]}}},
-        "volumeMounts": mounts(context.manifest, context.role, context.needs_model),
+        "volumeMounts": mounts(context.manifest, context.role, context.needs_state),
         "securityContext": _security(context),
     }
 

@@ -64,21 +64,23 @@ class _Volume:
     read_only: bool = False
 
 
-def volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Object]:
-    found = _volumes(manifest, role, needs_model)
+def volumes(manifest: Manifest, role: ProcessRole, configuration: str, needs_model: bool) -> list[Object]:
+    """configuration: name of the ConfigMap with the manifest."""
+    found = _volumes(manifest, role, configuration, needs_model)
     return [{"name": one.name, **one.source} for one in found if one.source is not None]
 
 
 def mounts(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Object]:
     return [
         {"name": one.name, "mountPath": one.path, **({"readOnly": True} if one.read_only else {})}
-        for one in _volumes(manifest, role, needs_model)
+        for one in _volumes(manifest, role, "", needs_model)
     ]
 
 
-def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterator[_Volume]:
-    configuration = {"configMap": {"name": f"{manifest.metadata.name}-manifest"}}
-    yield _Volume("manifest", CONFIG_DIR, configuration, read_only=True)
+def _volumes(
+    manifest: Manifest, role: ProcessRole, configuration: str, needs_model: bool
+) -> Iterator[_Volume]:
+    yield _Volume("manifest", CONFIG_DIR, {"configMap": {"name": configuration}}, read_only=True)
     yield _Volume("secret", SECRET_DIR, _secret(secret_name(manifest.metadata.name)), read_only=True)
     if manifest.security.mtls is not None:
         certificate = _secret(certificate_name(manifest.metadata.name, role))

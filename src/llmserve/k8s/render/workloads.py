@@ -28,6 +28,8 @@ _ENGINE_CALM_SECONDS = 900  # an engine is dear to start: gigabytes of weights
 
 def replicas_of(manifest: Manifest, role: ProcessRole) -> int:
     """The number of pods at the start, which is also the least."""
+    if role is ProcessRole.MODELMANAGER:
+        return 1
     name = "decode" if role is ProcessRole.AGGREGATED else role.value
     return int(getattr(manifest.deployment.replicas, name))
 
@@ -154,9 +156,9 @@ def _common(pods: PodPlan, template: Object) -> dict[str, Any]:
 
 
 def _strategy(role: ProcessRole) -> Object:
-    """Two routers would each admit the whole cluster's requests. A new engine needs the GPU of the old
-    one."""
-    if role is ProcessRole.ROUTER:
+    """Two routers would each admit the whole cluster's requests, and two modelmanagers would undo each
+    other's work. A new engine needs the GPU of the old one."""
+    if role in (ProcessRole.ROUTER, ProcessRole.MODELMANAGER):
         return {"type": "Recreate"}
     surge = 0 if role.is_worker else 1
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge}}

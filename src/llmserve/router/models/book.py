@@ -19,7 +19,8 @@ from llmserve.router.models.snapshot import ModelBookSnapshot
 LINGER_SECONDS = 0.5
 USE_CHECK_SECONDS = 0.25
 ON_KUBERNETES = (
-    "on Kubernetes models come and go with the manifest: change `models` there, and run `llmserve apply`"
+    "on Kubernetes models come and go with the manifest, unless deployment.k8s.manage_models is set: change "
+    "`models` there, and run `llmserve up --apply`"
 )
 
 

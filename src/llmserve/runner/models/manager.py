@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from llmserve.config.plan_types import ProcessSpec
-from llmserve.config.schema import Manifest, ServedModel
+from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ModelOrder, ModelReport, ModelState, entry_of, parse_entry
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.tasks import TaskOwner
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 # A router that does not answer holds up the models of the manifest no longer.
 _FIRST_ORDERS_SECONDS = 5.0
+_RESUME_PAUSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ModelProcesses(Protocol):
     async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
         """Finds a place for its engines. swap: names of the workers that leave before."""
 
-    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         """Returns when all of its engines are ready. The caller stops those of a failed start."""
 
     async def stop(self, workers: Sequence[str]) -> None:
@@ -76,7 +77,7 @@ class HeldModel:
 
 
 class ModelManager:
-    """manifest: that of the cluster. first: the workers of each of its models, which somebody else starts.
+    """manifest: that of the cluster. first: models of it with their workers, which somebody else starts.
     owner: of the tasks. on_change: is called when a report has changed."""
 
     def __init__(
@@ -92,10 +93,9 @@ class ModelManager:
         self._orders: Sequence[ModelOrder] = ()
         self._has_orders = asyncio.Event()
         self._held: dict[str, HeldModel] = {}
-        for model in manifest.served:
-            order = ModelOrder(0, model.served_name, entry_of(model), declared=True)
-            report = ModelReport(0, ModelState.STARTING)
-            self._held[order.name] = HeldModel(order, report, tuple(first.get(order.name, ())))
+        for name, workers in first.items():
+            order = ModelOrder(0, name, entry_of(manifest.entry(name)), declared=True)
+            self._held[name] = HeldModel(order, ModelReport(0, ModelState.STARTING), tuple(workers))
 
     def reports(self) -> list[ModelReport]:
         return [held.report for held in self._held.values() if held.order.number]
@@ -115,6 +115,15 @@ class ModelManager:
         if (held := self._held.get(model)) is not None:
             held.needed = needed
             self._say(held, ModelState.READY, directory=directory)
+
+    def resume(self, order: ModelOrder, planned: PlannedModel) -> None:
+        """Called before the first orders for a model whose engines an earlier manager has started. They get
+        what the manifest says now. What goes wrong with that ends none of them: it is tried again."""
+        report = ModelReport(order.number, ModelState.STARTING, directory=planned.directory)
+        held = HeldModel(order, report, tuple(worker.name for worker in planned.workers))
+        held.follow(order)
+        self._held[order.name] = held
+        held.task = self._owner.spawn(f"resume.{order.name}", self._resume(held, planned))
 
     def names(self) -> list[str]:
         """Returns the models that are there, or come."""
@@ -163,7 +172,7 @@ class ModelManager:
 
     async def _bring_up(self, held: HeldModel) -> None:
         """Errors: LLMServeError."""
-        name, manifest = held.order.name, self._alone(parse_entry(held.order.entry))
+        name, manifest = held.order.name, self.alone(held.order)
         self._say(held, ModelState.FETCHING, "looking for it")
         directory = await self._processes.prepare(
             manifest, lambda text: self._say(held, ModelState.FETCHING, text)
@@ -182,11 +191,24 @@ class ModelManager:
         self._say(held, ModelState.STARTING, _waits_for(held), directory)
         await held.may_start.wait()
         self._say(held, ModelState.STARTING, "its engines start")
-        await self._processes.start(manifest, planned)
+        await self._processes.start(held.order, manifest, planned)
         self._say(held, ModelState.READY)
 
-    def _alone(self, model: ServedModel) -> Manifest:
-        """Returns the manifest of the cluster with this model alone."""
+    async def _resume(self, held: HeldModel, planned: PlannedModel) -> None:
+        while True:
+            try:
+                await self._processes.start(held.order, self.alone(held.order), planned)
+            except LLMServeError as error:
+                _log.warning("model %s: %s", held.order.name, error.message)
+                self._say(held, ModelState.STARTING, error.message)
+                await asyncio.sleep(_RESUME_PAUSE_SECONDS)
+            else:
+                return self._say(held, ModelState.READY)
+
+    def alone(self, order: ModelOrder) -> Manifest:
+        """Returns the manifest of the cluster with this model alone. Errors: InvalidRequest."""
+        named = {one.served_name: one for one in self._manifest.served} if order.declared else {}
+        model = named.get(order.name) or parse_entry(order.entry)
         return self._manifest.model_copy(update={"models": (model,)})
 
     async def _failed(self, held: HeldModel, error: LLMServeError) -> None:

@@ -8,6 +8,7 @@ from llmserve.config.conflict import refuse
 from llmserve.config.plan import ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.config.speculation import loaded_draft
+from llmserve.config.wanted_models import ModelOrder
 from llmserve.models.directory import weight_files
 from llmserve.models.resolve import survey
 from llmserve.runner import machine, preflight
@@ -15,6 +16,9 @@ from llmserve.runner.machine import HeldPorts
 from llmserve.runner.models.engines import MachineParts, plan_model
 from llmserve.runner.models.manager import PlannedModel
 from llmserve.runner.models.memory import FreeMemory, NeededMemory, check_room
+from llmserve.runner.process.child import ProcessCommand
+from llmserve.runner.process.family import MEMBER_VARIABLE, Family, end
+from llmserve.runner.process.run import SessionLog, prepare_models
 from llmserve.runner.process.supervisor import ProcessSupervisor
 from llmserve.runner.roster import ProcessRoster
 from llmserve.runner.supervisor import Supervisor
@@ -45,7 +49,7 @@ class LocalProcesses:
         """Errors: ManifestError for what engines here would refuse; those of the fetch."""
         name, path = manifest.model.served_name, self._path(manifest)
         await asyncio.to_thread(lambda: refuse(preflight.here(manifest)))
-        await asyncio.to_thread(_write, path, manifest)
+        await asyncio.to_thread(write_manifest, path, manifest)
         directory = await self._fetch(f"{manifest.model.slug}-model", path, on_progress)
         found = {name: directory}
         await asyncio.to_thread(lambda: refuse(preflight.of_model_directories(manifest, found)))
@@ -68,7 +72,7 @@ class LocalProcesses:
         free = await asyncio.to_thread(FreeMemory.here)
         check_room(name, needed, free, leaving=leaving, coming=coming)
 
-    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         """Errors: StartFailed, ManifestError."""
         self._roster.add(planned.workers)
         path = self._path(manifest)
@@ -94,13 +98,33 @@ class LocalProcesses:
 
 def needed_memory(manifest: Manifest, directory: str, workers: Sequence[ProcessSpec]) -> NeededMemory:
     """manifest: of one model. workers: its engines."""
-    draft = loaded_draft(manifest)
-    weight_bytes = sum(file.stat().st_size for file in weight_files(Path(directory)))
-    weight_bytes += survey(draft).weight_bytes if draft else 0
-    return NeededMemory.of(manifest, weight_bytes, workers)
+    alone = manifest.for_model(manifest.model.served_name)
+    return NeededMemory.of(alone, weight_bytes(alone, directory), workers)
 
 
-def _write(path: Path, manifest: Manifest) -> None:
+def weight_bytes(alone: Manifest, directory: str) -> int:
+    """Returns the size of the weights that each engine loads, with those of a draft. alone: as for_model
+    returns it."""
+    draft = loaded_draft(alone)
+    own = sum(file.stat().st_size for file in weight_files(Path(directory)))
+    return own + (survey(draft).weight_bytes if draft else 0)
+
+
+async def fetch_model(
+    command: ProcessCommand, sessions: SessionLog, on_progress: Callable[[str], None]
+) -> str:
+    """Returns the directory of the only model that the command prepares. After an error no process of it is
+    left. Errors: as prepare_models."""
+    try:
+        found = await prepare_models(command, sessions, on_progress)
+    except BaseException:
+        family = Family(command.env[MEMBER_VARIABLE])
+        await asyncio.shield(asyncio.to_thread(end, family, 0))
+        raise
+    return next(iter(found.values()))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
     """JSON is YAML, too."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(manifest.model_dump_json(exclude_unset=True, indent=1))

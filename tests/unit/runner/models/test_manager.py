@@ -64,7 +64,7 @@ class FakeProcesses:
         self.leaving.append(leaving)
         await self._step(f"check {name}")
 
-    async def start(self, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         await self._step(f"start {planned.workers[0].name}")
 
     async def stop(self, workers: Sequence[str]) -> None:

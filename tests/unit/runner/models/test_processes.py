@@ -9,9 +9,12 @@ import pytest
 
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
+from llmserve.config.wanted_models import ModelOrder
 from llmserve.core.errors import StartFailed
+from llmserve.runner.host import GIB
 from llmserve.runner.machine import HeldPorts
-from llmserve.runner.models.processes import LocalProcesses
+from llmserve.runner.models.memory import ENGINE_BYTES
+from llmserve.runner.models.processes import LocalProcesses, needed_memory
 
 MANIFEST = Manifest.model_validate(
     {
@@ -21,6 +24,8 @@ MANIFEST = Manifest.model_validate(
         "observability": {"metrics": False},
     }
 ).for_model("other")
+
+ORDER = ModelOrder(1, "other", '{"source":"hub:o/b"}')
 
 
 class FakeRoster:
@@ -64,7 +69,7 @@ async def test_the_ports_of_a_model_are_held_until_it_is_unloaded(
     processes: LocalProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = await processes.plan(MANIFEST, str(tmp_path), ())
-    await processes.start(MANIFEST, planned)
+    await processes.start(ORDER, MANIFEST, planned)
     (worker,) = planned.workers
     assert _is_held(worker.listen, monkeypatch)
     await processes.stop(["decode-0"])  # that of another model
@@ -80,6 +85,13 @@ async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
     second = await processes.plan(MANIFEST, str(tmp_path), ())
     assert _is_held(second.workers[0].listen, monkeypatch)
     assert not _is_held(first.workers[0].listen, monkeypatch)
-    await processes.start(MANIFEST, second)
+    await processes.start(ORDER, MANIFEST, second)
     await processes.stop([second.workers[0].name])
     assert not _is_held(second.workers[0].listen, monkeypatch)
+
+
+def test_the_sum_of_a_model_has_the_keys_of_its_entry(tmp_path: Path) -> None:
+    entry = {"source": "hub:o/b", "name": "b", "kv_cache": {"memory_gb": 6}}
+    one = Manifest.model_validate({"kind": "LLMServe", "kv_cache": {"memory_gb": 1}, "models": [entry]})
+    needed = needed_memory(one, str(tmp_path), [ProcessSpec(ProcessRole.DECODE, "b-decode-0", "m")])
+    assert needed.host_bytes == ENGINE_BYTES + 6 * GIB

@@ -1,0 +1,256 @@
+"""Models that come and go on Kubernetes: the modelmanager between a real router and an API server, and what
+`llmserve up` and `down` leave to it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from llmserve.config.load import load_manifest
+from llmserve.config.schema import Manifest
+from llmserve.core.clock import LeaseClock
+from llmserve.core.errors import NotFound, StartFailed, Unavailable
+from llmserve.k8s.api import KubeApi
+from llmserve.k8s.connection import connect
+from llmserve.k8s.render.access import modelmanager_rights
+from llmserve.router.leader.file_state import FileState
+from llmserve.router.role import RouterRole
+from llmserve.router.settings import RouterSettings
+from llmserve.rpc.leader import RouterAddresses
+from llmserve.rpc.model_calls import ModelClient
+from llmserve.runner.models.pods import PodProcesses
+from llmserve.runner.models.role import ModelManagerRole
+from tests.integration.k8s.conftest import Cli
+from tests.support.kube_server import KubeServer
+
+MANIFEST = """\
+kind: LLMServe
+metadata: {name: demo}
+models: [{source: "hub:o/a", name: a}]
+engine: {kind: sim, max_model_len: 512}
+scheduling: {drain_timeout_seconds: 5}
+deployment:
+  mode: k8s
+  disaggregated: false
+  k8s: {namespace: prod, image: "llmserve:1", manage_models: true, model_cache_claim: models,
+        ready_timeout_seconds: 20, max_replicas: {apiserver: null, decode: 2}}
+"""
+B = json.dumps({"source": "hub:o/b", "name": "b", "disaggregated": True})
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 4096,
+}
+WAIT_SECONDS = 60.0
+
+
+class Volume:
+    """Has the models that were fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def fetch(self, name: str, manifest: Path, on_progress: Callable[[str], None]) -> str:
+        on_progress("42 %")
+        loaded = load_manifest(manifest)
+        if loaded.model.source == "hub:o/away":
+            raise StartFailed("the hub does not answer")
+        place = self._folder / loaded.model.served_name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(CONFIG))
+        return str(place)
+
+
+class Managed:
+    """A router and a modelmanager, which end with the stack, and the API server."""
+
+    def __init__(self, server: KubeServer, folder: Path, stack: AsyncExitStack) -> None:
+        self.server, self._folder, self._stack = server, folder, stack
+        self.volume = Volume(folder / "volume")
+
+    async def start_router(self, manifest: Manifest) -> None:
+        router = RouterRole(
+            RouterSettings.of(manifest),
+            listen="127.0.0.1:0",
+            state=FileState(LeaseClock(), self._folder / "router"),
+            manifest=manifest,
+        )
+        self._stack.push_async_callback(router.aclose)
+        await router.start()
+        self.routers = RouterAddresses((f"127.0.0.1:{router.port}",))
+        self.client = ModelClient(self.routers)
+
+    async def start_manager(self, text: str = MANIFEST) -> None:
+        path = self._folder / "whole.yaml"
+        path.write_text(text)
+        manifest = load_manifest(path)
+        processes = PodProcesses(
+            KubeApi(connect(None), "prod"),
+            manifest,
+            self._folder / "models",
+            self.volume.fetch,
+            look_seconds=0.01,
+        )
+        self.manager = ModelManagerRole(manifest, processes, self.routers, listen="127.0.0.1:0")
+        self._stack.push_async_callback(self.manager.aclose)
+        await self.manager.start()
+
+    async def until(self, **states: str) -> None:
+        found: dict[str, str] = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_SECONDS):
+                while found != states:
+                    with suppress(Unavailable):
+                        found = {one.name: one.state for one in await self.client.list()}
+                    await asyncio.sleep(0.01)
+        assert found == states
+
+    def named(self, kind: str) -> set[str]:
+        return {name for of, name in self.server.store.objects if of == kind}
+
+    async def until_changed(self, deployment: str) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.server.store.get("Deployment", deployment)["metadata"]["generation"] < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def managed(server: KubeServer, tmp_path: Path) -> AsyncIterator[Managed]:
+    server.store.add_namespace("prod")
+    (tmp_path / "whole.yaml").write_text(MANIFEST)
+    async with AsyncExitStack() as stack:
+        made = Managed(server, tmp_path, stack)
+        await made.start_router(load_manifest(tmp_path / "whole.yaml"))
+        await made.start_manager()
+        await made.until(a="ready")
+        yield made
+
+
+async def test_models_come_and_go(managed: Managed) -> None:
+    assert managed.named("Deployment") == {"demo-a-aggregated"}
+    seen: list[str] = []
+    loaded = await managed.client.load(B, WAIT_SECONDS, on_status=lambda status: seen.append(status.state))
+    assert loaded.state == "ready"
+    assert set(seen) <= {"registered", "fetching", "starting"}
+    assert managed.named("Deployment") == {"demo-a-aggregated", "demo-b-prefill", "demo-b-decode"}
+    pod = managed.server.store.get("Pod", "demo-b-decode-0")
+    assert pod["metadata"]["labels"]["llmserve/model"] == "b"
+    assert {"configMap": {"name": "demo-b-model"}, "name": "manifest"} in pod["spec"]["volumes"]
+    await managed.client.unload("a", WAIT_SECONDS)
+    assert managed.named("Pod") == {"demo-b-prefill-0", "demo-b-decode-0"}
+    assert managed.named("ConfigMap") == {"demo-b-model"}
+    assert managed.named("PodDisruptionBudget") == {"demo-b-prefill", "demo-b-decode"}
+
+
+async def test_it_may_do_all_that_it_does_and_no_more(managed: Managed) -> None:
+    managed.server.asked.clear()
+    await managed.client.load(B, WAIT_SECONDS, swap="a")
+    await managed.start_manager()
+    _, role, _ = modelmanager_rights("demo", "prod")
+    allowed = {(verb, kind) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
+    assert managed.server.asked == allowed
+
+
+async def test_a_swap_starts_when_the_other_pods_are_gone(managed: Managed) -> None:
+    await managed.client.load(B, WAIT_SECONDS, swap="a")
+    writes = [(method, name) for method, kind, name in managed.server.writes if kind == "Deployment"]
+    assert writes[1:] == [
+        ("DELETE", "demo-a-aggregated"),
+        ("PATCH", "demo-b-prefill"),
+        ("PATCH", "demo-b-decode"),
+    ]
+    await managed.until(b="ready")
+
+
+async def test_another_modelmanager_goes_on_with_what_runs(managed: Managed) -> None:
+    await managed.client.load(B, WAIT_SECONDS)
+    await managed.manager.aclose()
+    await managed.start_manager(MANIFEST.replace("512", "1024"))
+    assert {one.state for one in await managed.client.list()} == {"ready"}, "requests go on meanwhile"
+    await managed.until_changed("demo-a-aggregated")
+    await managed.until_changed("demo-b-decode")
+    assert not [name for method, _, name in managed.server.writes if method == "DELETE"]
+
+
+async def test_what_was_half_unloaded_is_gone_after_a_restart(managed: Managed) -> None:
+    await managed.manager.aclose()
+    del managed.server.store.objects["ConfigMap", "demo-a-model"]
+    await managed.start_manager()
+    assert managed.named("Deployment") == set()
+
+
+async def test_pods_that_do_not_start_are_told_and_taken_away(managed: Managed) -> None:
+    await managed.manager.aclose()
+    await managed.start_manager(MANIFEST.replace("timeout_seconds: 20", "timeout_seconds: 1"))
+    managed.server.store.broken["demo-b-decode"] = ("CreateContainerError", "no space left on device")
+    with pytest.raises(StartFailed, match=r"not ready after 1 s: .*demo-b-decode: .*no space left on device"):
+        await managed.client.load(B, WAIT_SECONDS)
+    assert managed.named("Deployment") == {"demo-a-aggregated"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"source": "hub:o/away", "name": "b"}, "the hub does not answer"),
+        ({"source": "hub:o/b", "name": "b"}, "Kubernetes: .*images must be signed"),
+    ],
+)
+async def test_what_cannot_be_had_is_refused_and_nothing_is_made(
+    managed: Managed, entry: dict[str, object], why: str
+) -> None:
+    managed.server.store.denied["Deployment", "demo-b-aggregated"] = "images must be signed"
+    with pytest.raises(StartFailed, match=why):
+        await managed.client.load(json.dumps(entry), WAIT_SECONDS)
+    assert managed.named("ConfigMap") == {"demo-a-model"}
+
+
+async def test_an_engine_that_does_not_fit_into_its_pod(server: KubeServer, tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    large = "kind: vllm, device: cpu}\nkv_cache: {memory_gb: 14}\nbudgets: {max_requests_in_flight: 8"
+    path.write_text(MANIFEST.replace("kind: sim, max_model_len: 512", large))
+    manifest = load_manifest(path)
+    processes = PodProcesses(KubeApi(connect(None), "prod"), manifest, tmp_path, Volume(tmp_path).fetch)
+    why = r"needs about 16\.2 GiB in each aggregated pod \(0 MiB of weights, 14 GiB of KV .*ram_gb is 16"
+    with pytest.raises(StartFailed, match=why):
+        await processes.prepare(manifest, print)
+    processes.close()
+
+
+async def test_who_waits_is_told_that_it_was_unloaded(managed: Managed) -> None:
+    managed.server.store.broken["demo-b-decode"] = ("CrashLoopBackOff", "")
+    loading = asyncio.ensure_future(managed.client.load(B, WAIT_SECONDS))
+    await managed.until(a="ready", b="starting")
+    await managed.client.unload("b", WAIT_SECONDS)
+    with pytest.raises(NotFound, match="model b was unloaded"):
+        await loading
+    assert managed.named("Pod") == {"demo-a-aggregated-0"}
+
+
+async def test_a_server_that_is_away_for_a_while_fails_no_load(managed: Managed) -> None:
+    managed.server.silent = True
+    loading = asyncio.ensure_future(managed.client.load(B, WAIT_SECONDS))
+    await asyncio.sleep(0.2)
+    managed.server.silent = False
+    assert (await loading).state == "ready"
+
+
+async def test_up_leaves_models_alone_and_down_ends_them(managed: Managed, cli: Cli) -> None:
+    await managed.client.load(B, WAIT_SECONDS)
+    cli.path.write_text(MANIFEST)
+    models = managed.named("Deployment")
+    said = await asyncio.to_thread(cli, "up", "--apply")
+    assert said.code == 0, said.err
+    assert "demo-b-decode: 1/1 ready" in said.out
+    others = {"demo-router", "demo-apiserver", "demo-modelmanager"}
+    assert managed.named("Deployment") == models | others
+    again = await asyncio.to_thread(cli, "up")
+    assert "0 to create, 0 to update, 25 to keep, 0 to delete" in again.out
+    assert (await asyncio.to_thread(cli, "down")).code == 0
+    assert {kind for kind, _ in managed.server.store.objects} == set()
