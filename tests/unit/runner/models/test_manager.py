@@ -11,6 +11,7 @@ from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ModelOrder, ModelState
 from llmserve.core.errors import LLMServeError, ModelNotFound, StartFailed
 from llmserve.core.tasks import TaskOwner
+from llmserve.runner.models import manager
 from llmserve.runner.models.manager import ModelManager, PlannedModel
 from llmserve.runner.models.memory import NOTHING, NeededMemory
 
@@ -295,3 +296,27 @@ async def test_a_start_that_the_end_of_the_cluster_forbids_has_failed(followed: 
     followed.manager.apply([A, order("b", 2)])
     await followed.settle()
     assert followed.manager.reports()[1].message == "the cluster stops"
+
+
+async def test_engines_that_an_earlier_manager_started_go_on_whatever_goes_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manager, "_RESUME_PAUSE_SECONDS", 0.0)
+    processes, owner = FakeProcesses(), TaskOwner("test")
+    processes.failures["start b-0"] = StartFailed("no such image")
+    resumed = ModelManager(MANIFEST, {}, processes, owner, _nothing)
+    worker = ProcessSpec(ProcessRole.AGGREGATED, "b-0", "m", model="b")
+    resumed.resume(order("b", 2), PlannedModel("/models/b", (worker,)))
+    await asyncio.sleep(0)
+    (report,) = resumed.reports()
+    assert (report.number, report.state, report.detail) == (2, ModelState.STARTING, "no such image")
+    del processes.failures["start b-0"]
+    async with asyncio.timeout(2.0):
+        while resumed.reports()[0].state is not ModelState.READY:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert set(processes.done) == {"start b-0"}
+    resumed.apply([])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert processes.done[-1] == "stop b-0"
+    await owner.aclose()
