@@ -18,6 +18,8 @@ def main(argv: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
+    # An OpenMP that is preloaded has bound this process to one core, and would count no others in the next.
+    os.sched_setaffinity(0, os.sched_getaffinity(parent))
     os.execv(program[0], program)
 
 
