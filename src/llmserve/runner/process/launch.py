@@ -1,7 +1,7 @@
 """python -I -S launch.py PARENT PROGRAM ...: becomes PROGRAM, which gets SIGTERM when PARENT dies.
 
 It is a process of its own, because code between fork and exec is not safe in a supervisor with threads.
-Cores are not set here: vLLM binds the threads that compute to the engine's own cores
+The program may run on the cores of PARENT: vLLM binds the threads that compute to the engine's own cores
 (VLLM_CPU_OMP_THREADS_BIND), and the processes around them may use whichever core is idle.
 """
 
