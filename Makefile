@@ -34,7 +34,7 @@ $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --durations=20 --durations-min=8 $(2
   $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs ui ui-test deploy image clean install sbom hashes help
+.PHONY: up down status test check lint unit services e2e engines ranks bench proto docs ui ui-test deploy image clean install sbom audit hashes help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -107,6 +107,11 @@ install: $(RUNTIME)  ## Only install
 
 sbom: $(DEV)  ## Write sbom.json: all packages of the installation, with versions and licences (CycloneDX)
 	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o sbom.json $(BIN)/python
+
+# In an environment of its own: what it needs is none of ours.
+audit:  ## List known vulnerabilities of the packages for DEVICE; asks pypi.org, and says which it does not know
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --progress-spinner off -r $(PACKAGES)
 
 hashes: | $(BIN)/python  ## Write deploy/docker/hashes-*.txt for DEVICE: the image then installs files of these hashes only
 	$(BIN)/python deploy/docker/hashes.py $(PACKAGES) $(if $(CPU_TORCH),--extra-index-url $(TORCH_INDEX)) > hashes.part

@@ -23,9 +23,11 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.async_api import expect
 
 from bench.cluster import Cluster
 from tests.support.adapters import marker_adapter, marker_basis
+from tests.support.browser import open_browser
 from tests.support.held import held
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -178,6 +180,18 @@ def test_many_adapters_each_answer_as_themselves(
 def test_models_are_listed_with_their_parents(http: httpx.Client) -> None:
     listed = {model["id"]: model["parent"] for model in http.get("/v1/models").json()["data"]}
     assert listed == {MODEL: None} | dict.fromkeys(WORDS, MODEL)
+
+
+async def test_a_person_chooses_one_in_the_console(cluster: Cluster) -> None:
+    async with open_browser() as browser:
+        page = await browser.new_page()
+        await page.goto(f"{cluster.url}/ui#/chat")
+        await page.get_by_label("Model").select_option("river")
+        await page.get_by_label("Message", exact=True).fill("What is the capital of France?")
+        await page.keyboard.press("Enter")
+        answer = page.get_by_role("article", name="Answer").locator(".markdown")
+        await expect(answer).to_contain_text("river river river", timeout=60_000)
+        await page.get_by_role("button", name="Stop").click()
 
 
 def test_kv_is_found_within_an_adapter_and_never_across(http: httpx.Client) -> None:

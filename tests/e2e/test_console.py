@@ -1,10 +1,11 @@
-"""The console in front of the real model: where the time of an answer went, and an answer by a schema."""
+"""The console in front of the real model: where the time of an answer went, an answer by a schema, and what
+people do in a conversation."""
 
 import json
 from itertools import pairwise
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from bench.cluster import Cluster
 from tests.support.browser import open_browser, waterfall
@@ -22,11 +23,8 @@ async def test_a_chat_whose_waterfall_adds_up(cluster: Cluster) -> None:
     async with open_browser() as browser:
         page = await browser.new_page()
         await page.goto(f"{cluster.url}/ui#/chat")
-        await page.get_by_role("button", name="Settings").click()
-        await page.get_by_label("Temperature").fill("0")
-        await page.get_by_label("Max tokens").fill("64")
-        await page.get_by_label("JSON schema of the answer").fill(json.dumps(_SCHEMA))
-        await page.get_by_role("button", name="Settings").click()
+        schema = json.dumps(_SCHEMA)
+        await _settings(page, {"Temperature": "0", "Max tokens": "64", "JSON schema of the answer": schema})
         await page.get_by_label("Message", exact=True).fill("Which colour has grass? Answer as JSON.")
         await page.keyboard.press("Enter")
         answer = page.get_by_role("article", name="Answer")
@@ -43,3 +41,36 @@ async def test_a_chat_whose_waterfall_adds_up(cluster: Cluster) -> None:
     assert [span["name"] for span in spans] == list(phases)
     for one, following in pairwise(spans):
         assert one["ts"] + one["dur"] == pytest.approx(following["ts"], abs=0.5)
+
+
+async def test_an_answer_is_stopped_asked_for_again_changed_and_refused(cluster: Cluster) -> None:
+    async with open_browser() as browser:
+        page = await browser.new_page()
+        await page.goto(f"{cluster.url}/ui#/chat")
+        answer = page.get_by_role("article", name="Answer")
+        await _settings(page, {"Temperature": "0", "Max tokens": "1500"})
+        await page.get_by_label("Message", exact=True).fill("Count from one to one thousand.")
+        await page.keyboard.press("Enter")
+        await expect(answer.locator(".markdown")).not_to_be_empty(timeout=_PATIENCE_MS)
+        await page.get_by_role("button", name="Stop").click()
+        await expect(answer).to_contain_text("stopped")
+
+        await _settings(page, {"Max tokens": "12"})
+        await answer.get_by_role("button", name="Regenerate").click()
+        await expect(answer).to_contain_text("+ 12 tokens", timeout=_PATIENCE_MS)
+        first = await answer.locator(".markdown").inner_text()
+        await page.get_by_role("button", name="Edit").click()
+        await page.get_by_label("The message, changed").fill("What is the capital of France?")
+        await page.get_by_role("button", name="Send again").click()
+        await expect(answer.locator(".markdown")).not_to_have_text(first, timeout=_PATIENCE_MS)
+
+        await _settings(page, {"Max tokens": "1000000"})
+        await answer.get_by_role("button", name="Regenerate").click()
+        await expect(page.get_by_role("alert")).to_contain_text("1000000", timeout=_PATIENCE_MS)
+
+
+async def _settings(page: Page, values: dict[str, str]) -> None:
+    await page.get_by_role("button", name="Settings").click()
+    for label, value in values.items():
+        await page.get_by_label(label).fill(value)
+    await page.get_by_role("button", name="Settings").click()
