@@ -118,7 +118,12 @@ class KubeApi:
         body: Object | None = None,
         content_type: str = JSON,
     ) -> Object:
-        found: Object = json.loads(self._text(method, path, query, body, content_type))
+        text = self._text(method, path, query, body, content_type)
+        try:
+            found: Object = json.loads(text)
+        except ValueError as error:
+            host = self._connection.host
+            raise Unavailable(f"what answers at {host} is no Kubernetes API server: {text[:200]}") from error
         return found
 
     def _text(
@@ -133,7 +138,7 @@ class KubeApi:
 
         try:
             status, text = self._connection.send(method, path, query or {}, body, content_type)
-        except HTTPError as error:
+        except (HTTPError, OSError) as error:  # OSError: the token of a pod cannot be read
             host = self._connection.host
             raise Unavailable(f"the Kubernetes API server at {host} does not answer: {error}") from error
         if status >= 300:

@@ -24,7 +24,7 @@ from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
-from llmserve.engines.vllm.environment import set_engine_environment
+from llmserve.engines.vllm.environment import PRELOAD_VARIABLE, preloaded, set_engine_environment
 from llmserve.models import Progress, resolve
 from llmserve.models.adapters.base_weights import read_base_weights
 from llmserve.models.directory import model_identity
@@ -129,7 +129,9 @@ def kv_io_share(cluster: Manifest) -> float | None:
 def early_process(engine: EngineConfig) -> Iterator["EarlyProcess | None"]:
     """Makes the process that an engine on CPUs will run in. Call it before this process has threads. None:
     vLLM makes one itself."""
-    if BINDING_VARIABLE not in os.environ or not forks_engine(engine):
+    already = os.environ.get(PRELOAD_VARIABLE, "")
+    has_libraries = BINDING_VARIABLE in os.environ and preloaded(already) == already
+    if not has_libraries or not forks_engine(engine):
         yield None
         return
     set_engine_environment(compiles=False, on_cpu=True)  # torch reads it when it is imported

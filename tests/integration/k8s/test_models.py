@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -115,6 +116,11 @@ class Managed:
     def named(self, kind: str) -> set[str]:
         return {name for of, name in self.server.store.objects if of == kind}
 
+    async def until_deployments(self, *names: str) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.named("Deployment") != set(names):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     async def until_changed(self, deployment: str) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
             while self.server.store.get("Deployment", deployment)["metadata"]["generation"] < 2:  # noqa: ASYNC110
@@ -176,7 +182,31 @@ async def test_another_modelmanager_goes_on_with_what_runs(managed: Managed) -> 
     assert {one.state for one in await managed.client.list()} == {"ready"}, "requests go on meanwhile"
     await managed.until_changed("demo-a-aggregated")
     await managed.until_changed("demo-b-decode")
-    assert not [name for method, _, name in managed.server.writes if method == "DELETE"]
+    writes = {(method, kind) for method, kind, _ in managed.server.writes}
+    assert ("DELETE", "Deployment") not in writes
+
+
+async def test_what_its_manifest_has_no_more_is_gone_after_a_restart(managed: Managed) -> None:
+    await managed.manager.aclose()
+    await managed.start_manager(MANIFEST.replace("disaggregated: false", "disaggregated: true"))
+    await managed.until_deployments("demo-a-prefill", "demo-a-decode")
+    assert managed.named("PodDisruptionBudget") == {"demo-a-prefill", "demo-a-decode"}
+
+
+async def test_what_another_release_has_written_is_begun_anew(managed: Managed) -> None:
+    await managed.manager.aclose()
+    annotations = managed.server.store.get("ConfigMap", "demo-a-model")["metadata"]["annotations"]
+    (name,) = [name for name in annotations if name.endswith("order")]
+    annotations[name] = '{"of": "another release"}'
+    await managed.start_manager()
+
+    def found() -> dict[str, Any]:
+        of_model = managed.server.store.get("ConfigMap", "demo-a-model")["metadata"]["annotations"]
+        return cast("dict[str, Any]", json.loads(of_model[name]))
+
+    async with asyncio.timeout(WAIT_SECONDS):
+        while found().get("name") != "a":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_what_was_half_unloaded_is_gone_after_a_restart(managed: Managed) -> None:

@@ -551,7 +551,7 @@ def test_only_those_who_must_reach_a_role(parse: Parse, rendered: Render) -> Non
     }
     assert callers == {
         "router": {"apiserver", "prefill", "decode"},
-        "kvmanager": {"router", "prefill", "decode"},
+        "kvmanager": {"router", "apiserver", "prefill", "decode"},
         "prefill": {"apiserver", "prefill", "decode"},
         "decode": {"apiserver", "prefill", "decode"},
         "apiserver": set(),  # everybody, on its HTTP port

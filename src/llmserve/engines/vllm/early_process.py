@@ -63,10 +63,11 @@ class EarlyProcess(ForkProcess):
 
     def start(self) -> None:
         """Errors: those of pickle."""
-        self._orders.send_bytes(ForkingPickler.dumps((self._given, dict(os.environ))))
+        with self._orders:
+            self._orders.send_bytes(ForkingPickler.dumps((self._given, dict(os.environ))))
 
     def discard(self) -> None:
-        """Ends it if it was given nothing. Idempotent."""
+        """Ends it if it was not started. Idempotent."""
         self._orders.close()
 
 
@@ -109,8 +110,10 @@ class _Context:
 
     def Process(self, *, target: Any, name: str, kwargs: Mapping[str, Any]) -> BaseProcess:  # noqa: N802
         early, self._early = self._early, None
-        if early is not None and early.fits():
-            return early.given(target, kwargs)
+        if early is not None:
+            if early.fits():
+                return early.given(target, kwargs)
+            early.discard()
         _log.info("vLLM starts %s in a process of its own", name)
         return self._context.Process(target=target, name=name, kwargs=kwargs)
 

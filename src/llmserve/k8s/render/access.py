@@ -15,7 +15,7 @@ _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
 # Who calls a role's gRPC service.
 _CALLERS = {
     ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER, ProcessRole.MODELMANAGER},
-    ProcessRole.KVMANAGER: _WORKERS | {ProcessRole.ROUTER},
+    ProcessRole.KVMANAGER: _WORKERS | {ProcessRole.ROUTER, ProcessRole.APISERVER},
     ProcessRole.MODELMANAGER: frozenset[ProcessRole](),
 }
 # What the modelmanager makes, and what it looks at.

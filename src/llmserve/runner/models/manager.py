@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 # A router that does not answer holds up the models of the manifest no longer.
 _FIRST_ORDERS_SECONDS = 5.0
-_RESUME_PAUSE_SECONDS = 10.0
+_AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class ModelProcesses(Protocol):
         """Returns when all of its engines are ready. The caller stops those of a failed start."""
 
     async def stop(self, workers: Sequence[str]) -> None:
-        """Lets them drain, and returns when nothing of them is left. Unknown ones are stopped already."""
+        """Lets them drain, and returns when nothing of them is left. Unknown ones are stopped already. After
+        an LLMServeError, it is called again."""
 
     async def check_room(
         self, name: str, needed: NeededMemory, leaving: NeededMemory, coming: Sequence[NeededMemory]
@@ -201,7 +202,7 @@ class ModelManager:
             except LLMServeError as error:
                 _log.warning("model %s: %s", held.order.name, error.message)
                 self._say(held, ModelState.STARTING, error.message)
-                await asyncio.sleep(_RESUME_PAUSE_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 return self._say(held, ModelState.READY)
 
@@ -212,9 +213,8 @@ class ModelManager:
         return self._manifest.model_copy(update={"models": (model,)})
 
     async def _failed(self, held: HeldModel, error: LLMServeError) -> None:
-        await self._processes.stop(held.workers)
-        name = held.order.name
-        _log.warning("model %s: %s", name, error.message)
+        _log.warning("model %s: %s", held.order.name, error.message)
+        await self._stop(held)
         held.report = replace(
             held.report,
             state=ModelState.FAILED,
@@ -242,11 +242,19 @@ class ModelManager:
         if held.task is not None:
             held.task.cancel()
             await asyncio.wait([held.task])
-        try:
-            await self._processes.stop(held.workers)
-        finally:
-            del self._held[held.order.name]
-            self.apply(self._orders)
+        await self._stop(held)
+        del self._held[held.order.name]
+        self.apply(self._orders)
+
+    async def _stop(self, held: HeldModel) -> None:
+        """Tries until nothing of its engines is left: one that is forgotten would keep its GPU."""
+        while True:
+            try:
+                return await self._processes.stop(held.workers)
+            except LLMServeError as error:
+                _log.warning("model %s: its engines have not ended: %s", held.order.name, error.message)
+                self._say(held, held.report.state, f"its engines have not ended: {error.message}")
+                await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def _is_same(one: ModelOrder, other: ModelOrder) -> bool:

@@ -75,7 +75,7 @@ class PodProcesses:
         for one in await self._ask(self._list, *_DEPLOYMENT):
             if one["metadata"]["labels"][MODEL_LABEL] not in slugs:
                 await self._ask(self._delete, one["metadata"]["name"])
-        return [_read(one) for one in maps]
+        return [found for one in maps if (found := _read(one)) is not None]
 
     async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
         """Errors: ManifestError for what pods cannot have; StartFailed for a pod that is too small; those of
@@ -104,8 +104,11 @@ class PodProcesses:
     async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         """Errors: StartFailed with what keeps pods from being ready."""
         known = {ORDER_ANNOTATION: json.dumps(asdict(order)), DIRECTORY_ANNOTATION: planned.directory}
-        for one in render_model(manifest, self._target, known):
+        rendered = render_model(manifest, self._target, known)
+        for one in rendered:
             await self._ask(self._api.apply, one, force=True)
+        for one in await self._ask(self._left_from_before, manifest.model.slug, rendered):
+            await self._ask(self._api.delete, one)
         await self._until_ready([worker.name for worker in planned.workers])
 
     async def stop(self, workers: Sequence[str]) -> None:
@@ -132,6 +135,19 @@ class PodProcesses:
         """Returns the objects of models."""
         found = self._api.list(version, kind, selector(self._cluster))
         return [one for one in found if MODEL_LABEL in one["metadata"]["labels"]]
+
+    def _left_from_before(self, model: str, rendered: Sequence[Object]) -> list[Object]:
+        """Returns what the model may have that it should have no more, since its manifest has changed. model:
+        slug."""
+        kept = {(one["kind"], one["metadata"]["name"]) for one in rendered}
+        mine = (one["metadata"] for one in self._list(*_DEPLOYMENT))
+        names = [one["name"] for one in mine if one["labels"][MODEL_LABEL] == model]
+        return [
+            {"apiVersion": version, "kind": kind, "metadata": {"name": name}}
+            for name in names
+            for version, kind in _OF_A_ROLE
+            if (kind, name) not in kept
+        ]
 
     def _missing(self, workers: Sequence[str]) -> list[str]:
         """Returns what keeps each worker from being ready."""
@@ -184,10 +200,15 @@ def planned(manifest: Manifest, directory: str) -> PlannedModel:
     return PlannedModel(directory, workers)
 
 
-def _read(configuration: Object) -> tuple[ModelOrder, str]:
-    """configuration: the ConfigMap of a model."""
-    found = configuration["metadata"]["annotations"]
-    return ModelOrder(**json.loads(found[ORDER_ANNOTATION])), str(found[DIRECTORY_ANNOTATION])
+def _read(configuration: Object) -> tuple[ModelOrder, str] | None:
+    """Returns an order and the model's directory. configuration: the ConfigMap of a model. None: what another
+    release has written cannot be read, so the router's order begins the model anew."""
+    try:
+        found = configuration["metadata"]["annotations"]
+        return ModelOrder(**json.loads(found[ORDER_ANNOTATION])), str(found[DIRECTORY_ANNOTATION])
+    except (KeyError, TypeError, ValueError) as error:
+        _log.warning("ConfigMap %s cannot be read: %r", configuration["metadata"]["name"], error)
+        return None
 
 
 def _check_pods(manifest: Manifest, directory: str) -> None:

@@ -145,6 +145,27 @@ async def test_a_swap_waits_until_its_place_is_free(followed: Followed) -> None:
     assert followed.states() == {2: ModelState.READY}
 
 
+async def test_engines_that_do_not_end_are_ended_again(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a model that is unloaded, and those of a load that has failed."""
+    monkeypatch.setattr(manager, "_AGAIN_SECONDS", 0.0)
+    away = StartFailed("Kubernetes: is away")
+    followed.processes.failures = {"stop a-0": away, "stop b-0": away, "start b-0": StartFailed("no GPU")}
+    followed.manager.apply([order("b", 2)])
+    await followed.settle()
+    assert followed.processes.done.count("stop a-0") > 1
+    assert followed.processes.done.count("stop b-0") > 1
+    assert followed.states() == {1: ModelState.READY, 2: ModelState.STARTING}
+    assert {one.detail for one in followed.manager.reports()} == {
+        f"its engines have not ended: {away.message}"
+    }
+    del followed.processes.failures["stop a-0"], followed.processes.failures["stop b-0"]
+    await followed.settle()
+    assert followed.states() == {2: ModelState.FAILED}
+    assert followed.manager.reports()[0].message == "no GPU"
+
+
 async def test_a_model_that_leaves_is_reported_until_nothing_is_left(followed: Followed) -> None:
     followed.processes.held_up["stop a-0"] = asyncio.Event()
     followed.manager.apply([])
@@ -301,7 +322,7 @@ async def test_a_start_that_the_end_of_the_cluster_forbids_has_failed(followed: 
 async def test_engines_that_an_earlier_manager_started_go_on_whatever_goes_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manager, "_RESUME_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(manager, "_AGAIN_SECONDS", 0.0)
     processes, owner = FakeProcesses(), TaskOwner("test")
     processes.failures["start b-0"] = StartFailed("no such image")
     resumed = ModelManager(MANIFEST, {}, processes, owner, _nothing)
