@@ -22,6 +22,7 @@ from tests.support.terminal import terminal
 pytestmark = pytest.mark.timeout(120)
 _REGISTERED = "registered: worker=decode-0"
 _OPTIONAL = ("nixl", "ucxx")
+_HEALTHY_SECONDS = 30.0
 _ALWAYS_THERE = ("shm", "tcp")
 # Where both shapes of a cluster would show the same.
 _once = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["processes"])
@@ -53,8 +54,10 @@ def _llmserve(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _status(cluster: Cluster) -> dict[str, Any]:
-    done = _llmserve("status", "--run-dir", str(cluster.run_dir), "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
+    """On a busy machine, one role or another answers too late to count as healthy."""
+    deadline = time.monotonic() + _HEALTHY_SECONDS
+    while (done := _llmserve("status", "--run-dir", str(cluster.run_dir), "--json")).returncode:
+        assert time.monotonic() < deadline, done.stdout + done.stderr
     status: dict[str, Any] = json.loads(done.stdout)
     return status
 
