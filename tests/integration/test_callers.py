@@ -116,8 +116,8 @@ _TRIES = 5
 async def refused(
     channel: grpc.aio.Channel, path: str, streams: tuple[bool, bool]
 ) -> tuple[grpc.StatusCode, str]:
-    """The status and the message. Once in a while, a refusal reaches gRPC's client while that still begins the
-    call: it then does not tell the status, so it is asked again."""
+    """The status and the message. Once in a while, a refusal reaches gRPC's client while that still begins
+    the call: it then does not tell the status, so it is asked again."""
     for _ in range(_TRIES):
         try:
             await call(channel, path, streams)
