@@ -33,7 +33,7 @@ def build_role(options: ApiserverOptions, manifest: Manifest, metrics_port: int)
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Takes the import of vLLM by a process that compiles nothing. Otherwise vLLM brings torch's
+    """Use it around the import of vLLM in a process that compiles nothing. Otherwise vLLM brings torch's
     compiler in, changes it, and prepares functions of engines for it: a third of the import's CPU time."""
     import torch
 

@@ -75,7 +75,7 @@ def missing_package() -> Iterator[Conflict]:
         import redis.asyncio  # noqa: F401
     except ModuleNotFoundError as error:
         message = f"redis needs a package: {error.msg}; pip install 'redis>=5'"
-        yield Conflict((("state", "backend"),), message)
+        yield Conflict((("state", "redis"),), message)
 
 
 def milliseconds(seconds: float) -> int:

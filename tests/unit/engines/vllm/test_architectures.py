@@ -1,7 +1,5 @@
 """What vLLM can do with an architecture, read from a package's sources."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,16 +18,6 @@ _VLLM_OTHER = {"D": ("one", "A")}
 """
 ONE = "class A(Module, SupportsLoRA): ...\n"
 TWO = "from .one import A as Base\nclass B(Base): ...\nclass C(C0): ...\nclass C0(Module, other.D): ...\n"
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where packages are looked for."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.invalidate_caches()
-    return tmp_path
 
 
 def _package(folder: Path, registry: str) -> None:

@@ -1,22 +1,10 @@
 """The names of vLLM's arguments, read from a package's sources."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 
 from llmserve.engines.vllm.sources import arguments_here
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where packages are looked for."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.invalidate_caches()
-    return tmp_path
 
 
 def _package(folder: Path, text: str) -> None:

@@ -1,7 +1,5 @@
 """The names of parsers, read from a package's sources."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,6 @@ def _package(folder: Path, tool: str, reasoning: str) -> None:
         (folder / "vllm" / name).mkdir(parents=True)
         (folder / "vllm" / name / "__init__.py").write_text(text)
     (folder / "vllm" / "__init__.py").write_text("raise ImportError('nobody imports it')")
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where packages are looked for, alone."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.invalidate_caches()
-    return tmp_path
 
 
 def test_names_are_read_without_an_import(elsewhere: Path) -> None:

@@ -45,7 +45,7 @@ async def test_redis_without_a_password() -> None:
 
 @pytest.mark.usefixtures("no_package")
 def test_a_package_that_is_not_there() -> None:
-    with pytest.raises(ManifestError, match=r"state\.backend: redis needs a package: .*pip install"):
+    with pytest.raises(ManifestError, match=r"state\.redis: redis needs a package: .*pip install"):
         build_state(REDIS, "c", {"PW": "secret"}, 1.0)
 
 
@@ -59,5 +59,5 @@ def test_what_cannot_be_built_is_known_before_the_start() -> None:
 def test_a_missing_package_is_known_before_the_start() -> None:
     assert list(state_refusals(IDLE_REDIS, {})) == []
     (conflict,) = state_refusals(REDIS, {"PW": "secret"})
-    assert conflict.paths == (("state", "backend"),)
+    assert conflict.paths == (("state", "redis"),)
     assert conflict.message.startswith("redis needs a package")
