@@ -488,16 +488,30 @@ def test_an_end_that_leaves_in_the_middle_of_data_crashes_neither(ucxx: None, le
     assert done.returncode == 0
 
 
+def cancel_of_a_stopped_peer(
+    near: UcxTransport, peer: PeerName, memory: Bytes, process: Process
+) -> tuple[Transfer, TransferError | None]:
+    """Stops the peer in the middle of a read; on a busy machine the read can be over by then: no error."""
+    memory[:] = 0
+    transfer = near.read(peer, one(64 << 20))
+    while not memory[1000]:
+        assert near.poll(transfer).state is not TransferState.FAILED
+    os.kill(process.popen.pid, signal.SIGSTOP)
+    try:
+        near.cancel(transfer)
+    except TransferError as error:
+        return transfer, error
+    os.kill(process.popen.pid, signal.SIGCONT)
+    return transfer, None
+
+
 def test_a_cancelled_read_from_a_peer_that_stopped_ends_and_its_memory_is_left_alone(
     stopped_peer: tuple[UcxTransport, PeerName, Bytes, Process],
 ) -> None:
     near, peer, memory, process = stopped_peer
-    transfer = near.read(peer, one(64 << 20))
-    while not memory[1000]:
-        assert near.poll(transfer).state is TransferState.RUNNING
-    os.kill(process.popen.pid, signal.SIGSTOP)
-    with pytest.raises(TransferError, match="may still arrive"):
-        near.cancel(transfer)
+    tries = (cancel_of_a_stopped_peer(near, peer, memory, process) for _ in range(50))
+    transfer, error = next(caught for caught in tries if caught[1])
+    assert "may still arrive" in str(error)
     assert finish(near, transfer).reason == "ucx: cancelled"
     near.cancel(transfer)
     memory[:] = 0
