@@ -60,9 +60,12 @@ class ModelBook:
     def load(self, name: str, entry: str, swap: str = "", *, pull: bool = False) -> ModelRegistration:
         """entry: JSON, as an entry of `models` in the manifest; the caller has checked it. swap: name of the
         model that leaves for it; empty: none. pull: it is fetched and checked only, and a load of this name
-        may follow. A load of the same entry joins the one that is there. Errors: InvalidRequest; NotFound
-        for a model that is to leave, and is not there; Unavailable while a model of this name leaves."""
+        may follow, also one with `swap`. A load of the same entry joins the one that is there. Errors:
+        InvalidRequest; NotFound for a model that is to leave, and is not there; Unavailable while a model of
+        this name leaves."""
         self._check_managed()
+        if pull and swap:
+            raise InvalidRequest("swap: a pull starts no engines, so it takes nobody's place")
         known = self.named(name)
         if known is not None and known.wanted:
             if known.entry == entry and (swap in ("", known.swap) or self.named(swap) is None):
@@ -167,10 +170,7 @@ class ModelBook:
         """Returns the models for which requests are to be taken, as the same object until they change."""
         if self._served_version != self.version:
             self._served_version = self.version
-            taken = (ModelState.STARTING, ModelState.READY)
-            served = tuple(
-                one.served() for one in self if one.wanted and (one.declared or one.state in taken)
-            )
+            served = tuple(one.served() for one in self if one.takes_requests)
             self._served = self._served if served == self._served else served
         return self._served
 

@@ -19,7 +19,10 @@ _SAVED = (
     "swapped",
     "pull",
 )
-_NOT_SAVED_BEFORE: dict[str, Any] = {"pull": False}  # by earlier releases
+# An earlier release refuses a book with a field that it does not know, so these are saved only when they say
+# more than that.
+_NEW_FIELDS: dict[str, Any] = {"pull": False}
+_TAKING_STATES = (ModelState.STARTING, ModelState.READY)
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +66,11 @@ class ModelRegistration:
         return self.ordered and not self.pull
 
     @property
+    def takes_requests(self) -> bool:
+        """Whether apiservers are to take its requests."""
+        return self.wanted and (self.declared or self.state in _TAKING_STATES)
+
+    @property
     def source(self) -> str:
         return str(json.loads(self.entry)["source"])
 
@@ -85,10 +93,8 @@ class ModelRegistration:
         self.pull, self.swap = False, swap
 
     def drain(self, now: float) -> None:
-        """One that is not prepared yet has no requests, so that it ends at once."""
-        self.released = self.pull or (
-            self.state in (ModelState.REGISTERED, ModelState.FETCHING) and not self.declared
-        )
+        """One that takes no requests yet ends at once."""
+        self.released = not self.takes_requests
         self.state, self.detail, self.drains_since, self.idle_since = ModelState.DRAINING, "", now, None
 
     def fail(self, error: str, message: str) -> None:
@@ -105,12 +111,16 @@ class ModelRegistration:
     def saved(self) -> dict[str, Any]:
         """Returns what another router needs to know of it, as JSON has it."""
         all_fields = asdict(self)
-        return {name: all_fields[name] for name in _SAVED}
+        saved = {name: all_fields[name] for name in _SAVED}
+        return {name: value for name, value in saved.items() if _NEW_FIELDS.get(name, ...) != value}
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> Self:
-        """Errors: KeyError, TypeError, ValueError for what `saved` did not return."""
-        saved = _NOT_SAVED_BEFORE | saved
-        if set(saved) != set(_SAVED):
-            raise ValueError(f"a model was saved as {sorted(saved)}")
+        """An unknown field is refused: who ignores it may do what nobody asked for, such as start the engines
+        of a pull. Errors: KeyError, TypeError, ValueError for what `saved` did not return."""
+        name, saved = saved.get("name"), _NEW_FIELDS | saved
+        if missing := set(_SAVED) - set(saved):
+            raise ValueError(f"model {name} has no {', '.join(sorted(missing))}")
+        if unknown := set(saved) - set(_SAVED):
+            raise ValueError(f"model {name} has {', '.join(sorted(unknown))}: a later release wrote that")
         return cls(**saved | {"state": ModelState(saved["state"]), "number": int(saved["number"])})

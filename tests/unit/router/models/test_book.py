@@ -545,6 +545,21 @@ def test_a_pull_that_is_unloaded_goes_at_once(world: ModelWorld) -> None:
     assert world.state("b") is None
 
 
+def test_a_load_that_was_only_pulled_yet_drains_no_requests(world: ModelWorld) -> None:
+    """Apiservers take its requests from the start of its engines on."""
+    world.book.load("b", entry("b"), pull=True)
+    world.say("b", FETCHED)
+    world.load("b")
+    world.book.unload("b")
+    assert "b" not in world.orders(), "its files are let go of at once"
+
+
+def test_a_pull_takes_nobody_s_place(world: ModelWorld) -> None:
+    with pytest.raises(InvalidRequest, match="a pull starts no engines, so it takes nobody's place"):
+        world.book.load("b", entry("b"), "a", pull=True)
+    assert world.state("b") is None
+
+
 def test_the_next_router_knows_that_a_model_is_pulled_only(world: ModelWorld) -> None:
     world.book.load("b", entry("b"), pull=True)
     world.say("b", FETCHED)

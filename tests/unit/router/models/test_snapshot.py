@@ -19,6 +19,21 @@ def test_it_comes_back_as_it_was() -> None:
     assert back.to_json() == text
 
 
+def _saved(**more: object) -> str:
+    """Returns a book with one model, as `to_json` wrote it before models could be pulled."""
+    one = {"number": 7, "name": "b", "entry": '{"source":"hub/b"}', "declared": False, "state": "starting"}
+    one |= {"directory": "/b", "error": "", "message": "", "swap": "a", "swapped": ""}
+    return json.dumps({"version": 1, "last_number": 9, "registrations": [one | more], "declared": {}})
+
+
+def test_an_earlier_release_reads_a_book_without_what_it_does_not_know() -> None:
+    """It refuses a book with a field that is new to it, and would forget every model."""
+    one = ModelRegistration(7, "b", '{"source":"hub/b"}', swap="a", state=ModelState.STARTING, directory="/b")
+    assert json.loads(ModelBookSnapshot(9, (one,)).to_json()) == json.loads(_saved())
+    one.pull = True
+    assert json.loads(ModelBookSnapshot(9, (one,)).to_json()) == json.loads(_saved(pull=True))
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -28,8 +43,9 @@ def test_it_comes_back_as_it_was() -> None:
         ('{"version": 1}', "no snapshot of models"),
         (
             json.dumps({"version": 1, "last_number": 1, "registrations": [{"number": 1}], "declared": {}}),
-            "was saved as",
+            "model None has no declared, directory",
         ),
+        (_saved(sleeps=True, after="x"), "model b has after, sleeps: a later release wrote that"),
     ],
 )
 def test_what_is_none_is_refused(text: str, why: str) -> None:
