@@ -11,7 +11,7 @@ from obstore.store import MemoryStore
 from openai.types import Batch
 
 from llmserve.apiserver.auth.caller import AccessScope, Caller
-from llmserve.apiserver.batches import run as run_module
+from llmserve.apiserver.batches import sender as sender_module
 from llmserve.apiserver.batches import service as service_module
 from llmserve.apiserver.batches.bucket import BucketStorage, ObjectClaim
 from llmserve.apiserver.batches.call import LineAnswer
@@ -125,7 +125,7 @@ async def test_lines_run_at_the_same_time_up_to_the_limit(bench: Bench) -> None:
 
 
 async def test_a_cluster_that_is_busy_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(sender_module, "_FIRST_PAUSE_SECONDS", 0.001)
     busy: list[LineAnswer | Exception] = [LineAnswer(429, b"{}"), LineAnswer(503, b"{}")]
     bench.caller.answers["a"] = busy
     batch = await bench.submit(line("a"))
@@ -157,7 +157,7 @@ async def test_a_tenant_that_is_at_its_limit_leaves_the_slots_to_others(
 
 
 async def test_lines_that_paused_take_a_slot_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(sender_module, "_FIRST_PAUSE_SECONDS", 0.001)
     bench = Bench(DiskStorage(tmp_path), concurrency=1)
     names = [str(n) for n in range(5)]
     bench.caller.answers = {name: [LineAnswer(503, b"{}")] for name in names}
