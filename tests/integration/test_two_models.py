@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bench.ports import free_port
-from llmserve.apiserver.links.router import AdmissionRefused, PlacementEnd, RouterLink
+from llmserve.apiserver.links.requests import AdmissionRefused, PlacementEnd
+from llmserve.apiserver.links.router import RouterLink
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import plan_local
 from llmserve.config.plan_types import ProcessSpec

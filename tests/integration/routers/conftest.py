@@ -18,7 +18,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bench.ports import free_port
-from llmserve.apiserver.links.router import PlacementEnd, RouterLink
+from llmserve.apiserver.links.requests import PlacementEnd
+from llmserve.apiserver.links.router import RouterLink
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad

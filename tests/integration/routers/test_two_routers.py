@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from llmserve.apiserver.links.router import AdmissionRefused
+from llmserve.apiserver.links.requests import AdmissionRefused
 from llmserve.core.errors import NotFound, NotLeader, RouterUnavailable, Unavailable
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2

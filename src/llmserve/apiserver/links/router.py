@@ -1,7 +1,7 @@
 """The one stream to the router: admissions out, placements in.
 
-The link keeps what this apiserver asked for and holds, so that it can send that again when a session broke, a
-router restarted, or another one leads: requests that hold a placement in Hello, waiting ones as new Admits.
+When a session broke, a router restarted, or another one leads, the next session begins with what this
+apiserver asked for and holds: requests that hold a placement in Hello, waiting ones as new Admits.
 Requests that run go on meanwhile. New ones wait for the router for `patience_seconds`. A session with the
 only router waits for as long as it answers keepalive pings.
 """
@@ -10,27 +10,26 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 
 import grpc.aio
 
+from llmserve.apiserver.links.requests import AdmissionRefused, PlacementEnd, RoutedRequest, RoutedRequests
 from llmserve.config.schema import Scheduling
 from llmserve.config.wanted_models import AnsweringModels, ServedName
 from llmserve.core.adapters import NamedAdapter
-from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
+from llmserve.core.errors import NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
-from llmserve.core.request import PrefillStats
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.adapters import decode_names
-from llmserve.rpc.codec import decode_outcome, encode_outcome
+from llmserve.rpc.codec import encode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
 from llmserve.rpc.leader import RouterAddresses, RouterSelector
 from llmserve.rpc.models import decode_served, encode_answering
 from llmserve.rpc.outbox import Outbox
-from llmserve.rpc.status import error_named, from_grpc
+from llmserve.rpc.status import from_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -43,36 +42,6 @@ _COMPANY_SECONDS = 0.005
 
 _UNKNOWN_SHAPE = KvShape()
 _Message = router_pb2.RouterSessionRequest
-
-
-class AdmissionRefused(Exception):
-    """A request gets no placement. outcome: how it is counted. error: what the user gets."""
-
-    def __init__(self, outcome: Outcome, error: LLMServeError) -> None:
-        super().__init__(error.message)
-        self.outcome, self.error = outcome, error
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementEnd:
-    """How a placement ended. output_tokens: those since it was given. prefilled: what its engine reported of
-    the prompt. handover_seconds: from prefill's token to decode's first one. None: it is not known."""
-
-    outcome: Outcome
-    output_tokens: int
-    prefilled: PrefillStats | None = None
-    handover_seconds: float | None = None
-
-
-@dataclass(slots=True)
-class _PendingRequest:
-    """A request at the router. It waits while placement is None. sent: a router was asked for it."""
-
-    admit: router_pb2.Admit
-    answer: asyncio.Future[router_pb2.Placement]
-    on_placed: Callable[[router_pb2.Placed], None]
-    placement: router_pb2.Placement | None = field(default=None)
-    sent: bool = False
 
 
 class RouterLink:
@@ -97,7 +66,7 @@ class RouterLink:
         self._metrics, self._answer = metrics, answer
         self._on_members, self._on_adapters = on_members, on_adapters
         self._patience_seconds = patience_seconds
-        self._entries: dict[str, _PendingRequest] = {}
+        self._requests = RoutedRequests()
         # Set from a session's hello on, so that changes before the router's answer are not lost.
         self._outbox: Outbox[_Message] | None = None
         self.connected = False
@@ -131,18 +100,15 @@ class RouterLink:
         The caller calls done() afterwards, also when it was cancelled; then it may admit the request
         again."""
         if self._given_up:
-            raise self._away()
-        entry = _PendingRequest(admit, asyncio.get_running_loop().create_future(), on_placed)
-        self._entries[admit.request_id] = entry
+            raise AdmissionRefused(Outcome.REJECTED, self._away())
+        request = self._requests.add(admit, on_placed)
         if self.connected:
-            self._send(entry)
-        return await entry.answer
+            self._send(request)
+        return await request.answer
 
     def first_token(self, request_id: str) -> None:
         """The prefill worker is free again; a restarted router must not count it."""
-        entry = self._entries.get(request_id)
-        if entry is not None and entry.placement is not None:
-            entry.placement = router_pb2.Placement(decode=entry.placement.decode)
+        self._requests.prefilled(request_id)
         first_token = router_pb2.FirstToken(request_id=request_id)
         self._post(_Message(first_token=first_token), _COMPANY_SECONDS)
 
@@ -166,7 +132,7 @@ class RouterLink:
     def done(self, request_id: str, end: PlacementEnd) -> None:
         """Gives back what the request holds or waits for. Nothing to do when it has neither. A key with
         limits may ask again at once, at another apiserver too, and would be refused while this one counts."""
-        if (entry := self._entries.pop(request_id, None)) is not None:
+        if (request := self._requests.end(request_id)) is not None:
             done = router_pb2.Done(
                 request_id=request_id,
                 outcome=encode_outcome(end.outcome),
@@ -174,8 +140,7 @@ class RouterLink:
                 cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
                 handover_seconds=end.handover_seconds,
             )
-            is_limited = entry.admit.HasField("key_limits")
-            self._post(_Message(done=done), 0.0 if is_limited else _COMPANY_SECONDS)
+            self._post(_Message(done=done), 0.0 if request.has_key_limits else _COMPANY_SECONDS)
 
     def _post(self, message: _Message, within_seconds: float = 0.0) -> None:
         """Sends a message in the session. Without one nothing is lost: the next session begins with all that
@@ -210,7 +175,8 @@ class RouterLink:
 
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
         outbox: Outbox[_Message] = Outbox()
-        outbox.put(_Message(hello=self._hello()))
+        hello = router_pb2.Hello(apiserver_id=self._apiserver_id, held=self._requests.held())
+        outbox.put(_Message(hello=hello))
         self._outbox = outbox
         call = stub.Session(_drain(outbox))
         try:
@@ -240,23 +206,6 @@ class RouterLink:
             raise NotLeader(f"it leads in term {epoch}, and term {self._epoch} has begun")
         self._epoch = epoch
 
-    def _hello(self) -> router_pb2.Hello:
-        held = [
-            router_pb2.HeldPlacement(
-                request_id=name,
-                tenant=entry.admit.tenant,
-                placement=entry.placement,
-                prompt_tokens=entry.admit.prompt_tokens,
-                max_output_tokens=entry.admit.max_output_tokens,
-                choices=entry.admit.choices,
-                adapter=entry.admit.adapter,
-                key_limits=entry.admit.key_limits if entry.admit.HasField("key_limits") else None,
-            )
-            for name, entry in self._entries.items()
-            if entry.placement is not None
-        ]
-        return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
-
     def _connect(self) -> None:
         self.connected = True
         self._stop_patience()
@@ -264,15 +213,12 @@ class RouterLink:
         _log.info("session with the router at %s started", self._routers.address)
         if self._answering is not None:
             self._post(_Message(models=encode_answering(self._answering)))
-        for entry in self._entries.values():
-            if entry.placement is None:
-                self._send(entry)
+        for request in self._requests.waiting():
+            self._send(request)
 
-    def _send(self, entry: _PendingRequest) -> None:
-        """Asks for a placement. A router that is asked again does not charge the request's key again."""
-        entry.admit.again |= entry.sent
-        entry.sent = True
-        self._post(_Message(admit=entry.admit))
+    def _send(self, request: RoutedRequest) -> None:
+        """Asks for a placement."""
+        self._post(_Message(admit=request.ask()))
 
     def _disconnected(self, reason: str) -> None:
         self._outbox = None
@@ -290,9 +236,9 @@ class RouterLink:
     def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
         match response.WhichOneof("message"):
             case "placed":
-                self._placed(response.placed)
+                self._requests.placed(response.placed)
             case "refused":
-                self._refused(response.refused)
+                self._requests.refused(response.refused)
             case "state":
                 self.workers = tuple(response.state.workers)
                 self._kv_shapes = _kv_shapes(self.workers)
@@ -304,20 +250,6 @@ class RouterLink:
                     self.served_changed.set()
             case "question" if self._answer is not None:
                 self._post(_Message(answer=self._answer(response.question)))
-
-    def _placed(self, placed: router_pb2.Placed) -> None:
-        entry = self._entries.get(placed.request_id)
-        if entry is not None and not entry.answer.done():
-            entry.placement = placed.placement
-            entry.on_placed(placed)
-            entry.answer.set_result(placed.placement)
-
-    def _refused(self, refused: router_pb2.Refused) -> None:
-        entry = self._entries.pop(refused.request_id, None)
-        if entry is not None and not entry.answer.done():
-            retry = refused.retry_after_seconds or None
-            error = error_named(refused.error, refused.message, retry)
-            entry.answer.set_exception(AdmissionRefused(decode_outcome(refused.outcome), error))
 
     # -- patience: how long requests wait for a router that is away
 
@@ -334,16 +266,11 @@ class RouterLink:
 
     def _refuse_waiting(self) -> None:
         self._given_up = True
-        for name, entry in list(self._entries.items()):
-            if entry.placement is None and not entry.answer.done():
-                del self._entries[name]
-                entry.answer.set_exception(self._away())
+        self._requests.refuse_waiting(self._away)
 
-    def _away(self) -> AdmissionRefused:
-        error = RouterUnavailable(
-            f"the router at {self._routers} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
-        )
-        return AdmissionRefused(Outcome.REJECTED, error)
+    def _away(self) -> RouterUnavailable:
+        message = f"the router at {self._routers} does not answer"
+        return RouterUnavailable(message, retry_after_seconds=_RETRY_AFTER_SECONDS)
 
     async def wait(self) -> None:
         """Raises the defect that ended the link; routers that come and go do not."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.apiserver.links.router import AdmissionRefused
+from llmserve.apiserver.links.requests import AdmissionRefused
 from llmserve.apiserver.request.context import WorkerFailed
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import Outcome

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.apiserver.links.router import AdmissionRefused, PlacementEnd
+from llmserve.apiserver.links.requests import AdmissionRefused, PlacementEnd
 from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.observe import RunSpans

@@ -11,7 +11,7 @@ placement, and one outcome is counted. No clean-up waits, so a cancelled run end
 import asyncio
 import logging
 
-from llmserve.apiserver.links.router import AdmissionRefused
+from llmserve.apiserver.links.requests import AdmissionRefused
 from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext, Sink, WorkerFailed
 from llmserve.apiserver.request.observe import RunSpans, RunStats

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.links.router import PlacementEnd, RouterLink
+from llmserve.apiserver.links.requests import PlacementEnd
+from llmserve.apiserver.links.router import RouterLink
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics

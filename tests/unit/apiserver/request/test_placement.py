@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.apiserver.links.router import PlacementEnd
+from llmserve.apiserver.links.requests import PlacementEnd
 from llmserve.apiserver.request.context import RequestInfo
 from llmserve.apiserver.request.placement import RequestPlacement
 from llmserve.core.ids import RequestId, TenantId
