@@ -30,11 +30,6 @@ from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
 from llmserve.apiserver.http.listener.certificate import HttpCertificate
 from llmserve.apiserver.http.listener.server import HttpServer
-from llmserve.apiserver.http.original_routes import (
-    BaselineTurn,
-    add_original_routes,
-    serves_original_routes,
-)
 from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain, add_models, add_operations
 from llmserve.apiserver.http.spans import HttpSpans
@@ -48,6 +43,8 @@ from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.apiserver.models.following import ModelFollowing
 from llmserve.apiserver.models.routes import add_model_manager, add_original_models
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
+from llmserve.apiserver.original.baseline import BaselineTurn
+from llmserve.apiserver.original.routes import add_original_routes, serves_original_routes
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
 from llmserve.apiserver.responses.build import build_store

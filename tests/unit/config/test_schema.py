@@ -3,10 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from llmserve.config.key_text import meaning
 from llmserve.config.schema import EngineConfig, Manifest
 from llmserve.config.schema.models import ModelSpec
 from llmserve.config.schema.section import KeyUnit, ManifestKey, Planned, marker, path_text, section_at, walk
-from llmserve.config.schema_doc import meaning
 
 KNOBS = {path_text(knob.path): knob for knob in walk(Manifest)}
 

@@ -1,0 +1,1 @@
+"""The routes of the original projects, for clients that still call them."""
