@@ -145,7 +145,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
 
     async def Watch(  # noqa: N802
         self, request: kvmanager_pb2.WatchRequest, context: _Context
-    ) -> AsyncIterator[kvmanager_pb2.WatchReport]:
+    ) -> AsyncIterator[kvmanager_pb2.WatchReports]:
         changed = asyncio.Event()
         await context.send_initial_metadata(())  # the watcher knows that it is connected before any report
         watcher = self._manager.watch(changed.set)
@@ -153,8 +153,8 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         context.add_done_callback(lambda _: self._manager.unwatch(watcher))  # type: ignore[arg-type]
         try:
             while not self._closing.is_set():
-                while update := watcher.take():
-                    yield _encode_update(update)
+                while updates := watcher.take():
+                    yield kvmanager_pb2.WatchReports(reports=map(_encode_update, updates))
                 await self._sooner(changed)
         finally:
             self._manager.unwatch(watcher)
@@ -165,7 +165,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         return self._store.prefetch(request)
 
     async def _sooner(self, changed: asyncio.Event) -> None:
-        """Waits for a change or for the end, and a little longer, so that several changes share a report."""
+        """Waits for a change or for the end, and a little longer, so that several changes share a message."""
         waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._closing)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -135,13 +135,16 @@ class KvWatch:
             backoff.reset()
             self._index.begin(address)
             _log.info("KV manager at %s is followed", address)
-            async for report in call:
-                if not self._index.apply(address, _decode(report)):
-                    raise Unavailable(
-                        f"report {report.sequence} of {report.node} does not follow the last one"
-                    )
+            async for message in call:
+                self._apply(address, message.reports)
         finally:
             call.cancel()
+
+    def _apply(self, address: str, reports: Sequence[kvmanager_pb2.WatchReport]) -> None:
+        """Errors: Unavailable, when a report is missing."""
+        for report in reports:
+            if not self._index.apply(address, _decode(report)):
+                raise Unavailable(f"report {report.sequence} of {report.node} does not follow the last one")
 
     async def _ask(self, address: str, request: kvmanager_pb2.PrefetchRequest) -> None:
         try:

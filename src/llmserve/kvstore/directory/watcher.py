@@ -65,8 +65,16 @@ class Watcher:
         elif feed:  # the watcher never learnt of this holder
             del self._feeds[holder]
 
-    def take(self) -> DirectoryUpdate | None:
-        """The next update, of at most PIECE_BLOCKS blocks; None when nothing waits."""
+    def take(self) -> list[DirectoryUpdate]:
+        """Returns the next updates, of at most PIECE_BLOCKS blocks together; none when nothing waits."""
+        updates: list[DirectoryUpdate] = []
+        room = PIECE_BLOCKS
+        while room > 0 and (update := self._next(room)) is not None:
+            updates.append(update)
+            room -= len(update.removed) + len(update.stored)
+        return updates
+
+    def _next(self, most_blocks: int) -> DirectoryUpdate | None:
         if self._dropped:
             holder = next(iter(self._dropped))
             del self._dropped[holder], self._feeds[holder]
@@ -76,7 +84,7 @@ class Watcher:
         holder = next(iter(self._waiting))
         del self._waiting[holder]
         feed = self._feeds[holder]
-        delta = feed.take(PIECE_BLOCKS)
+        delta = feed.take(most_blocks)
         if feed.has_changes:  # after the others, so that a large holder does not hold them up
             self._waiting[holder] = None
         return DirectoryUpdate(

@@ -60,9 +60,10 @@ class Source:
 
 
 def _told_all(watcher: Watcher) -> list[DirectoryUpdate]:
-    told = []
-    while one := watcher.take():
-        told.append(one)
+    told: list[DirectoryUpdate] = []
+    while updates := watcher.take():
+        assert sum(len(one.removed) + len(one.stored) for one in updates) <= PIECE_BLOCKS
+        told += updates
     return told
 
 
@@ -96,7 +97,15 @@ def test_first_all_in_pieces_and_then_what_changes() -> None:
     source.report(_blocks("b"), _numbered([0]))
     (told_then,) = _told_all(source.watcher)
     assert (told_then.sequence, told_then.stored, told_then.removed) == (4, (b"b",), tuple(_numbered([0])))
-    assert source.watcher.take() is None
+    assert source.watcher.take() == []
+
+
+def test_what_changed_of_several_holders_is_told_together() -> None:
+    source = Source()
+    source.report(_blocks("a"))
+    source.report(_blocks("b"), holder=Holder("y"))
+    source.report(_blocks("c"), holder=Holder("m/fast", KvTier.DRAM))
+    assert [told.stored for told in source.watcher.take()] == [(b"a",), (b"b",), (b"c",)]
 
 
 def test_what_came_and_went_before_it_was_told_is_not_told() -> None:
@@ -154,8 +163,9 @@ def test_a_replica_is_equal_once_all_is_told(seed: int, steps: int) -> None:
                 source.report(some, holder=holder, snapshot=True)
             case 2:
                 source.report(some, holder=holder, cleared=True)
-            case 3 | 4 if told := source.watcher.take():
-                _apply(replica, told)
+            case 3 | 4:
+                for told in source.watcher.take():
+                    _apply(replica, told)
             case _:
                 source.report(some, others, holder)
     for told in _told_all(source.watcher):
@@ -180,5 +190,5 @@ def test_the_manager_tells_its_watchers_until_they_leave() -> None:
     manager.unwatch(watcher)
     manager.unwatch(watcher)
     manager.report_tier(BlockReport(Holder("m/fast", KvTier.DRAM), 1, 2, stored=_blocks("c")))
-    assert watcher.take() is None
+    assert watcher.take() == []
     assert manager.watchers == 0

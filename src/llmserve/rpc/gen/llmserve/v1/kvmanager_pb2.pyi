@@ -486,6 +486,12 @@ class WatchRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class WatchReports(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[WatchReport]
+    def __init__(self, reports: _Optional[_Iterable[_Union[WatchReport, _Mapping]]] = ...) -> None: ...
+
 class WatchReport(_message.Message):
     __slots__ = ("node", "tier", "sequence", "anew", "dropped", "removed", "stored")
     NODE_FIELD_NUMBER: _ClassVar[int]

@@ -105,7 +105,7 @@ class KVManagerStub:
         self.Watch = channel.unary_stream(
                 '/llmserve.v1.KVManager/Watch',
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.SerializeToString,
-                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.FromString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReports.FromString,
                 _registered_method=True)
         self.Prefetch = channel.unary_unary(
                 '/llmserve.v1.KVManager/Prefetch',
@@ -294,7 +294,7 @@ def add_KVManagerServicer_to_server(servicer, server):
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.FromString,
-                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.SerializeToString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReports.SerializeToString,
             ),
             'Prefetch': grpc.unary_unary_rpc_method_handler(
                     servicer.Prefetch,
@@ -682,7 +682,7 @@ class KVManager:
             target,
             '/llmserve.v1.KVManager/Watch',
             llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.SerializeToString,
-            llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.FromString,
+            llmserve_dot_v1_dot_kvmanager__pb2.WatchReports.FromString,
             options,
             channel_credentials,
             insecure,
