@@ -32,8 +32,9 @@ _SHARE = 0.9  # of the admissions or tokens: below it, a call is not made for ea
 _REPORT_SECONDS = 10.0
 _BLOCK_TOKENS = 16
 
-# What an engine does for a token, simulated or not, and what stands beside the way to the user.
-_BESIDE_THE_WAY = ("core.", "engines.", "kvstore.", "metrics.")
+# What an engine does for a token, simulated or not, and what stands beside the way to the user: a transport
+# also looks for connections now and then, which on a busy machine is as often as there are tokens.
+_BESIDE_THE_WAY = ("core.", "engines.", "kvstore.", "metrics.", "transfer.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,20 +68,16 @@ class HotRoutes:
     ) -> None:
         events = current_scope().text_events = TextEvents(send) if self._text_events else None
         response = await route.answer(request, Request(scope, receive))
-        if isinstance(response, StreamingResponse):
-            await _stream(response, send, events)
-        else:
+        if not isinstance(response, StreamingResponse):
             await response(scope, receive, send)
-
-
-async def _stream(response: StreamingResponse, send: Send, events: TextEvents | None) -> None:
-    start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    await send(start)
-    async for piece in cast("AsyncIterable[str]", response.body_iterator):  # as vLLM makes it
-        if events is not None:
-            events.last_event = piece
-        await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        status, headers = response.status_code, response.raw_headers
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        async for piece in cast("AsyncIterable[str]", response.body_iterator):  # as vLLM makes it
+            if events is not None:
+                events.last_event = piece
+            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _gone(receive: Receive) -> None:

@@ -134,7 +134,8 @@ class Attempt:
         shown = self._legs.exact or not decode_follows
 
         def take(output: EngineOutput) -> bool:
-            self._note_adapter(output, "prefill")
+            if output.adapter_load is not None:
+                self._info.record.adapter_loads.append(("prefill", output.adapter_load))
             result.pull_params = output.kv_transfer_params or result.pull_params
             output = replace(output, kv_transfer_params=None)
             if decode_follows and output.finish_reason is FinishReason.LENGTH:
@@ -156,7 +157,8 @@ class Attempt:
         when a prefill worker died between showing the token and sending it on."""
 
         def take(output: EngineOutput) -> bool:
-            self._note_adapter(output, origin)
+            if output.adapter_load is not None:
+                self._info.record.adapter_loads.append((origin, output.adapter_load))
             stats, before = output.prefill_stats, prefilled.prefill_output
             if pushed_by is not None and stats is not None and stats.prompt_tokens != self._known_tokens:
                 raise WorkerFailed(pushed_by, TransferError("decode was not told the first token"))
@@ -170,10 +172,6 @@ class Attempt:
             return self._push(output, origin)
 
         await leg.pass_to(take)
-
-    def _note_adapter(self, output: EngineOutput, leg: str) -> None:
-        if output.adapter_load is not None:
-            self._info.record.adapter_loads.append((leg, output.adapter_load))
 
     @contextlib.asynccontextmanager
     async def _leg(

@@ -229,7 +229,8 @@ class SimEngine:
             self._linked().release(ticket)
         for order in step.pulls:
             self._handing.start(order)
-        self._note_kv_changes()
+        if self._pool.has_events():
+            self._note_kv_changes()
 
     def _commit(self, step: Step[SimSequence]) -> None:
         committed = self._scheduler.commit(step)
@@ -239,7 +240,8 @@ class SimEngine:
         for sequence in committed.complete:
             self._deliver(self._advance(sequence))
         self._drawing.ended(step)
-        self._note_kv_changes()
+        if self._pool.has_events():
+            self._note_kv_changes()
 
     def _write(self, filled: Iterable[tuple[SimSequence, int]]) -> None:
         assert self._memory is not None, "the loop ends before the memory is closed"
@@ -266,6 +268,7 @@ class SimEngine:
         token has no decode."""
         blocks = self._scheduler.finish(sequence)
         if sequence.hands_over and reason is FinishReason.LENGTH:
+            self._note_kv_changes()
             return self._handing.grant(sequence, blocks).to_params()
         self._handing.drop(sequence)
         self._pool.release(blocks)
