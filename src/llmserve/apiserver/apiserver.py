@@ -43,9 +43,12 @@ from llmserve.apiserver.models.doors import ModelDoors
 from llmserve.apiserver.models.following import ModelFollowing
 from llmserve.apiserver.models.routes import add_model_manager
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
-from llmserve.apiserver.original.baseline import BaselineTurn
-from llmserve.apiserver.original.models import add_original_models
-from llmserve.apiserver.original.routes import add_original_routes, serves_original_routes
+from llmserve.apiserver.original_routes import (
+    BaselineTurn,
+    add_original_models,
+    add_original_routes,
+    serves_original_routes,
+)
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
 from llmserve.apiserver.responses.build import build_store

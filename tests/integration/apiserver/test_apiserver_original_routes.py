@@ -80,15 +80,15 @@ async def test_requests_of_the_baseline_run_one_after_another(cluster: Any, http
 async def test_waiting_for_the_baseline_counts_for_the_deadline(
     cluster: Any, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmserve.apiserver.original import baseline
+    from llmserve.apiserver import original_routes
 
-    monkeypatch.setattr(baseline, "_MOST_WAITING", 1)
-    turn = baseline.BaselineTurn(lambda: 0.01)
+    monkeypatch.setattr(original_routes, "_MOST_WAITING", 1)
+    turn = original_routes.BaselineTurn(lambda: 0.01)
     async with turn.taken():
         with pytest.raises(DeadlineExceeded, match="no turn within"):
             async with turn.taken():
                 pass
-    turn = baseline.BaselineTurn(lambda: 5.0)
+    turn = original_routes.BaselineTurn(lambda: 5.0)
     async with turn.taken():
         waiting = asyncio.create_task(turn.taken().__aenter__())
         await asyncio.sleep(0)
@@ -140,7 +140,7 @@ async def test_chat(cluster: Any, http: httpx.AsyncClient) -> None:
 
 
 async def test_a_text_of_several_lines_is_one_event(cluster: Any, http: httpx.AsyncClient) -> None:
-    from llmserve.apiserver.original.answers import _event
+    from llmserve.apiserver.original_routes import _event
 
     assert _event("a\nb\r\n c", "x") == "event: x\ndata: a\ndata: b\ndata:  c\n\n"
     assert events_of(_event("a\n\nb")) == [("", "a\n\nb")]
@@ -256,7 +256,7 @@ async def test_the_openapi_document_lists_them(cluster: Any, http: httpx.AsyncCl
 def test_where_they_are_served(
     wanted: bool | None, mode: str, served: bool, manifest: dict[str, Any]
 ) -> None:
-    from llmserve.apiserver.original.routes import serves_original_routes
+    from llmserve.apiserver.original_routes import serves_original_routes
     from llmserve.config.schema import Manifest
 
     changed = {**manifest, "api": {"original_routes": wanted}, "deployment": {"mode": mode}}

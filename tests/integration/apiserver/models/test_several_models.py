@@ -14,8 +14,8 @@ import openai
 import pytest
 import pytest_asyncio
 
+from llmserve.apiserver import original_routes
 from llmserve.apiserver.options import ModelDirectory
-from llmserve.apiserver.original import models as original_models
 from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ServedName
 from llmserve.core.adapters import NamedAdapter
@@ -397,8 +397,8 @@ async def test_models_are_searched_as_torchweave_does(
     """On the hub, and on this machine also when there is no network."""
     here = [LocalModel(name, "", tmp_path, tmp_path, 7) for name in ("o/tiny", "b")]
     hub = [HubModel(name, 9, gated=False) for name in ("o/tiny", "o/tiny-2", "o/tiny-3")]
-    monkeypatch.setattr(original_models, "local_models", lambda cache: here)
-    monkeypatch.setattr(original_models, "search_hub", lambda text, limit: hub[:limit])
+    monkeypatch.setattr(original_routes, "local_models", lambda cache: here)
+    monkeypatch.setattr(original_routes, "search_hub", lambda text, limit: hub[:limit])
     async with cluster.client("root") as http:
         found = (await http.get("/models/search/TINY?limit=2")).json()
         assert (found["success"], found["message"]) == (True, "Models found: 2")
@@ -406,7 +406,7 @@ async def test_models_are_searched_as_torchweave_does(
             {"model_id": "o/tiny", "downloads": 9, "local": True},
             {"model_id": "o/tiny-2", "downloads": 9, "local": False},
         ]
-        monkeypatch.setattr(original_models, "search_hub", away)
+        monkeypatch.setattr(original_routes, "search_hub", away)
         found = (await http.get("/models/search/o/tiny")).json()
         assert found["message"] == "Models found: 1; the hub cannot be asked: no network"
         assert found["data"] == [{"model_id": "o/tiny", "downloads": None, "local": True}]

@@ -1,1 +1,0 @@
-"""The routes of the original projects, for clients that still call them."""
