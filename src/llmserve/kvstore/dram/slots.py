@@ -7,10 +7,27 @@ anyone learns of a new use. So whoever finds the same word after a copy has copi
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from llmserve.kvstore.blocks import ReserveOutcome, Slot
 from llmserve.kvstore.dram.slabs import SlabMap
 from llmserve.transfer.base import Int64Array
+
+
+@dataclass(slots=True)
+class DramCounters:
+    """Totals since the start. All but those of leases count slots."""
+
+    reserved: int = 0
+    full: int = 0  # blocks that were refused for want of slots
+    stored: int = 0
+    late: int = 0  # commits of a reservation that had ended
+    aborted: int = 0
+    expired: int = 0  # slots of reservations that ended by time
+    written_off: int = 0  # orphans whose writer was never heard of again
+    leases_granted: int = 0
+    leases_released: int = 0
+    leases_expired: int = 0
 
 
 class SlotPool:

@@ -5,16 +5,14 @@ commits its parts one by one; the block is stored with the last one. A reader ho
 Reservations and leases end by a message or by time. The index (`eviction`) charges a block from its
 reservation on; a block that is being written or is leased is pinned there.
 
-A block that leaves the index is found no more, and its slots come back when its leases have ended. A
-reservation that ends by time leaves slots that its writer may still be writing to: orphans. An orphan comes
-back when its writer says that it has stopped (a late commit), when the writer is known to be gone (`forget`),
-or after quarantine_seconds. What a writer does after that, checksums must find.
+A block that leaves the index is found no more, and its slots come back when its leases have ended. What is
+being written is in `reservations`.
 
 The tier is pure but for the array of `slots`, and not thread-safe.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
@@ -31,46 +29,11 @@ from llmserve.kvstore.blocks import (
     StoredBlock,
     nobody_asks,
 )
-from llmserve.kvstore.dram.slots import SlotPool
+from llmserve.kvstore.dram.reservations import SlotReservations
+from llmserve.kvstore.dram.slots import DramCounters, SlotPool
 from llmserve.kvstore.eviction import Added, TierIndex, Victim
 
 QUARANTINE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class DramCounters:
-    """Totals since the start. All but those of leases count slots."""
-
-    reserved: int = 0
-    full: int = 0  # blocks that were refused for want of slots
-    stored: int = 0
-    late: int = 0  # commits of a reservation that had ended
-    aborted: int = 0
-    expired: int = 0  # slots of reservations that ended by time
-    written_off: int = 0  # orphans whose writer was never heard of again
-    leases_granted: int = 0
-    leases_released: int = 0
-    leases_expired: int = 0
-
-
-@dataclass(slots=True)
-class _Reservation:
-    user: PoolUser
-    block: StoredBlock
-    slots: list[Slot]
-    committed: set[int] = field(default_factory=set)  # parts
-
-    @property
-    def open_slots(self) -> list[Slot]:
-        """Slots whose writer may still write."""
-        return [slot for part, slot in enumerate(self.slots) if part not in self.committed]
-
-
-@dataclass(frozen=True, slots=True)
-class _Orphan:
-    user: PoolUser
-    key: BlockHash
-    slot: Slot
 
 
 @dataclass(eq=False, slots=True)
@@ -102,10 +65,8 @@ class DramTier:
         self.slots, self.index, self.name = slots, index, name
         self.totals, self.counters = TierTotals(), DramCounters()
         self.held_changed: HeldChanged = nobody_asks
-        self._quarantine_seconds = quarantine_seconds
         self._stored: dict[BlockHash, _Stored] = {}
-        self._filling: LeaseTable[BlockHash, _Reservation] = LeaseTable(clock, remembered_ends=0)
-        self._orphans: LeaseTable[int, _Orphan] = LeaseTable(clock, remembered_ends=0)  # by generation
+        self._writes = SlotReservations(slots, clock, self.counters, quarantine_seconds, self._leave_index)
         self._leases: LeaseTable[LeaseId, _ReadLease] = LeaseTable(clock)
 
     # -- what is there
@@ -123,8 +84,7 @@ class DramTier:
 
     def writer(self, key: BlockHash) -> PoolUser | None:
         """The user that has reserved this block."""
-        reservation = self._filling.get(key)
-        return reservation.user if reservation else None
+        return self._writes.writer(key)
 
     @property
     def open_leases(self) -> int:
@@ -133,17 +93,16 @@ class DramTier:
 
     @property
     def reserved_blocks(self) -> int:
-        return len(self._filling)
+        return len(self._writes)
 
     @property
     def orphan_slots(self) -> int:
-        return len(self._orphans)
+        return self._writes.orphan_slots
 
     def is_used_by(self, users: Collection[PoolUser]) -> bool:
         """Whether one of the users has a lease or a reservation."""
-        writers = (reservation.user for reservation in self._filling.values())
         readers = (lease.user for lease in self._leases.values())
-        return bool(users) and any(user in users for user in (*writers, *readers))
+        return bool(users) and any(user in users for user in (*self._writes.writers(), *readers))
 
     # -- readers
 
@@ -181,7 +140,7 @@ class DramTier:
     ) -> tuple[ReserveOutcome, tuple[Slot, ...]]:
         """Slots for all parts of a block, or for none. The caller makes room first."""
         self.settle()
-        if block.key in self._filling:
+        if block.key in self._writes:
             return ReserveOutcome.BUSY, ()
         if block.key in self._stored:
             return ReserveOutcome.PRESENT, ()
@@ -193,43 +152,24 @@ class DramTier:
             self.counters.full += 1
             self.index.remove(block.key)
             return slots, ()
-        self.counters.reserved += len(slots)
         self.index.pin([block.key])
-        self._filling.grant(block.key, _Reservation(user, block, list(slots)), seconds)
+        self._writes.add(user, block, slots, seconds)
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
-        """The block, if this was its last part and it is stored. A fill without a checksum has the one that
-        its writer noted beside the slot; if there is none, the block was not written and is aborted."""
+        """The block, if this was its last part and it is stored."""
         self.settle()
-        reservation = self._reservation(fill)
-        if reservation is None:
-            self._free_orphan(fill)
-            self.counters.late += 1
-            return CommitOutcome.LATE, None
-        slot = reservation.slots[fill.part]
-        checksum = fill.checksum or self.slots.noted_checksum(slot)
-        if not checksum:
-            self.abort(fill.block)
-            return CommitOutcome.LATE, None
-        self.counters.stored += 1
-        reservation.slots[fill.part] = replace(slot, checksum=checksum)
-        reservation.committed.add(fill.part)
-        if reservation.open_slots:
-            return CommitOutcome.STORED, None
-        self._filling.release(fill.block)
-        self._stored[fill.block] = _Stored(reservation.block, tuple(reservation.slots))
+        outcome, whole = self._writes.commit(fill)
+        if whole is None:
+            return outcome, None
+        self._stored[fill.block] = _Stored(whole.block, tuple(whole.slots))
         self.held_changed((fill.block,), True)
         self.index.unpin([fill.block])
-        return CommitOutcome.STORED, reservation.block
+        return outcome, whole.block
 
     def abort(self, key: BlockHash) -> None:
         """The writer of a reserved block gives up and has stopped writing. Other keys are ignored."""
-        if key in self._filling:
-            reservation = self._filling.release(key)
-            self.counters.aborted += len(reservation.open_slots)
-            self.slots.free(reservation.slots)
-            self._leave_index(key)
+        self._writes.abort(key)
 
     # -- room
 
@@ -261,11 +201,7 @@ class DramTier:
     def forget(self, user: PoolUser) -> None:
         """Ends all that this user has: its process has ended, and nothing is under way in its name."""
         self.settle()
-        for generation in [name for name, orphan in self._orphans.items() if orphan.user == user]:
-            self.slots.free([self._orphans.release(generation).slot])
-        for key in [key for key, reservation in self._filling.items() if reservation.user == user]:
-            self.slots.free(self._filling.release(key).slots)
-            self._leave_index(key)
+        self._writes.forget(user)
         for lease_id in [name for name, lease in self._leases.items() if lease.user == user]:
             self.counters.leases_expired += 1
             self._end_lease(self._leases.release(lease_id))
@@ -275,52 +211,20 @@ class DramTier:
         for _, lease in self._leases.take_expired():
             self.counters.leases_expired += 1
             self._end_lease(lease)
-        for _, orphan in self._orphans.take_expired():
-            self.counters.written_off += 1
-            self.slots.free([orphan.slot])
-        for key, reservation in self._filling.take_expired():
-            self._orphan(key, reservation)
+        self._writes.settle()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the tier contradicts itself. For tests and debugging."""
-        for table in (self._filling, self._orphans, self._leases):
-            table.check_integrity()
+        self._leases.check_integrity()
+        reserved, orphans = self._writes.check_integrity()
         leased = [block for lease in self._leases.values() for block in lease.blocks]
         blocks = {*self._stored.values(), *leased}
-        filling = [slot for reservation in self._filling.values() for slot in reservation.slots]
-        current = [*filling, *(slot for block in blocks for slot in block.slots)]
-        self.slots.check_integrity(current, [orphan.slot for orphan in self._orphans.values()])
+        self.slots.check_integrity([*reserved, *(slot for block in blocks for slot in block.slots)], orphans)
         assert all(block.leases == leased.count(block) for block in blocks)
         assert all(one.is_evicted == (self._stored.get(one.block.key) is not one) for one in blocks)
-        assert {node.key for node in self.index.held()} == self._stored.keys() | self._filling.keys()
-        assert all(reservation.open_slots for reservation in self._filling.values())
+        assert {node.key for node in self.index.held()} == self._stored.keys() | self._writes.keys()
 
     # -- inside
-
-    def _reservation(self, fill: PartFill) -> _Reservation | None:
-        """The open reservation of exactly this slot for this part."""
-        reservation = self._filling.get(fill.block)
-        if reservation is None or fill.part >= len(reservation.slots) or fill.part in reservation.committed:
-            return None
-        return reservation if reservation.slots[fill.part].generation == fill.generation else None
-
-    def _free_orphan(self, fill: PartFill) -> None:
-        """Its writer has stopped."""
-        orphan = self._orphans.get(fill.generation)
-        if orphan is not None and orphan.key == fill.block:
-            self.slots.free([self._orphans.release(fill.generation).slot])
-
-    def _orphan(self, key: BlockHash, reservation: _Reservation) -> None:
-        """A reservation has expired: its writer may still write to the parts that it has not committed."""
-        for part, slot in enumerate(reservation.slots):
-            if part in reservation.committed:
-                self.slots.free([slot])
-            else:
-                self.counters.expired += 1
-                self.slots.fence(slot)
-                orphan = _Orphan(reservation.user, key, slot)
-                self._orphans.grant(slot.generation, orphan, self._quarantine_seconds)
-        self._leave_index(key)
 
     def _leave_index(self, key: BlockHash) -> None:
         self.index.unpin([key])
