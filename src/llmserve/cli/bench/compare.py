@@ -19,7 +19,7 @@ import uvloop
 import yaml
 from rich.console import Console
 
-from llmserve.cli.bench import AGGREGATED, DISAGGREGATED
+from llmserve.cli.bench.options import AGGREGATED, DISAGGREGATED
 from llmserve.cli.bench.page import contrast_page, watched, write_page
 from llmserve.cli.bench.run import load_of, target_of, trust_in, ways_of
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from llmserve.cli.bench import KEY_VARIABLE, SECONDS
+from llmserve.cli.bench.options import KEY_VARIABLE, SECONDS
 from llmserve.cli.bench.page import report_page, watched, write_page
 from llmserve.cli.cluster import find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
