@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from llmserve.apiserver.auth.stores.base import KeyStore
 from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.redis import RedisKeys
+from llmserve.apiserver.auth.stores.store import KeyStore
 from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.core.errors import StateUnavailable
 from llmserve.rpc.redis_client import RedisAccess

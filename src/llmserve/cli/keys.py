@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmserve.apiserver.auth.caller import AccessScope
-from llmserve.apiserver.auth.stores.base import KeyStore
-from llmserve.apiserver.auth.stores.build import build_key_store
 from llmserve.apiserver.auth.stores.file import FileKeys
+from llmserve.apiserver.auth.stores.store import KeyStore, build_key_store
 from llmserve.apiserver.auth.stores.stored_key import StoredKey, make_key
 from llmserve.cli.command import EXIT_OK, Actions, Command, add_json, add_manifest, count, positive
 from llmserve.config.load import load_manifest

@@ -8,8 +8,8 @@ from llmserve.apiserver.auth.caller import EVERYBODY, LOCAL_ADMIN, Caller
 from llmserve.apiserver.auth.credential import Credential, credential_in
 from llmserve.apiserver.auth.manifest_keys import ManifestKeys
 from llmserve.apiserver.auth.oidc.verifier import OidcVerifier
-from llmserve.apiserver.auth.stores.build import build_key_store
 from llmserve.apiserver.auth.stores.live_keys import LiveKeys
+from llmserve.apiserver.auth.stores.store import build_key_store
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import NotAuthenticated
 from llmserve.core.tasks import TaskOwner

@@ -23,8 +23,6 @@ from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.verify import ADMIN, leased
 from llmserve.kvstore.tiers.base import TierOutcome
 
-_CORRUPT = StoredParts(TierOutcome.CORRUPT)
-
 
 @dataclass(frozen=True, slots=True)
 class ExportedBlock:

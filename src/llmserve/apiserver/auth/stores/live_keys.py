@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from llmserve.apiserver.auth.caller import Caller
 from llmserve.apiserver.auth.credential import Credential
-from llmserve.apiserver.auth.stores.base import KeyStore
+from llmserve.apiserver.auth.stores.store import KeyStore
 from llmserve.apiserver.auth.stores.stored_key import StoredKey, id_in
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
 
