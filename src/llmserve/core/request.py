@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec import Struct
+
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
@@ -150,9 +152,9 @@ class Acceptance:
     switched_off: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOutput:
-    """What one engine step added to one request. finish_reason: None while the request goes on. handover:
+class EngineOutput(Struct, frozen=True):
+    """What one engine step added to one request. Two are made for each token, so it is a Struct, which takes
+    a tenth of the time of a frozen dataclass. finish_reason: None while the request goes on. handover:
     with the first output of a request that fetched KV. adapter_load: with the first output of a request that
     has an adapter; the worker adds it. acceptance: with the last output of a request, of an
     engine that speculates. pooled: the only output of a request with pooling_params."""

@@ -1,7 +1,7 @@
 """Converts between protobuf messages and the types of the domain. Nothing else does."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -122,34 +122,39 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
     )
 
 
-def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
-    """Most deltas are one token and nothing else: a field that is absent costs one comparison."""
-    delta = worker_pb2.TokenDelta(
-        request_id=output.request_id, token_ids=output.token_ids, error=output.error
-    )
-    if output.kv_transfer_params is not None:
-        delta.kv_transfer_params = encode_params(output.kv_transfer_params)
-    if output.finish_reason is not None:
-        delta.finish_reason = _FINISH_TO_WIRE[output.finish_reason]
-    if isinstance(output.stop_reason, int):
-        delta.stop_token_id = output.stop_reason
-    elif output.stop_reason is not None:
-        delta.stop_string = output.stop_reason
-    if output.logprobs is not None:
-        delta.logprobs.CopyFrom(_encode_logprobs(output.logprobs))
-    if output.prompt_logprobs is not None:
-        delta.prompt_logprobs.CopyFrom(_encode_logprobs(output.prompt_logprobs))
-    if output.prefill_stats is not None:
-        delta.prefill_stats.CopyFrom(_encode_stats(output.prefill_stats))
-    if output.handover is not None:
-        delta.handover.CopyFrom(_encode_handover(output.handover))
-    if (load := output.adapter_load) is not None:
-        delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
-    if output.acceptance is not None:
-        delta.acceptance.CopyFrom(_encode_acceptance(output.acceptance))
-    if (pooled := output.pooled) is not None:
-        delta.pooled.CopyFrom(worker_pb2.Pooled(shape=pooled.shape, values=pooled.values))
-    return delta
+def encode_outputs(outputs: Iterable[EngineOutput]) -> worker_pb2.WorkerSessionResponse:
+    """Deltas are filled where they lie, since putting one into a message copies it. Most are one token and
+    nothing else: a field that is absent costs one comparison."""
+    response = worker_pb2.WorkerSessionResponse()
+    for output in outputs:
+        delta = response.deltas.add()
+        delta.request_id = output.request_id
+        delta.token_ids.extend(output.token_ids)
+        if output.error:
+            delta.error = output.error
+        if output.kv_transfer_params is not None:
+            delta.kv_transfer_params = encode_params(output.kv_transfer_params)
+        if output.finish_reason is not None:
+            delta.finish_reason = _FINISH_TO_WIRE[output.finish_reason]
+        if isinstance(output.stop_reason, int):
+            delta.stop_token_id = output.stop_reason
+        elif output.stop_reason is not None:
+            delta.stop_string = output.stop_reason
+        if output.logprobs is not None:
+            delta.logprobs.CopyFrom(_encode_logprobs(output.logprobs))
+        if output.prompt_logprobs is not None:
+            delta.prompt_logprobs.CopyFrom(_encode_logprobs(output.prompt_logprobs))
+        if output.prefill_stats is not None:
+            delta.prefill_stats.CopyFrom(_encode_stats(output.prefill_stats))
+        if output.handover is not None:
+            delta.handover.CopyFrom(_encode_handover(output.handover))
+        if (load := output.adapter_load) is not None:
+            delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
+        if output.acceptance is not None:
+            delta.acceptance.CopyFrom(_encode_acceptance(output.acceptance))
+        if (pooled := output.pooled) is not None:
+            delta.pooled.CopyFrom(worker_pb2.Pooled(shape=pooled.shape, values=pooled.values))
+    return response
 
 
 def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
@@ -157,7 +162,7 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
     has, stop, params = delta.HasField, delta.WhichOneof("stop_reason"), delta.kv_transfer_params
     return EngineOutput(
         request_id=RequestId(delta.request_id),
-        token_ids=list(delta.token_ids),
+        token_ids=delta.token_ids[:],
         finish_reason=_FINISH_FROM_WIRE.get(delta.finish_reason),
         stop_reason=getattr(delta, stop) if stop else None,
         logprobs=_decode_logprobs(delta.logprobs) if has("logprobs") else None,

@@ -20,7 +20,7 @@ from llmserve.core.logs import RequestNames, named
 from llmserve.core.outcome import FinishReason
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.worker import WorkerMetrics
-from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_output
+from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_outputs
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.server import traceparent_of
 from llmserve.tracing import words
@@ -147,7 +147,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         # By callback: a cancelled stream may leave this generator suspended where it yielded.
         context.add_done_callback(lambda _: self._tasks.spawn("leave", self._leave(session, reader)))
         while outputs := await session.outbox.take():
-            yield worker_pb2.WorkerSessionResponse(deltas=map(encode_output, outputs))
+            yield encode_outputs(outputs)
             self._metrics.messages_total.inc()
 
     async def ReleaseLease(  # noqa: N802

@@ -37,7 +37,7 @@ from llmserve.rpc.codec import (
     decode_outcome,
     decode_params,
     encode_outcome,
-    encode_output,
+    encode_outputs,
 )
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
@@ -156,7 +156,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         try:
             while True:
                 output = await outbox.get()
-                yield worker_pb2.WorkerSessionResponse(deltas=[encode_output(output)])
+                yield encode_outputs([output])
         finally:
             for task in (reader, *tasks.values()):
                 task.cancel()

@@ -12,7 +12,7 @@ from llmserve.apiserver.engine.output import OutputSink
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.rpc.codec import decode_output, encode_output
+from llmserve.rpc.codec import decode_output, encode_outputs
 
 RED = TenantId("red")
 HAND_OVER = {"do_remote_decode": True}
@@ -54,7 +54,7 @@ def test_vllm_s_counts_of_a_prompt_reach_its_own_output_processor_unchanged() ->
     counted.finalize(96)
     output = to_engine_output(EngineCoreOutput("r", [7], prefill_stats=counted))
     processor, queue = MagicMock(), MagicMock()
-    OutputSink("r", processor, queue, []).push(decode_output(encode_output(output)))
+    OutputSink("r", processor, queue, []).push(decode_output(encode_outputs([output]).deltas[0]))
     ((arrived,),) = processor.process_outputs.call_args.args
     assert arrived.prefill_stats == counted
     assert counted.num_cache_creation_tokens == 96 - 48

@@ -74,23 +74,24 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         adapter_load=AdapterLoad(AdapterTier.DISK, 0.5),
         acceptance=Acceptance(steps=2, proposed_tokens=6, accepted_tokens=5, switched_off=True),
     )
-    assert codec.decode_output(codec.encode_output(output)) == output
+    assert codec.decode_output(codec.encode_outputs([output]).deltas[0]) == output
 
 
 def test_pooling_round_trip() -> None:
     request = replace(REQUEST, sampling_params=b"", pooling_params=b"\x90")
     assert codec.decode_request(codec.encode_request(request)) == request
     output = EngineOutput(RequestId("r"), [], pooled=PooledOutput((2, 3), bytes(24)))
-    assert codec.decode_output(codec.encode_output(output)) == output
+    assert codec.decode_output(codec.encode_outputs([output]).deltas[0]) == output
 
 
 def test_an_empty_output_stays_empty() -> None:
     output = EngineOutput(RequestId("r"), [])
-    assert codec.decode_output(codec.encode_output(output)) == output
+    assert codec.decode_output(codec.encode_outputs([output]).deltas[0]) == output
 
 
 def test_a_tier_that_is_not_known_is_named() -> None:
-    delta = codec.encode_output(EngineOutput(RequestId("r"), adapter_load=AdapterLoad(AdapterTier.DRAM)))
+    output = EngineOutput(RequestId("r"), adapter_load=AdapterLoad(AdapterTier.DRAM))
+    delta = codec.encode_outputs([output]).deltas[0]
     delta.adapter_load.tier = "tape"
     with pytest.raises(InvalidRequest, match="tape"):
         codec.decode_output(delta)

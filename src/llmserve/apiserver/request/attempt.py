@@ -11,9 +11,11 @@ waits, so a cancelled attempt ends at once.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from llmserve.apiserver.links.worker import LegStream
 from llmserve.apiserver.request.context import LegContext, Legs, RequestInfo, RunContext, WorkerFailed

@@ -1,8 +1,9 @@
 """Whether and how a request goes on after a worker failed it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import StrEnum
+
+from msgspec.structs import replace
 
 from llmserve.apiserver.request.context import Legs
 from llmserve.apiserver.request.rules import RetryBudget
