@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -16,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.core.process import exit_so_when_done
-from llmserve.engines.connector import forgetting, rewinding, verifying
+from llmserve.engines.connector import forgetting, resting, rewinding, verifying
 from llmserve.engines.connector.forgetting import AdapterBlocks
 from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
@@ -64,9 +65,11 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         )
         self._of_adapters = AdapterBlocks()
         if role is KVConnectorRole.SCHEDULER:
-            from vllm.v1.engine.core import EngineCore  # costs nothing here: it has called this
+            from vllm.v1.engine import EngineCoreRequestType
+            from vllm.v1.engine.core import EngineCore, EngineCoreProc
 
             forgetting.install(EngineCore, self._of_adapters)
+            resting.install(EngineCoreProc, self._rank_here, EngineCoreRequestType.WAKEUP)
 
     # -- worker side
 
@@ -197,6 +200,13 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return bool(extra_config["layerwise"])
 
     # -- both
+
+    @classmethod
+    def _rank_here(cls) -> WorkerSide | None:
+        """Returns the rank that runs in this process, if there is one."""
+        group = get_kv_transfer_group() if has_kv_transfer_group() else None
+        found = [one for one in getattr(group, "sub_connectors", (group,)) if isinstance(one, cls)]
+        return found[0]._worker if found else None
 
     def _bound_orders(self) -> StepOrders:
         orders = self._get_connector_metadata()

@@ -4,7 +4,7 @@ It registers the rank's KV memory with the transports, keeps the lease table, an
 orders of the scheduler side. Called between forward passes; nothing here waits for the network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -15,6 +15,7 @@ from llmserve.engines.connector.orders import (
     RankEndpoint,
     StepOrders,
 )
+from llmserve.engines.connector.resting import EMPTY_STEP_SECONDS
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
@@ -25,9 +26,6 @@ from llmserve.transfer.devices import REACHED, HostCopies, Mark, Staging
 from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
-
-# Longer, and a request that comes meanwhile begins late.
-_EMPTY_STEP_SECONDS = 0.003
 
 
 def staging_of(regions: Sequence[Region]) -> Staging | None:
@@ -64,6 +62,8 @@ class WorkerSide:
         self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}
         self._pulled: list[PullResult] = []  # for the next stats
+        self._rests = True  # in a step
+        self.took_change = False  # in the last step
 
     def endpoint(self) -> RankEndpoint:
         return RankEndpoint(
@@ -120,18 +120,33 @@ class WorkerSide:
 
     def take_sent(self) -> set[str]:
         """Requests whose lease has ended: vLLM may free their blocks."""
-        return set(self._node.server.take_ended())
+        ended: set[str] = set(self._node.server.take_ended())
+        self.took_change |= bool(ended)
+        return ended
+
+    @property
+    def awaits_change(self) -> bool:
+        """Says whether KV is to arrive here, or a lease to end."""
+        return self._node.awaits_change
+
+    def rest_between_steps(self, wake: Callable[[], object]) -> None:
+        """The engine rests between its steps from now on, instead of in them. wake: called on any thread when
+        KV has arrived, or a lease was released."""
+        self._rests = False
+        self._node.on_change(wake)
 
     def wait_for_kv(self) -> None:
         """vLLM goes from step to step as long as a request waits for its KV: on a small machine such empty
         steps take their core from the prefill that is waited for."""
-        self._node.wait_for_end(_EMPTY_STEP_SECONDS)
+        if self._rests:
+            self._node.wait_for_change(EMPTY_STEP_SECONDS)
 
     def take_received(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those of them that got no valid data."""
         pushed = self._node.receiver.take_finished()
         self._continued.update({result.request_id: result.tokens for result in pushed if result.tokens})
         results = [*self._node.client.take_finished(), *pushed]
+        self.took_change = bool(results)
         self._pulled += results
         failed: set[str] = {result.request_id for result in results if not result.ok}
         return {result.request_id for result in results}, failed

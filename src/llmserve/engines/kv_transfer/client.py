@@ -37,7 +37,7 @@ class HandoverClient:
         self.peers = PeerDirectory(engine)
         self._prober = Prober(engine, self.peers, unusable)
         engine.post(self._prober.start)
-        self._results = Results(engine.ended)
+        self._results = Results(engine.note_change)
         self._pulls: dict[RequestId, asyncio.Task[None]] = {}
         self._watches: dict[LeaseId, asyncio.Task[None]] = {}
         self._closed = False

@@ -2,7 +2,7 @@
 and the two ends of pushes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from llmserve.core.clock import Clock, SystemClock
@@ -76,10 +76,20 @@ class HandoverNode:
         """Counters of the pulls made here; only the engine's thread writes them."""
         return self._engine.counters
 
-    def wait_for_end(self, seconds: float) -> None:
-        """Waits until a pull or push into this process has ended since the last call, at most `seconds`."""
-        self._engine.ended.wait(seconds)
-        self._engine.ended.clear()
+    @property
+    def awaits_change(self) -> bool:
+        """Says whether a pull or push into this process has to end, or a lease on its blocks."""
+        return bool(self.client.active_count or self.receiver.active_count or self.server.leased_count)
+
+    def on_change(self, action: Callable[[], object]) -> None:
+        """Lets an action run, on any thread, when a pull or a push into this process, or a lease, has ended,
+        but not when a lease expires. Replaces the action of the call before."""
+        self._engine.on_change = action
+
+    def wait_for_change(self, seconds: float) -> None:
+        """Waits until a pull, a push or a lease has ended since the last call, at most `seconds`."""
+        self._engine.changed.wait(seconds)
+        self._engine.changed.clear()
 
     def close(self) -> None:
         """Writing and pulls end, readers lose their connections, transports close, the thread is joined.

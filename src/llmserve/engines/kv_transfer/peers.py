@@ -5,7 +5,8 @@ keeps the matrix of the process: which transport to which peer, at what speed.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.kv_params import PeerAddress
@@ -33,7 +34,7 @@ from llmserve.engines.kv_transfer.protocol import (
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.transfer.base import Batch
 from llmserve.transfer.engine.choice import Sample
-from llmserve.transfer.engine.pair import Pair
+from llmserve.transfer.engine.pair import Check, Pair
 
 _log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
@@ -91,26 +92,51 @@ class Peer:
     async def compare(self, batch: Batch, sample: Sample) -> None:
         """Compares a sample of the pieces that were copied, here and at the peer. Errors: TransferError when
         they differ."""
+        with self.comparing(batch, sample) as compare:
+            await compare()
+
+    @contextmanager
+    def comparing(self, batch: Batch, sample: Sample) -> Iterator[Check]:
+        """The same for pieces that are still on their way here: asks the peer at once, whose bytes do not
+        change while they are leased. Yields what compares them, to be called when they have arrived. Errors:
+        TransferError, also of the comparison."""
         chosen = sample.take(len(batch.local.lengths))
         local, remote = batch.local.cut(chosen), batch.remote.cut(chosen)
-        for first in range(0, len(remote.lengths), _DIGEST_PIECES):
-            some = slice(first, first + _DIGEST_PIECES)
-            theirs = await self.ask(AskDigest.of(remote.cut(some)), DigestIs)
-            if theirs.digest != self._engine.digest(local.cut(some)):
-                raise TransferError("other bytes arrived than were sent: the digests differ")
+        firsts = range(0, len(remote.lengths), _DIGEST_PIECES)
+        groups = [slice(first, first + _DIGEST_PIECES) for first in firsts]
+        asked = [self._send(AskDigest.of(remote.cut(group))) for group in groups]
+
+        async def compare() -> None:
+            for group, answer in zip(groups, asked, strict=True):
+                theirs = await self._answered(answer, DigestIs)
+                if theirs.digest != self._engine.digest(local.cut(group)):
+                    raise TransferError("other bytes arrived than were sent: the digests differ")
+
+        try:
+            yield compare
+        finally:
+            for answer in asked:
+                _forget(answer)
 
     async def ask(self, request: Request, kind: type[A]) -> A:
         """kind: of the answer."""
+        return await self._answered(self._send(request), kind)
+
+    def _send(self, request: Request) -> asyncio.Future[Answer]:
+        """Sends a request, and returns what will be its answer."""
         if self.lost.done():
             raise self._loss()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers.append(answer)
         self._channel.send(request)
+        return answer
+
+    async def _answered(self, answer: asyncio.Future[Answer], kind: type[A]) -> A:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return expect(await answer, kind)
         except TimeoutError as error:
-            self.close(f"no answer to {type(request).__name__} within {_ANSWER_SECONDS:g} s")
+            self.close(f"no {kind.__name__} within {_ANSWER_SECONDS:g} s")
             raise self._loss() from error
 
     def close(self, reason: str = "closed") -> None:
@@ -140,6 +166,12 @@ class Peer:
 
     def _loss(self) -> TransferError:
         return TransferError(f"connection to {self.endpoint} lost: {self.lost.result()}")
+
+
+def _forget(answer: asyncio.Future[Answer]) -> None:
+    """Nobody waits for this answer any more; asyncio logs an error that nobody has seen."""
+    if not answer.cancel() and not answer.cancelled():
+        answer.exception()
 
 
 class PeerDirectory:

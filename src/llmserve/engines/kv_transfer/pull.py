@@ -145,7 +145,8 @@ class Pull:
 
     async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
         sample = self.engine.policy.sample(len(batch.local.lengths))
-        seconds = await peer.pair.read(name, batch, partial(peer.compare, batch, sample))
+        with peer.comparing(batch, sample) as compare:
+            seconds = await peer.pair.read(name, batch, compare)
         size_bytes = batch.local.total_bytes
         self.transport = name
         self.bytes += size_bytes

@@ -14,7 +14,7 @@ from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
-from llmserve.transfer.base import Transport
+from llmserve.transfer.base import Transport, nobody
 from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
@@ -38,8 +38,8 @@ class _Behind:
 
 
 class RankEngine(TransferEngine):
-    """A transfer engine over the KV memory of a rank. ended: set when there is a result to be taken. marks:
-    runs actions that wait for a device."""
+    """A transfer engine over the KV memory of a rank. on_change: called on any thread when a result, or the
+    end of a lease, can be taken; `changed` is set before. marks: runs actions that wait for a device."""
 
     def __init__(
         self,
@@ -52,9 +52,14 @@ class RankEngine(TransferEngine):
         """credentials: for the side channels of the rank. Errors: TransferError when the memory cannot be
         registered; the transports are closed then."""
         self.layout, self.credentials = layout, credentials
-        self.ended = threading.Event()
+        self.changed = threading.Event()
+        self.on_change: Callable[[], object] = nobody
         self.marks = MarkQueue(self)
         super().__init__(transports, layout.regions, policy, shared=shared)
+
+    def note_change(self) -> None:
+        self.changed.set()
+        self.on_change()
 
     def act(self, action: Callable[[], object]) -> None:
         """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""
@@ -134,8 +139,8 @@ class Results:
     """Pulls, or pushes, from their start on the engine's thread to the result that the engine takes. Any
     thread."""
 
-    def __init__(self, ended: threading.Event) -> None:
-        self._ended = ended
+    def __init__(self, on_result: Callable[[], object]) -> None:
+        self._on_result = on_result
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()
         self._finished: deque[PullResult] = deque()
@@ -160,7 +165,7 @@ class Results:
     def conclude(self, result: PullResult) -> None:
         self.drop(result.request_id)
         self._finished.append(result)
-        self._ended.set()
+        self._on_result()
 
     def take(self) -> list[PullResult]:
         """Each result once."""

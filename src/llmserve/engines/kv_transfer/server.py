@@ -204,10 +204,15 @@ class HandoverServer:
         with self._lock:
             answer = self._table.release(request.lease_id, request.epoch, request.reader, request.readers)
         self._engine.dismiss(connection, request.lease_id)
+        self._engine.note_change()
         return LeaseIs(answer)
 
     def _digest(self, _: int, request: AskDigest) -> Answer:
-        return DigestIs(self._engine.digest(request.spans()))
+        """Readers ask before their own transport has looked at what they want to read."""
+        try:
+            return DigestIs(self._engine.digest(request.spans()))
+        except TransferError as error:
+            return RequestRefusal(error.message)
 
     def _set_peers(self, _: int, request: SetPeers) -> Answer:
         self._client.set_peers(request.peers)

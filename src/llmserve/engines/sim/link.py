@@ -88,7 +88,6 @@ class SimLink(Protocol):
         """Idempotent."""
 
 
-_PULL_POLL_SECONDS = 0.001
 _LEASE_POLL_SECONDS = 0.02
 
 
@@ -124,8 +123,8 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
 
 
 class HandoverLink:
-    """A link over a HandoverNode, which works on a thread of its own and has no callbacks. So `changed` is
-    set by polling, and only while there is something to wait for."""
+    """A link over a HandoverNode, which works on a thread of its own. It tells of everything but leases that
+    expire, so while there are leases `changed` is also set by polling. Made on the loop of its engine."""
 
     def __init__(self, node: HandoverNode, block_size_tokens: int) -> None:
         self.endpoint = node.endpoint
@@ -134,9 +133,10 @@ class HandoverLink:
         self._node = node
         self._block_size_tokens = block_size_tokens
         self._failed: list[PullResult] = []
-        self._pulls = 0  # pulls whose result was not taken yet
         self._tasks = TaskOwner("sim-link")
         self._poller: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        node.on_change(lambda: loop.call_soon_threadsafe(self.changed.set))
 
     def grant(self, request_id: RequestId, block_ids: Sequence[int]) -> LeaseId:
         lease_id = self._node.server.grant(request_id, block_ids)
@@ -152,9 +152,6 @@ class HandoverLink:
         except TransferError as error:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()
-        else:
-            self._pulls += 1
-            self._start_polling()
 
     def _start(self, request_id: RequestId, ticket: KvSource, tokens: range, local: tuple[int, ...]) -> None:
         blocks = BlockTable(local, (tokens.start // self._block_size_tokens,))
@@ -165,9 +162,7 @@ class HandoverLink:
 
     def take_pulled(self) -> Sequence[PullResult]:
         failed, self._failed = self._failed, []
-        finished = [*self._node.client.take_finished(), *self._node.receiver.take_finished()]
-        self._pulls -= len(finished)
-        return [*failed, *finished]
+        return [*failed, *self._node.client.take_finished(), *self._node.receiver.take_finished()]
 
     def cancel(self, request_id: RequestId) -> None:
         self._node.client.cancel(request_id)
@@ -229,6 +224,6 @@ class HandoverLink:
     async def _poll(self) -> None:
         """Sets `changed` regularly. No await lies between the last check and the end, so that _start_polling
         is right."""
-        while self._pulls or self._node.server.leased_count:
-            await asyncio.sleep(_PULL_POLL_SECONDS if self._pulls else _LEASE_POLL_SECONDS)
+        while self._node.server.leased_count:
+            await asyncio.sleep(_LEASE_POLL_SECONDS)
             self.changed.set()

@@ -12,7 +12,7 @@ from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, HeadShard, KvGeometry, KvPart, PullJob, PullResult
-from llmserve.engines.kv_transfer.peers import Peer
+from llmserve.engines.kv_transfer.channel import Channel
 from llmserve.engines.kv_transfer.protocol import AskDigest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
@@ -184,14 +184,14 @@ def test_many_pieces_are_verified_in_several_messages(
     make_worker: Callable[..., Worker], pull: Callable[..., PullResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    ask = Peer.ask
+    send = Channel.send
 
-    async def noted(peer: Peer, request: Any, kind: Any) -> Any:
-        if isinstance(request, AskDigest):
-            asked.append(len(request.spans().lengths))
-        return await ask(peer, request, kind)
+    def noted(channel: Channel, message: Any) -> None:
+        if isinstance(message, AskDigest):
+            asked.append(len(message.spans().lengths))
+        send(channel, message)
 
-    monkeypatch.setattr(Peer, "ask", noted)
+    monkeypatch.setattr(Channel, "send", noted)
     monkeypatch.setattr("llmserve.engines.kv_transfer.peers._DIGEST_PIECES", 20)
     owner = make_worker(shapes(2, 1, 4))
     reader = make_worker(shapes(2, 1, 8), policy=TransferPolicy(verify="always"))

@@ -52,7 +52,7 @@ class PushReceiver:
             limits=limits or ReceiveLimits(),
             fence=self._fence,
         )
-        self._results = Results(engine.ended)
+        self._results = Results(engine.note_change)
         self._receives: dict[RequestId, PushReceive] = {}
         self._by_reservation: dict[ReservationId, PushReceive] = {}
         self._expected: dict[TransferId, asyncio.Task[None]] = {}
