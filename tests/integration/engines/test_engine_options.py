@@ -1,7 +1,6 @@
 """`engine.options` against the arguments of the vLLM that is installed."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from llmserve.apiserver.http.app import serving_args
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.config.conflict import Conflict
 from llmserve.config.engine_options import FOR_TEXT, KEY_OF, REFUSED
-from llmserve.config.schema import Api, EngineConfig, KvCacheConfig, TransferConfig
-from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.config.schema import Api, EngineConfig
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, computation_words
 from llmserve.engines.vllm.args import engine_args
 from llmserve.engines.vllm.options import option_refusals
 from llmserve.engines.vllm.sources import arguments_here
+from tests.integration.engines.tiny_spec import tiny_spec, write_config
 
 KNOWN = {field.name for field in dataclasses.fields(EngineArgs)}
 
@@ -30,18 +28,7 @@ def engine_with(**keys: Any) -> EngineConfig:
 
 
 def spec_of(folder: Path, engine: EngineConfig) -> EngineSpec:
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return EngineSpec(
-        worker_id=WorkerId("decode-0"),
-        epoch=1,
-        role=WorkerRole.DECODE,
-        model_dir=folder,
-        model_name="tiny",
-        model_identity="tiny",
-        engine=engine,
-        kv_cache=KvCacheConfig(),
-        transfer=TransferConfig(),
-    )
+    return tiny_spec(write_config(folder, {"model_type": "llama"}), engine)
 
 
 def test_the_tables_name_arguments_of_this_vllm() -> None:

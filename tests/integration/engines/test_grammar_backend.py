@@ -1,6 +1,5 @@
 """The apiserver and the engines compile grammars with one backend, whatever a request asks for."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,10 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from llmserve.apiserver.http.app import serving_args, vllm_config
 from llmserve.apiserver.options import ModelDirectory
-from llmserve.config.schema import Api, EngineConfig, KvCacheConfig, TransferConfig
-from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.engines.spec import EngineSpec
+from llmserve.config.schema import Api, EngineConfig
 from llmserve.engines.vllm.args import engine_args
+from tests.integration.engines.tiny_spec import tiny_spec, write_config
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "torch_dtype": "float32",
-}
 # What vLLM's own choice ("auto") would send to another backend than its first choice.
 NOT_FOR_XGRAMMAR = {"type": "object", "properties": {"n": {"type": "integer", "multipleOf": 5}}}
 
@@ -46,17 +31,7 @@ def apiserver_config(engine: EngineConfig, model: Path) -> StructuredOutputsConf
 
 
 def engine_config(engine: EngineConfig, model: Path) -> StructuredOutputsConfig:
-    spec = EngineSpec(
-        worker_id=WorkerId("decode-0"),
-        epoch=1,
-        role=WorkerRole.DECODE,
-        model_dir=model,
-        model_name="tiny",
-        model_identity="tiny",
-        engine=engine,
-        kv_cache=KvCacheConfig(),
-        transfer=TransferConfig(),
-    )
+    spec = tiny_spec(model, engine)
     found: StructuredOutputsConfig = (
         engine_args(spec, "ipc:///nowhere", "card.json").create_engine_config().structured_outputs_config
     )
@@ -65,7 +40,7 @@ def engine_config(engine: EngineConfig, model: Path) -> StructuredOutputsConfig:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    write_config(tmp_path)
     words = {"<unk>": 0, "<think>": 1, "</think>": 2, "</s>": 3}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), unk_token="<unk>", eos_token="</s>"

@@ -1,6 +1,5 @@
 """vLLM's own metrics, told as the engine is told: requests, steps, aborts."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,27 +17,14 @@ from vllm.v1.engine import (
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
 
-from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
-from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.config.schema import EngineConfig
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import engine_args
 from llmserve.engines.vllm.stats import VllmMetrics
+from tests.integration.engines.tiny_spec import tiny_spec, write_config
 
 LABELS = {"engine": "0", "model_name": "tiny"}
 ARRIVED, QUEUED, SCHEDULED = 100.0, 10.0, 10.5  # the first is of the wall clock, the others of the engine's
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "torch_dtype": "float32",
-}
 
 
 class Told:
@@ -79,18 +65,8 @@ class Told:
 @pytest.fixture
 def told(tmp_path: Path) -> Iterator[Told]:
     """With the KV store beside the hand-over: then vLLM wants metrics of both connectors."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    spec = EngineSpec(
-        worker_id=WorkerId("decode-0"),
-        epoch=1,
-        role=WorkerRole.DECODE,
-        model_dir=tmp_path,
-        model_name="tiny",
-        model_identity="tiny",
-        engine=EngineConfig(max_model_len=256, dtype="float32"),
-        kv_cache=KvCacheConfig(),
-        transfer=TransferConfig(),
-        kv_store=("127.0.0.1:1",),
+    spec = tiny_spec(
+        write_config(tmp_path), EngineConfig(max_model_len=256, dtype="float32"), kv_store=("127.0.0.1:1",)
     )
     try:
         yield Told(spec)

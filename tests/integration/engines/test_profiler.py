@@ -12,13 +12,11 @@ import torch
 from vllm.config import ProfilerConfig
 
 from llmserve.cli.profile import summary_of_trace
-from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
-from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.engines.spec import EngineSpec
+from llmserve.config.schema import EngineConfig
 from llmserve.engines.vllm.args import engine_args
 from llmserve.engines.vllm.cpu_worker import CpuWorker
 from llmserve.engines.vllm.engine import VllmEngine
+from tests.integration.engines.tiny_spec import tiny_spec, write_config
 
 NAME = "large-decode-0"
 
@@ -44,18 +42,7 @@ class Core:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[VllmEngine]:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    spec = EngineSpec(
-        worker_id=WorkerId(NAME),
-        epoch=1,
-        role=WorkerRole.DECODE,
-        model_dir=tmp_path,
-        model_name="tiny",
-        model_identity="tiny",
-        engine=EngineConfig(),
-        kv_cache=KvCacheConfig(),
-        transfer=TransferConfig(),
-    )
+    spec = tiny_spec(write_config(tmp_path, {"model_type": "llama"}), EngineConfig(), name=NAME)
     made = VllmEngine(spec)
     with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
         made._scratch = SimpleNamespace(name=scratch)  # type: ignore[assignment]

@@ -1,7 +1,5 @@
 """Several processes of a host that fetch adapters, and what is left when one of them is killed."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,40 +10,10 @@ from llmserve.core.ids import AdapterDigest
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from llmserve.models.adapters.cache import DISK_VARIABLE, DRAM_VARIABLE
 from tests.integration.models.fetching import MANIFEST
+from tests.integration.models.helper import StartHelper, helpers
 from tests.support.adapters import digest_of, random_adapter, tiny_base
 
-FETCHING = Path(__file__).with_name("fetching.py")
 CHECKING = "checking adapter "
-
-
-class Fetching:
-    """A running process (fetching.py)."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = (sys.executable, str(FETCHING), *arguments)
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.said: list[str] = []
-
-    def until(self, start: str) -> str:
-        """Waits for a line that starts so; gives the rest of it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line.rstrip("\n"))
-            if line.startswith(start):
-                return self.said[-1].removeprefix(start)
-        pytest.fail(f"it ended without '{start}': {self.said}")
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-Fetch = Callable[..., Fetching]
 
 
 @pytest.fixture
@@ -59,17 +27,11 @@ def digest(adapter: Path) -> AdapterDigest:
 
 
 @pytest.fixture
-def fetch(tmp_path: Path, adapter: Path) -> Iterator[Fetch]:
-    started: list[Fetching] = []
-
-    def begin(*digest: str) -> Fetching:
-        places = (str(tmp_path / "cache" / "adapters"), str(tmp_path / "memory"))
-        started.append(Fetching(*places, f"dir:{adapter}", *digest))
-        return started[-1]
-
-    yield begin
-    for one in started:
-        one.kill()
+def fetch(tmp_path: Path, adapter: Path) -> Iterator[StartHelper]:
+    with helpers(
+        "fetching.py", tmp_path / "cache" / "adapters", tmp_path / "memory", f"dir:{adapter}"
+    ) as begin:
+        yield begin
 
 
 @pytest.fixture
@@ -83,7 +45,7 @@ def folders(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "cache" / "adapters").iterdir() if path.is_dir())
 
 
-def test_of_two_processes_at_once_one_fetches(fetch: Fetch, digest: AdapterDigest) -> None:
+def test_of_two_processes_at_once_one_fetches(fetch: StartHelper, digest: AdapterDigest) -> None:
     first = fetch(digest)
     first.until(CHECKING)
     second = fetch(digest)
@@ -94,7 +56,7 @@ def test_of_two_processes_at_once_one_fetches(fetch: Fetch, digest: AdapterDiges
 
 
 def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_the_next(
-    fetch: Fetch, digest: AdapterDigest, opened: Callable[[], AdapterCache], tmp_path: Path
+    fetch: StartHelper, digest: AdapterDigest, opened: Callable[[], AdapterCache], tmp_path: Path
 ) -> None:
     first = fetch(digest)
     first.until(CHECKING)
@@ -112,7 +74,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_the_next(
 
 
 def test_a_process_that_waits_goes_on_when_the_one_before_is_killed(
-    fetch: Fetch, digest: AdapterDigest, tmp_path: Path
+    fetch: StartHelper, digest: AdapterDigest, tmp_path: Path
 ) -> None:
     first, second = fetch(digest), fetch(digest)
     first.until("")
@@ -127,7 +89,7 @@ def test_a_process_that_waits_goes_on_when_the_one_before_is_killed(
 
 
 def test_what_a_process_holds_stays_until_it_dies(
-    fetch: Fetch, digest: AdapterDigest, opened: Callable[[], AdapterCache], tmp_path: Path
+    fetch: StartHelper, digest: AdapterDigest, opened: Callable[[], AdapterCache], tmp_path: Path
 ) -> None:
     holder = fetch()
     holder.until(CHECKING)

@@ -3,63 +3,21 @@
 import os
 import select
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PREPARING = Path(__file__).with_name("preparing.py")
+from tests.integration.models.helper import StartHelper, helpers
+
 PATIENCE_SECONDS = 20.0
 HALF = "half of it is written"
 
 
-class Preparing:
-    """A running process (preparing.py)."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            (sys.executable, str(PREPARING), *map(str, arguments)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.said: list[str] = []
-
-    def until(self, start: str) -> str:
-        """Waits for a line that starts so; gives the rest of it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line.rstrip("\n"))
-            if line.startswith(start):
-                return self.said[-1].removeprefix(start)
-        pytest.fail(f"it ended without '{start}': {self.said}")
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-Prepare = Callable[..., Preparing]
-
-
 @pytest.fixture
-def prepare() -> Iterator[Prepare]:
-    started: list[Preparing] = []
-
-    def begin(*arguments: object) -> Preparing:
-        started.append(Preparing(*arguments))
-        return started[-1]
-
-    yield begin
-    for one in started:
-        one.kill()
+def prepare() -> Iterator[StartHelper]:
+    with helpers("preparing.py") as begin:
+        yield begin
 
 
 @pytest.fixture
@@ -78,7 +36,7 @@ def names(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir()}
 
 
-def test_one_converts_and_the_other_waits_and_uses_it(prepare: Prepare, cache: Path, gguf: Path) -> None:
+def test_one_converts_and_the_other_waits_and_uses_it(prepare: StartHelper, cache: Path, gguf: Path) -> None:
     first = prepare(cache, gguf)
     first.until(HALF)
     second = prepare(cache, gguf)
@@ -92,7 +50,7 @@ def test_one_converts_and_the_other_waits_and_uses_it(prepare: Prepare, cache: P
 
 
 def test_nothing_of_a_conversion_is_seen_before_it_is_whole(
-    prepare: Prepare, cache: Path, gguf: Path
+    prepare: StartHelper, cache: Path, gguf: Path
 ) -> None:
     first = prepare(cache, gguf)
     first.until(HALF)
@@ -101,7 +59,7 @@ def test_nothing_of_a_conversion_is_seen_before_it_is_whole(
     assert Path(first.until("done: ")).name in names(cache)
 
 
-def test_a_killed_conversion_is_made_again(prepare: Prepare, cache: Path, gguf: Path) -> None:
+def test_a_killed_conversion_is_made_again(prepare: StartHelper, cache: Path, gguf: Path) -> None:
     first = prepare(cache, gguf)
     first.until(HALF)
     waiting = prepare(cache, gguf)
@@ -133,7 +91,7 @@ def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("endless")
 def test_the_converter_ends_with_the_process_that_started_it(
-    prepare: Prepare, tmp_path: Path, gguf: Path
+    prepare: StartHelper, tmp_path: Path, gguf: Path
 ) -> None:
     """It would write on into a directory that the next maker has removed."""
     starter = prepare("--real", gguf, tmp_path / "out")
@@ -148,7 +106,7 @@ def test_the_converter_ends_with_the_process_that_started_it(
 
 
 @pytest.mark.usefixtures("endless")
-def test_a_converter_that_is_killed_is_said(prepare: Prepare, tmp_path: Path, gguf: Path) -> None:
+def test_a_converter_that_is_killed_is_said(prepare: StartHelper, tmp_path: Path, gguf: Path) -> None:
     starter = prepare("--real", gguf, tmp_path / "out")
     starter.until("loading the libraries")
     os.kill(converter_of(starter.process.pid), signal.SIGKILL)
@@ -157,7 +115,7 @@ def test_a_converter_that_is_killed_is_said(prepare: Prepare, tmp_path: Path, gg
 
 
 def test_a_damaged_file_is_said_and_no_file_of_the_working_directory_is_run(
-    prepare: Prepare, tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: StartHelper, tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "llmserve").mkdir()
     (tmp_path / "llmserve" / "__init__.py").write_text("raise SystemExit(77)")
