@@ -64,7 +64,6 @@ def run(repeats: int) -> str:
 
 def _rows(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
     arena = Arena("bench", _MEMORY_BYTES + (64 << 20))
-    arena.make_huge()
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, shape, rounds), daemon=True)

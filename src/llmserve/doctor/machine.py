@@ -101,8 +101,8 @@ def huge_pages(host: Host) -> Finding:
     figures = {"reserved_pages": total, "free_pages": free, "page_bytes": page}
     if free * page > found.get("MemTotal", 0) / 10:
         advice = (
-            f"{size(free * page)} are set aside as huge pages that nobody uses, nor would LLMServe. "
-            "To give them back: sysctl vm.nr_hugepages=0"
+            f"{size(free * page)} are set aside as huge pages that nobody uses. LLMServe takes them "
+            "only for a DRAM tier that fits into them as a whole. To give them back: sysctl vm.nr_hugepages=0"
         )
         return warning("huge pages", value, advice, **figures)
     if mode == "never":

@@ -1,7 +1,7 @@
 """The memory of the pool, as its owner has it: an anonymous file (memfd), which ends with its last user.
 
 All of it is taken at the start, or the start fails: memory that is missing later is a SIGBUS. It stands in
-free huge pages where enough are set aside, otherwise in common pages, which `make_huge` may change.
+free huge pages where enough are set aside, otherwise in common pages.
 Its size is sealed: no process that attaches can pull it away from under the others.
 """
 
@@ -130,13 +130,6 @@ class Arena:
     def regions(self) -> tuple[Region, Region]:
         """Data and front, for transports."""
         return self._mapping.region, self._mapping.front
-
-    def make_huge(self) -> bool:
-        """Moves the arena to huge pages; returns whether all of it stands in them. Takes a second or two for
-        each GB: call it on a thread of its own, while the arena is in use. Attached workers have them
-        too."""
-        self.huge_pages = self.huge_pages or self._mapping.collapse()
-        return self.huge_pages
 
     def view(self, offset: int, length_bytes: int) -> memoryview:
         """Bytes of the data, for the owner's own tiers under a reservation or a lease."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from llmserve.kvstore.dram.shape import HUGE_PAGE_BYTES, ArenaShape
 from llmserve.transfer.base import Int64Array, Region
 
-_ADVISE_HUGE, _POPULATE_WRITE, _COLLAPSE = 14, 23, 25  # madvise of Linux; 5.14, 6.1
+_ADVISE_HUGE, _POPULATE_WRITE = 14, 23  # madvise of Linux; 5.14
 _ANONYMOUS, _SHARED_FIXED = 0x22, 0x11  # private; flags of mmap
 _NO_ACCESS, _READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
 _FAILED = ctypes.c_void_p(-1).value
@@ -64,13 +64,6 @@ class Mapping:
         for address, length in self._steps():
             if _libc.madvise(address, length, _POPULATE_WRITE):
                 return
-
-    def collapse(self) -> bool:
-        """Asks the kernel to put all of it into huge pages, whatever its settings say. Takes a second or two
-        for each GB. False: it does not, or memory is too scattered."""
-        memory = self._memory  # not unmapped meanwhile
-        done = all(_libc.madvise(address, length, _COLLAPSE) == 0 for address, length in self._steps())
-        return done and len(memory) > 0
 
     def close(self) -> None:
         """Idempotent. Memory that others still show stays mapped until these are gone too."""

@@ -133,16 +133,6 @@ def test_a_view_outlives_the_closing(arena: Arena) -> None:
     assert mappings("one") < before
 
 
-def test_pages_become_huge_under_what_they_hold(arena: Arena) -> None:
-    with attached(arena) as other:
-        arena.view(0, 4 * MIB)[:] = bytes(range(256)) * (16 << 10)
-        huge = arena.make_huge()  # not every kernel does
-        assert arena.huge_pages == huge
-        view = other.place(Slot(0, 4 * MIB))[1]
-        assert bytes(view) == bytes(range(256)) * (16 << 10)
-        del view
-
-
 def test_the_owner_is_watched_from_a_process_with_many_open_files(arena: Arena) -> None:
     """More than select() can count."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
