@@ -102,19 +102,15 @@ def _ignored(_: Bytes) -> None:
 
 
 def arena(setting: StepSetting, report: StepReport) -> None:
-    """The arena of the DRAM tier, in pages of 4 KiB and collapsed. It is registered with CUDA, and mapped by
-    a second process, which outlives its owner."""
+    """The arena of the DRAM tier. It is registered with CUDA, and mapped by a second process, which outlives
+    its owner."""
     size = setting.size(8 * _GIB, 32 * MIB)
     fd = os.memfd_create("bench-arena", os.MFD_CLOEXEC)
     shape = ArenaShape(size)
     os.ftruncate(fd, shape.total_bytes)
     mapping = Mapping(fd, shape)
     report.figure("populate s per GiB", _timed(mapping.populate) * _GIB / size)
-    _register(setting, mapping, "4 KiB pages", report)
-    started = time.perf_counter()
-    report.figure("huge pages", mapping.collapse())
-    report.figure("collapse s per GiB", (time.perf_counter() - started) * _GIB / size)
-    _register(setting, mapping, "collapsed", report)
+    _register(setting, mapping, "arena", report)
     _outlives_its_owner(setting, fd, shape, mapping, report)
     os.close(fd)
 
