@@ -29,6 +29,7 @@ class Refusal(Exception):
 class Store:
     """Of one namespace or of several. `denied` makes an admission webhook: (kind, name) to its words.
     `broken` are workloads whose pods never become ready, with the reason a kubelet gives.
+    `lingering`: pods that have not ended yet, though their workload is gone.
     `logs`: of pod and container, lines with their time in front; `previous_logs`: of the run before."""
 
     def __init__(self, version: str) -> None:
@@ -39,6 +40,7 @@ class Store:
         self.denied: dict[Key, str] = {}
         self.deny_dry_runs = True
         self.broken: dict[str, tuple[str, str]] = {}
+        self.lingering: set[str] = set()
         self.logs: dict[tuple[str, str], list[str]] = {}
         self.previous_logs: dict[tuple[str, str], list[str]] = {}
         self._owners: dict[Key, dict[str, set[Any]]] = {}
@@ -171,7 +173,9 @@ class Store:
                 self._step(kind, name, one)
         workloads = {name for kind, name in self.objects if kind in ("Deployment", "StatefulSet")}
         ended = [
-            key for key in self.objects if key[0] == "Pod" and key[1].rpartition("-")[0] not in workloads
+            (kind, name)
+            for kind, name in self.objects
+            if kind == "Pod" and name.rpartition("-")[0] not in workloads and name not in self.lingering
         ]
         for key in ended[:1]:
             del self.objects[key]

@@ -154,7 +154,7 @@ def down(options: argparse.Namespace, manifest: Manifest) -> int:
         _say(f"no cluster '{cluster}' is in namespace '{api.namespace}'")
         return EXIT_FAILED
     seconds = manifest.scheduling.request_timeout_seconds + _GONE_MARGIN_SECONDS
-    wait_gone(api, cluster, seconds, _say, Time())
+    wait_gone(api, cluster, seconds, lambda: delete_all(api, cluster, _say), _say, Time())
     _say(f"{cluster} is gone. The namespace, volumes and Secrets that you made are left as they are.")
     return EXIT_OK
 

@@ -7,7 +7,15 @@ from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
 from llmserve.k8s.api import MADE, ApiRefused, KubeApi
-from llmserve.k8s.render.objects import MODEL_LABEL, Object, selector, to_yaml
+from llmserve.k8s.render.objects import (
+    MODEL_LABEL,
+    Object,
+    other_cluster,
+    selector,
+    taken_text,
+    title,
+    to_yaml,
+)
 
 _SECRET, _SECRET_FIELDS = "Secret", ("data", "stringData")
 # Set by the server, or by controllers after it.
@@ -49,18 +57,21 @@ def plan_changes(
 ) -> list[Change]:
     """Plans the changes in the order to make them, deletions last, by dry runs. keeps_models: the objects of
     models are left to the modelmanager. Errors: NothingApplied with everything that the server refuses, in
-    its words."""
+    its words, and with objects of other clusters."""
     changes, refused = list[Change](), list[str]()
     for one in objects:
         try:
-            if one["kind"] == _SECRET and (there := api.get(one)) is not None:
+            there = api.get(one)
+            if there and (owner := other_cluster(there, cluster)):
+                refused.append(taken_text(one, owner))
+            elif there and one["kind"] == _SECRET:
                 changes.append(Change(title(one), there, there, there))  # what pods know already stays
-                continue
-            changes.append(Change(title(one), one, api.get(one), api.apply(one, dry_run=True, force=force)))
+            else:
+                changes.append(Change(title(one), one, there, api.apply(one, dry_run=True, force=force)))
         except ApiRefused as error:
             refused.append(f"{title(one)}: {error.message}")
     if refused:
-        raise NothingApplied("\n".join(["the server refuses (nothing was applied):", *refused]))
+        raise NothingApplied("\n".join(["it cannot be applied (nothing was applied):", *refused]))
     leftovers = _leftovers(api, objects, cluster)
     return [*changes, *(one for one in leftovers if not (keeps_models and _is_of_model(one.before)))]
 
@@ -88,10 +99,6 @@ def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterato
 
 def _is_of_model(one: Object | None) -> bool:
     return one is not None and MODEL_LABEL in one["metadata"]["labels"]
-
-
-def title(one: Object) -> str:
-    return f"{one['kind']} {one['metadata']['name']}"
 
 
 def diff(change: Change) -> Iterator[str]:
@@ -143,9 +150,10 @@ def _act(api: KubeApi, change: Change, force: bool) -> None:
 
 
 def delete_all(api: KubeApi, cluster: str, say: Say) -> list[Object]:
-    """Deletes all objects of a cluster, in the reverse order of their making, and returns them. Volumes and
-    the namespace stay. Errors: HalfDone; LLMServeError when they cannot be listed."""
-    objects = found(api, cluster)
+    """Deletes all objects of a cluster, in the reverse order of their making, and returns them, without those
+    that are being deleted. Volumes and the namespace stay. Errors: HalfDone; LLMServeError when they cannot
+    be listed."""
+    objects = [one for one in found(api, cluster) if "deletionTimestamp" not in one["metadata"]]
     for index, one in enumerate(objects):
         try:
             api.delete(one)

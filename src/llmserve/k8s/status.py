@@ -172,11 +172,20 @@ def wait_ready(
 
 
 def wait_gone(
-    api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
+    api: KubeApi,
+    cluster: str,
+    timeout_seconds: float,
+    sweep: Callable[[], object],
+    say: Callable[[str], None],
+    clock: Time,
 ) -> None:
-    """Waits until no pod of the cluster is left. Errors: DeadlineExceeded."""
+    """Waits until no pod of the cluster is left. sweep: deletes what a modelmanager, whose pod has not ended
+    yet, has made since. Errors: DeadlineExceeded; those of sweep."""
     deadline, shown = clock.now() + timeout_seconds, -1
-    while pods := api.list("v1", "Pod", pod_selector(cluster)):
+    while True:
+        pods = api.list("v1", "Pod", pod_selector(cluster))
+        if not sweep() and not pods:
+            return
         if len(pods) != shown:
             shown = len(pods)
             say(f"{shown} pods finish what they do")

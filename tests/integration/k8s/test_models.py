@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -53,13 +54,15 @@ WAIT_SECONDS = 60.0
 
 
 class Volume:
-    """Has the models that were fetched."""
+    """Has the models that were fetched. may_end: fetches may end."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self.may_end = folder, asyncio.Event()
+        self.may_end.set()
 
     async def fetch(self, name: str, manifest: Path, on_progress: Callable[[str], None]) -> str:
         on_progress("42 %")
+        await self.may_end.wait()
         loaded = load_manifest(manifest)
         if loaded.model.source == "hub:o/away":
             raise StartFailed("the hub does not answer")
@@ -117,14 +120,16 @@ class Managed:
         return {name for of, name in self.server.store.objects if of == kind}
 
     async def until_deployments(self, *names: str) -> None:
+        await self.until_true(lambda: self.named("Deployment") == set(names))
+
+    async def until_true(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
-            while self.named("Deployment") != set(names):  # noqa: ASYNC110
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def until_changed(self, deployment: str) -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
-            while self.server.store.get("Deployment", deployment)["metadata"]["generation"] < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        get = self.server.store.get
+        await self.until_true(lambda: get("Deployment", deployment)["metadata"]["generation"] >= 2)
 
 
 @pytest.fixture
@@ -204,9 +209,7 @@ async def test_what_another_release_has_written_is_begun_anew(managed: Managed) 
         of_model = managed.server.store.get("ConfigMap", "demo-a-model")["metadata"]["annotations"]
         return cast("dict[str, Any]", json.loads(of_model[name]))
 
-    async with asyncio.timeout(WAIT_SECONDS):
-        while found().get("name") != "a":  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await managed.until_true(lambda: found().get("name") == "a")
 
 
 async def test_what_was_half_unloaded_is_gone_after_a_restart(managed: Managed) -> None:
@@ -223,6 +226,41 @@ async def test_pods_that_do_not_start_are_told_and_taken_away(managed: Managed) 
     with pytest.raises(StartFailed, match=r"not ready after 1 s: .*demo-b-decode: .*no space left on device"):
         await managed.client.load(B, WAIT_SECONDS)
     assert managed.named("Deployment") == {"demo-a-aggregated"}
+
+
+async def test_a_load_that_never_answered_fails_in_the_next_modelmanager_too(managed: Managed) -> None:
+    """One that was ready is tried again, whatever keeps its new pods from that."""
+    managed.server.store.broken["demo-b-decode"] = ("ImagePullBackOff", "no such image")
+    await managed.client.load(B, 0)
+    await managed.until(a="ready", b="starting")
+    await managed.until_true(lambda: ("Deployment", "demo-b-decode") in managed.server.store.objects)
+    await managed.manager.aclose()
+    managed.server.store.broken["demo-a-aggregated"] = ("ImagePullBackOff", "no such image")
+    await managed.start_manager(
+        MANIFEST.replace("512", "1024").replace("timeout_seconds: 20", "timeout_seconds: 1")
+    )
+    await managed.until(a="ready", b="failed")
+    (b,) = [one for one in await managed.client.list() if one.name == "b"]
+    assert re.search(r"not ready after 1 s: .*demo-b-decode: .*no such image", b.message)
+    assert managed.named("Deployment") == {"demo-a-aggregated"}
+    assert managed.named("ConfigMap") == {"demo-a-model"}
+
+
+async def test_names_of_another_cluster_are_not_taken(managed: Managed, cli: Cli) -> None:
+    """The names of the objects of cluster `demo` with model `b` are those of a cluster `demo-b`."""
+    cli.path.write_text(MANIFEST.replace("demo", "demo-b").replace(", manage_models: true", ""))
+    assert (await asyncio.to_thread(cli, "up", "--apply")).code == 0
+    entry = json.dumps({"source": "hub:o/b", "name": "b"})
+    why = r"Deployment demo-b-aggregated is of cluster 'demo-b', .*: rename one of the two"
+    with pytest.raises(StartFailed, match=why):
+        await managed.client.load(entry, WAIT_SECONDS)
+    assert managed.named("ConfigMap") == {"demo-a-model", "demo-b-manifest"}
+    cli.path.write_text(MANIFEST.replace("demo", "demo-a").replace(", manage_models: true", ""))
+    said = await asyncio.to_thread(cli, "up", "--apply")
+    assert said.code != 0
+    assert "Deployment demo-a-aggregated is of cluster 'demo', " in said.err
+    assert "(nothing was applied)" in said.err
+    assert "demo-a-router" not in managed.named("Deployment")
 
 
 @pytest.mark.parametrize(
@@ -284,3 +322,22 @@ async def test_up_leaves_models_alone_and_down_ends_them(managed: Managed, cli: 
     assert "0 to create, 0 to update, 25 to keep, 0 to delete" in again.out
     assert (await asyncio.to_thread(cli, "down")).code == 0
     assert {kind for kind, _ in managed.server.store.objects} == set()
+
+
+async def test_down_beside_a_load_leaves_nothing(managed: Managed, cli: Cli) -> None:
+    """Pods of a modelmanager end after its Deployment is gone, and what it makes until then goes, too."""
+    cli.path.write_text(MANIFEST)
+    assert (await asyncio.to_thread(cli, "up", "--apply")).code == 0
+    managed.server.store.lingering.add("demo-modelmanager-0")
+    managed.volume.may_end.clear()
+    await managed.client.load(B, 0)
+    await managed.until(a="ready", b="fetching")
+    down = asyncio.ensure_future(asyncio.to_thread(cli, "down"))
+    await managed.until_deployments()
+    managed.server.requests.clear()
+    managed.volume.may_end.set()
+    await managed.until_true(lambda: ("PATCH", "Deployment", "demo-b-decode") in managed.server.writes)
+    await managed.manager.aclose()
+    managed.server.store.lingering.clear()
+    assert (await down).code == 0
+    assert set(managed.server.store.objects) == set()

@@ -28,6 +28,7 @@ FILE = "llmserve.yaml"
 HASH_ANNOTATION = "llmserve/manifest-sha256"
 ORDER_ANNOTATION = "llmserve/order"
 DIRECTORY_ANNOTATION = "llmserve/directory"
+FIRST_START_ANNOTATION = "llmserve/first-start"
 _NIXL = "nixl"
 _HEAD = ("apiVersion", "kind", "metadata")
 

@@ -32,9 +32,29 @@ def managed_labels(cluster: str, role: ProcessRole | None = None, model: str = "
     return labels(cluster, role, model) | {MANAGER_LABEL: PRODUCT}
 
 
+ALL_CLUSTERS = f"{MANAGER_LABEL}={PRODUCT}"
+
+
 def selector(cluster: str) -> str:
     """Finds all objects that LLMServe made for a cluster."""
     return _joined(managed_labels(cluster))
+
+
+def title(one: Object) -> str:
+    return f"{one['kind']} {one['metadata']['name']}"
+
+
+def other_cluster(one: Object, cluster: str) -> str:
+    """Returns the other cluster that an object of the server is of; empty: none. `a` with a model `b` has
+    names that are those of a cluster `a-b`, too."""
+    found: Mapping[str, str] = one["metadata"].get("labels", {})
+    owner = found.get(INSTANCE_LABEL, "") if found.get(MANAGER_LABEL) == PRODUCT else ""
+    return "" if owner == cluster else owner
+
+
+def taken_text(one: Object, owner: str) -> str:
+    """owner: the cluster that has the object."""
+    return f"{title(one)} is of cluster '{owner}', in the same namespace: rename one of the two, or move it"
 
 
 def pod_selector(cluster: str) -> str:

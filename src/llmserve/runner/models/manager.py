@@ -117,14 +117,16 @@ class ModelManager:
             held.needed = needed
             self._say(held, ModelState.READY, directory=directory)
 
-    def resume(self, order: ModelOrder, planned: PlannedModel) -> None:
+    def resume(self, order: ModelOrder, planned: PlannedModel, *, was_ready: bool) -> None:
         """Called before the first orders for a model whose engines an earlier manager has started. They get
-        what the manifest says now. What goes wrong with that ends none of them: it is tried again."""
+        what the manifest says now. was_ready: they have answered, so that what goes wrong with that ends none
+        of them: it is tried again. Others fail as those of a load."""
         report = ModelReport(order.number, ModelState.STARTING, directory=planned.directory)
         held = HeldModel(order, report, tuple(worker.name for worker in planned.workers))
         held.follow(order)
         self._held[order.name] = held
-        held.task = self._owner.spawn(f"resume.{order.name}", self._resume(held, planned))
+        starting = self._resume(held, planned) if was_ready else self._load(held, planned)
+        held.task = self._owner.spawn(f"resume.{order.name}", starting)
 
     def names(self) -> list[str]:
         """Returns the models that are there, or come."""
@@ -160,9 +162,10 @@ class ModelManager:
         self._held[order.name] = held
         held.task = self._owner.spawn(f"load.{order.name}", self._load(held))
 
-    async def _load(self, held: HeldModel) -> None:
+    async def _load(self, held: HeldModel, planned: PlannedModel | None = None) -> None:
+        """planned: its engines may start already."""
         try:
-            await self._bring_up(held)
+            await self._start(held, planned or await self._prepare(held))
         except LLMServeError as error:
             await self._failed(held, error)
         except Exception as error:
@@ -171,8 +174,8 @@ class ModelManager:
         finally:
             held.is_starting = False
 
-    async def _bring_up(self, held: HeldModel) -> None:
-        """Errors: LLMServeError."""
+    async def _prepare(self, held: HeldModel) -> PlannedModel:
+        """Returns when its engines may start. Errors: LLMServeError."""
         name, manifest = held.order.name, self.alone(held.order)
         self._say(held, ModelState.FETCHING, "looking for it")
         directory = await self._processes.prepare(
@@ -191,20 +194,22 @@ class ModelManager:
         held.workers = tuple(worker.name for worker in planned.workers)
         self._say(held, ModelState.STARTING, _waits_for(held), directory)
         await held.may_start.wait()
+        return planned
+
+    async def _start(self, held: HeldModel, planned: PlannedModel) -> None:
+        """Errors: LLMServeError."""
         self._say(held, ModelState.STARTING, "its engines start")
-        await self._processes.start(held.order, manifest, planned)
+        await self._processes.start(held.order, self.alone(held.order), planned)
         self._say(held, ModelState.READY)
 
     async def _resume(self, held: HeldModel, planned: PlannedModel) -> None:
         while True:
             try:
-                await self._processes.start(held.order, self.alone(held.order), planned)
+                return await self._start(held, planned)
             except LLMServeError as error:
                 _log.warning("model %s: %s", held.order.name, error.message)
                 self._say(held, ModelState.STARTING, error.message)
                 await asyncio.sleep(_AGAIN_SECONDS)
-            else:
-                return self._say(held, ModelState.READY)
 
     def alone(self, order: ModelOrder) -> Manifest:
         """Returns the manifest of the cluster with this model alone. Errors: InvalidRequest."""

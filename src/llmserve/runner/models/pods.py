@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from llmserve.config.conflict import refuse
 from llmserve.config.plan_pods import plan_workers, service_name
@@ -17,8 +17,22 @@ from llmserve.config.wanted_models import ModelOrder
 from llmserve.core.errors import StartFailed, Unavailable
 from llmserve.k8s.api import ApiRefused, KubeApi
 from llmserve.k8s.render import Object, RenderTarget, impossible, render_model
-from llmserve.k8s.render.configuration import DIRECTORY_ANNOTATION, ORDER_ANNOTATION, model_map_name
-from llmserve.k8s.render.objects import COMPONENT_LABEL, MODEL_LABEL, pod_selector, selector
+from llmserve.k8s.render.configuration import (
+    DIRECTORY_ANNOTATION,
+    FIRST_START_ANNOTATION,
+    ORDER_ANNOTATION,
+    model_map_name,
+)
+from llmserve.k8s.render.objects import (
+    ALL_CLUSTERS,
+    COMPONENT_LABEL,
+    MODEL_LABEL,
+    other_cluster,
+    pod_selector,
+    selector,
+    taken_text,
+    title,
+)
 from llmserve.k8s.render.placement import is_on_gpu, wanted_resources
 from llmserve.k8s.status import statuses
 from llmserve.runner import preflight
@@ -43,6 +57,14 @@ _OF_A_ROLE = (
 )
 
 
+class FoundModel(NamedTuple):
+    """A model that an earlier modelmanager has started. was_ready: its engines have answered once."""
+
+    order: ModelOrder
+    directory: str
+    was_ready: bool
+
+
 class PodProcesses:
     """A ModelProcesses; a worker is a Deployment, by its name. manifest: that of the cluster. folder: gets a
     manifest for each model. fetch: as for LocalProcesses. look_seconds: between two looks at pods.
@@ -61,21 +83,26 @@ class PodProcesses:
         self._cluster, self._look_seconds = manifest.metadata.name, look_seconds
         self._ready_seconds = manifest.deployment.k8s.ready_timeout_seconds
         self._gone_seconds = manifest.scheduling.request_timeout_seconds + _GONE_MARGIN_SECONDS
+        self._first_starts: set[str] = set()  # slugs of the models that have never been ready
         # One thread: what is asked last comes last, also when its caller was cancelled meanwhile.
         self._thread = ThreadPoolExecutor(1, "kubernetes")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def found(self) -> list[tuple[ModelOrder, str]]:
-        """Returns the models that an earlier modelmanager has started, with their directories. Deletes the
-        workloads of others, which it was ending, or which `llmserve up` made. Errors: StartFailed."""
+    async def found(self) -> list[FoundModel]:
+        """Returns the models that an earlier modelmanager has started. Deletes the workloads of others, which
+        it was ending, or which `llmserve up` made. Errors: StartFailed."""
         maps = await self._ask(self._list, "v1", "ConfigMap")
         slugs = {one["metadata"]["labels"][MODEL_LABEL] for one in maps}
         for one in await self._ask(self._list, *_DEPLOYMENT):
             if one["metadata"]["labels"][MODEL_LABEL] not in slugs:
                 await self._ask(self._delete, one["metadata"]["name"])
-        return [found for one in maps if (found := _read(one)) is not None]
+        found = {
+            one["metadata"]["labels"][MODEL_LABEL]: read for one in maps if (read := _read(one)) is not None
+        }
+        self._first_starts = {slug for slug, one in found.items() if not one.was_ready}
+        return list(found.values())
 
     async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
         """Errors: ManifestError for what pods cannot have; StartFailed for a pod that is too small; those of
@@ -91,9 +118,12 @@ class PodProcesses:
 
     async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
         """Kubernetes finds the nodes later. Errors: StartFailed with what the server refuses, tried in a dry
-        run."""
-        for one in render_model(manifest, self._target, {}):
+        run, or when another cluster has a name that is needed."""
+        rendered = render_model(manifest, self._target, {})
+        await self._ask(self._check_names, rendered)
+        for one in rendered:
             await self._ask(self._api.apply, one, dry_run=True, force=True)
+        self._first_starts.add(manifest.model.slug)
         return planned(manifest, directory)
 
     async def check_room(
@@ -103,13 +133,16 @@ class PodProcesses:
 
     async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
         """Errors: StartFailed with what keeps pods from being ready."""
-        known = {ORDER_ANNOTATION: json.dumps(asdict(order)), DIRECTORY_ANNOTATION: planned.directory}
-        rendered = render_model(manifest, self._target, known)
+        slug, rendered = manifest.model.slug, self._render(order, manifest, planned)
         for one in rendered:
             await self._ask(self._api.apply, one, force=True)
-        for one in await self._ask(self._left_from_before, manifest.model.slug, rendered):
+        for one in await self._ask(self._left_from_before, slug, rendered):
             await self._ask(self._api.delete, one)
         await self._until_ready([worker.name for worker in planned.workers])
+        if slug in self._first_starts:
+            self._first_starts.discard(slug)
+            configuration = self._render(order, manifest, planned)[0]
+            await self._ask(self._api.apply, configuration, force=True)
 
     async def stop(self, workers: Sequence[str]) -> None:
         """Lets the pods drain, and returns when they are gone. Errors: StartFailed."""
@@ -121,6 +154,14 @@ class PodProcesses:
                 _log.warning("pods that should have ended are still there: %s", ", ".join(left))
                 return
             await asyncio.sleep(self._look_seconds)
+
+    def _render(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> Sequence[Object]:
+        """Returns the objects of a model; the first one says what another modelmanager needs to know."""
+        known = {ORDER_ANNOTATION: json.dumps(asdict(order)), DIRECTORY_ANNOTATION: planned.directory}
+        is_first = manifest.model.slug in self._first_starts
+        return render_model(
+            manifest, self._target, known | ({FIRST_START_ANNOTATION: "true"} if is_first else {})
+        )
 
     async def _until_ready(self, workers: Sequence[str]) -> None:
         deadline = time.monotonic() + self._ready_seconds
@@ -135,6 +176,14 @@ class PodProcesses:
         """Returns the objects of models."""
         found = self._api.list(version, kind, selector(self._cluster))
         return [one for one in found if MODEL_LABEL in one["metadata"]["labels"]]
+
+    def _check_names(self, wanted: Sequence[Object]) -> None:
+        """Errors: StartFailed when another cluster has one of them."""
+        titles = set(map(title, wanted))
+        for version, kind in (("v1", "ConfigMap"), _DEPLOYMENT):
+            for one in self._api.list(version, kind, ALL_CLUSTERS):
+                if title(one) in titles and (owner := other_cluster(one, self._cluster)):
+                    raise StartFailed(taken_text(one, owner))
 
     def _left_from_before(self, model: str, rendered: Sequence[Object]) -> list[Object]:
         """Returns what the model may have that it should have no more, since its manifest has changed. model:
@@ -200,12 +249,13 @@ def planned(manifest: Manifest, directory: str) -> PlannedModel:
     return PlannedModel(directory, workers)
 
 
-def _read(configuration: Object) -> tuple[ModelOrder, str] | None:
-    """Returns an order and the model's directory. configuration: the ConfigMap of a model. None: what another
-    release has written cannot be read, so the router's order begins the model anew."""
+def _read(configuration: Object) -> FoundModel | None:
+    """configuration: the ConfigMap of a model. None: what another release has written cannot be read, so the
+    router's order begins the model anew."""
     try:
         found = configuration["metadata"]["annotations"]
-        return ModelOrder(**json.loads(found[ORDER_ANNOTATION])), str(found[DIRECTORY_ANNOTATION])
+        order = ModelOrder(**json.loads(found[ORDER_ANNOTATION]))
+        return FoundModel(order, str(found[DIRECTORY_ANNOTATION]), FIRST_START_ANNOTATION not in found)
     except (KeyError, TypeError, ValueError) as error:
         _log.warning("ConfigMap %s cannot be read: %r", configuration["metadata"]["name"], error)
         return None

@@ -55,11 +55,12 @@ class ModelManagerRole:
 
     async def start(self) -> None:
         """Errors: StartFailed."""
-        for order, directory in await self._processes.found():
+        for one in await self._processes.found():
             try:
-                self._manager.resume(order, planned(self._manager.alone(order), directory))
+                place = planned(self._manager.alone(one.order), one.directory)
+                self._manager.resume(one.order, place, was_ready=one.was_ready)
             except LLMServeError as error:  # an earlier release may have taken what this one refuses
-                _log.warning("model %s is left as it is: %s", order.name, error.message)
+                _log.warning("model %s is left as it is: %s", one.order.name, error.message)
         await self._server.start()
         if self._metrics:
             await self._metrics.start()

@@ -327,7 +327,7 @@ async def test_engines_that_an_earlier_manager_started_go_on_whatever_goes_wrong
     processes.failures["start b-0"] = StartFailed("no such image")
     resumed = ModelManager(MANIFEST, {}, processes, owner, _nothing)
     worker = ProcessSpec(ProcessRole.AGGREGATED, "b-0", "m", model="b")
-    resumed.resume(order("b", 2), PlannedModel("/models/b", (worker,)))
+    resumed.resume(order("b", 2), PlannedModel("/models/b", (worker,)), was_ready=True)
     await asyncio.sleep(0)
     (report,) = resumed.reports()
     assert (report.number, report.state, report.detail) == (2, ModelState.STARTING, "no such image")
@@ -340,4 +340,18 @@ async def test_engines_that_an_earlier_manager_started_go_on_whatever_goes_wrong
     for _ in range(20):
         await asyncio.sleep(0)
     assert processes.done[-1] == "stop b-0"
+    await owner.aclose()
+
+
+async def test_engines_that_an_earlier_manager_began_to_start_fail_as_those_of_a_load() -> None:
+    processes, owner = FakeProcesses(), TaskOwner("test")
+    processes.failures["start b-0"] = StartFailed("no such image")
+    resumed = ModelManager(MANIFEST, {}, processes, owner, _nothing)
+    worker = ProcessSpec(ProcessRole.AGGREGATED, "b-0", "m", model="b")
+    resumed.resume(order("b", 2), PlannedModel("/models/b", (worker,)), was_ready=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    (report,) = resumed.reports()
+    assert (report.number, report.state, report.message) == (2, ModelState.FAILED, "no such image")
+    assert processes.done == ["start b-0", "stop b-0"]
     await owner.aclose()
