@@ -60,7 +60,13 @@ class Engines:
     ) -> None:
         """There is always room."""
 
-    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(
+        self,
+        order: ModelOrder,
+        manifest: Manifest,
+        planned: PlannedModel,
+        on_progress: Callable[[str], None],
+    ) -> None:
         await self.started.wait()
         self.running += [worker.name for worker in planned.workers]
 

@@ -51,8 +51,9 @@ class RpcServer:
         register(servicer, self._server)
         self._names.append(service_name)
 
-    async def start(self) -> int:
-        """Binds and serves; returns the port. Errors: StartFailed when the address is taken."""
+    async def start(self, *, is_serving: bool = True) -> int:
+        """Binds and serves; returns the port. is_serving: as for set_serving. Errors: StartFailed when the
+        address is taken."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*self._names, HEALTH_NAME, reflection.SERVICE_NAME), self._server
@@ -61,8 +62,8 @@ class RpcServer:
             port = self._add_port()
         except RuntimeError as error:
             raise StartFailed(f"cannot listen on {self._listen}: {error}") from error
+        await self.set_serving(is_serving)
         await self._server.start()
-        await self.set_serving(True)
         return port
 
     def _add_port(self) -> int:

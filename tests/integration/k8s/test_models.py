@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 
 from llmserve.config.load import load_manifest
@@ -23,6 +24,7 @@ from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.model_calls import ModelClient
+from llmserve.runner.machine import HeldPorts
 from llmserve.runner.models.pods import PodProcesses
 from llmserve.runner.models.role import ModelManagerRole
 from tests.integration.k8s.conftest import Cli
@@ -91,7 +93,7 @@ class Managed:
         self.routers = RouterAddresses((f"127.0.0.1:{router.port}",))
         self.client = ModelClient(self.routers)
 
-    async def start_manager(self, text: str = MANIFEST) -> None:
+    async def start_manager(self, text: str = MANIFEST, metrics_port: int = 0) -> None:
         path = self._folder / "whole.yaml"
         path.write_text(text)
         manifest = load_manifest(path)
@@ -102,7 +104,9 @@ class Managed:
             self.volume.fetch,
             look_seconds=0.01,
         )
-        self.manager = ModelManagerRole(manifest, processes, self.routers, listen="127.0.0.1:0")
+        self.manager = ModelManagerRole(
+            manifest, processes, self.routers, listen="127.0.0.1:0", metrics_port=metrics_port
+        )
         self._stack.push_async_callback(self.manager.aclose)
         await self.manager.start()
 
@@ -189,6 +193,32 @@ async def test_another_modelmanager_goes_on_with_what_runs(managed: Managed) -> 
     await managed.until_changed("demo-b-decode")
     writes = {(method, kind) for method, kind, _ in managed.server.writes}
     assert ("DELETE", "Deployment") not in writes
+
+
+async def test_up_waits_for_what_a_modelmanager_begins_with(managed: Managed) -> None:
+    """`up` looks at workloads: that of the modelmanager is ready when those of all models are there."""
+    await managed.client.load(B, WAIT_SECONDS)
+    await managed.manager.aclose()
+    for name in managed.named("Deployment"):
+        managed.server.store.delete("Deployment", name)
+    managed.server.store.delete("ConfigMap", "demo-b-model")
+    managed.server.store.broken["demo-a-aggregated"] = ("ImagePullBackOff", "no such image")
+    managed.volume.may_end.clear()
+    with HeldPorts() as ports:
+        port = ports.pick()
+        await managed.start_manager(metrics_port=port)
+        await managed.until(a="ready", b="fetching")
+        assert await _health(port) == 503
+        managed.volume.may_end.set()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await _health(port) != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert managed.named("Deployment") == {"demo-a-aggregated", "demo-b-prefill", "demo-b-decode"}
+
+
+async def _health(port: int) -> int:
+    async with httpx.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code
 
 
 async def test_what_its_manifest_has_no_more_is_gone_after_a_restart(managed: Managed) -> None:

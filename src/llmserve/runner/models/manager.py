@@ -39,8 +39,15 @@ class ModelProcesses(Protocol):
     async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
         """Finds a place for its engines. swap: names of the workers that leave before."""
 
-    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
-        """Returns when all of its engines are ready. The caller stops those of a failed start."""
+    async def start(
+        self,
+        order: ModelOrder,
+        manifest: Manifest,
+        planned: PlannedModel,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        """Returns when all of its engines are ready. on_progress: may be told what keeps them from that. The
+        caller stops those of a failed start."""
 
     async def stop(self, workers: Sequence[str]) -> None:
         """Lets them drain, and returns when nothing of them is left. Unknown ones are stopped already. After
@@ -55,8 +62,8 @@ class ModelProcesses(Protocol):
 @dataclass(eq=False, slots=True)
 class HeldModel:
     """A model that is here, or is on its way in or out. is_loaded: the router asks for more than a pull.
-    may_start: the router lets its engines start.
-    is_starting: they take their memory now."""
+    may_start: the router lets its engines start. is_starting: they take their memory now. begun: its engines
+    are asked for, or will not be."""
 
     order: ModelOrder
     report: ModelReport
@@ -64,6 +71,7 @@ class HeldModel:
     needed: NeededMemory = NOTHING
     is_loaded: asyncio.Event = field(default_factory=asyncio.Event)
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     leaving: bool = False
     is_starting: bool = False
@@ -110,6 +118,13 @@ class ModelManager:
         except TimeoutError:
             return True
         return model in self._held and not self._held[model].leaving
+
+    async def until_begun(self) -> None:
+        """Returns when the first orders are here, and the engines of all their models are asked for, or will
+        not be."""
+        await self._has_orders.wait()
+        for held in list(self._held.values()):
+            await held.begun.wait()
 
     def became_ready(self, model: str, directory: str, needed: NeededMemory) -> None:
         """All workers of a model of the manifest are ready."""
@@ -173,6 +188,7 @@ class ModelManager:
             await self._failed(held, StartFailed(f"the load failed: {error!r}"))
         finally:
             held.is_starting = False
+            held.begun.set()
 
     async def _prepare(self, held: HeldModel) -> PlannedModel:
         """Returns when its engines may start. Errors: LLMServeError."""
@@ -183,6 +199,7 @@ class ModelManager:
         )
         if held.order.pull:
             self._say(held, ModelState.FETCHED, directory=directory)
+            held.begun.set()
             await held.is_loaded.wait()
         swapped = self._held.get(held.order.swap)
         leaving = swapped.workers if swapped else ()
@@ -199,8 +216,16 @@ class ModelManager:
     async def _start(self, held: HeldModel, planned: PlannedModel) -> None:
         """Errors: LLMServeError."""
         self._say(held, ModelState.STARTING, "its engines start")
-        await self._processes.start(held.order, self.alone(held.order), planned)
+        manifest = self.alone(held.order)
+        await self._processes.start(
+            held.order, manifest, planned, lambda text: self._say_starting(held, text)
+        )
+        held.begun.set()
         self._say(held, ModelState.READY)
+
+    def _say_starting(self, held: HeldModel, text: str) -> None:
+        held.begun.set()
+        self._say(held, ModelState.STARTING, text)
 
     async def _resume(self, held: HeldModel, planned: PlannedModel) -> None:
         while True:
@@ -208,7 +233,7 @@ class ModelManager:
                 return await self._start(held, planned)
             except LLMServeError as error:
                 _log.warning("model %s: %s", held.order.name, error.message)
-                self._say(held, ModelState.STARTING, error.message)
+                self._say_starting(held, error.message)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def alone(self, order: ModelOrder) -> Manifest:

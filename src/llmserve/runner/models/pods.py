@@ -131,14 +131,20 @@ class PodProcesses:
     ) -> None:
         """Kubernetes knows the room on the nodes; what it says is in the error of start."""
 
-    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(
+        self,
+        order: ModelOrder,
+        manifest: Manifest,
+        planned: PlannedModel,
+        on_progress: Callable[[str], None],
+    ) -> None:
         """Errors: StartFailed with what keeps pods from being ready."""
         slug, rendered = manifest.model.slug, self._render(order, manifest, planned)
         for one in rendered:
             await self._ask(self._api.apply, one, force=True)
         for one in await self._ask(self._left_from_before, slug, rendered):
             await self._ask(self._api.delete, one)
-        await self._until_ready([worker.name for worker in planned.workers])
+        await self._until_ready([worker.name for worker in planned.workers], on_progress)
         if slug in self._first_starts:
             self._first_starts.discard(slug)
             configuration = self._render(order, manifest, planned)[0]
@@ -163,11 +169,12 @@ class PodProcesses:
             manifest, self._target, known | ({FIRST_START_ANNOTATION: "true"} if is_first else {})
         )
 
-    async def _until_ready(self, workers: Sequence[str]) -> None:
+    async def _until_ready(self, workers: Sequence[str], on_progress: Callable[[str], None]) -> None:
         deadline = time.monotonic() + self._ready_seconds
-        while missing := await self._ask(self._missing, workers):
+        while missing := "; ".join(await self._ask(self._missing, workers)):
+            on_progress(missing)
             if time.monotonic() >= deadline:
-                raise StartFailed(f"not ready after {self._ready_seconds:.0f} s: {'; '.join(missing)}")
+                raise StartFailed(f"not ready after {self._ready_seconds:.0f} s: {missing}")
             await asyncio.sleep(self._look_seconds)
 
     # -- on the thread

@@ -72,7 +72,13 @@ class LocalProcesses:
         free = await asyncio.to_thread(FreeMemory.here)
         check_room(name, needed, free, leaving=leaving, coming=coming)
 
-    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(
+        self,
+        order: ModelOrder,
+        manifest: Manifest,
+        planned: PlannedModel,
+        on_progress: Callable[[str], None],
+    ) -> None:
         """Errors: StartFailed, ManifestError."""
         self._roster.add(planned.workers)
         path = self._path(manifest)

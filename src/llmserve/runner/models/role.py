@@ -3,10 +3,12 @@
 Kubernetes keeps what outlives this process: each model that was started has a ConfigMap with its order.
 """
 
+import asyncio
 import logging
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -45,6 +47,7 @@ class ModelManagerRole:
         metrics_port: int = 0,
     ) -> None:
         self._owner, self._processes = TaskOwner("modelmanager"), processes
+        self._begins_seconds = manifest.deployment.k8s.ready_timeout_seconds / 2  # the kubelet waits longer
         self._manager = ModelManager(manifest, {}, processes, self._owner, lambda: self._follower.report())
         self._follower = ModelFollower(routers, self._manager.reports, self._manager.apply)
         self._server = RpcServer(listen, routers.credentials)
@@ -54,17 +57,25 @@ class ModelManagerRole:
         self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None
 
     async def start(self) -> None:
-        """Errors: StartFailed."""
+        """It says that it serves when the pods of all models are asked for, so that `llmserve up` waits for
+        them; a long download holds that up for a while only. Errors: StartFailed."""
         for one in await self._processes.found():
             try:
                 place = planned(self._manager.alone(one.order), one.directory)
                 self._manager.resume(one.order, place, was_ready=one.was_ready)
             except LLMServeError as error:  # an earlier release may have taken what this one refuses
                 _log.warning("model %s is left as it is: %s", one.order.name, error.message)
-        await self._server.start()
+        await self._server.start(is_serving=False)
         if self._metrics:
             await self._metrics.start()
         self._owner.spawn("follow", self._follower.run(), fatal=True)
+        self._owner.spawn("begin", self._begin(), fatal=True)
+
+    async def _begin(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._begins_seconds):
+                await self._manager.until_begun()
+        await self._server.set_serving(True)
 
     async def wait(self) -> None:
         """Raises when it cannot go on."""

@@ -34,6 +34,7 @@ class FakeProcesses:
     coming: list[Sequence[NeededMemory]] = field(default_factory=list)
     leaving: list[NeededMemory] = field(default_factory=list)
     on_progress: Callable[[str], None] | None = None
+    on_start: Callable[[str], None] | None = None
 
     async def _step(self, what: str) -> None:
         self.done.append(what)
@@ -65,7 +66,14 @@ class FakeProcesses:
         self.leaving.append(leaving)
         await self._step(f"check {name}")
 
-    async def start(self, order: ModelOrder, manifest: Manifest, planned: PlannedModel) -> None:
+    async def start(
+        self,
+        order: ModelOrder,
+        manifest: Manifest,
+        planned: PlannedModel,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self.on_start = on_progress
         await self._step(f"start {planned.workers[0].name}")
 
     async def stop(self, workers: Sequence[str]) -> None:
@@ -114,6 +122,28 @@ async def test_a_model_is_fetched_checked_and_started(followed: Followed) -> Non
     assert (ready.number, ready.state, ready.directory) == (2, ModelState.READY, "/models/b")
     assert followed.processes.leaving == [NOTHING]
     assert followed.manager.names() == ["a", "b"]
+
+
+async def test_it_has_begun_when_the_engines_of_the_first_orders_are_asked_for(
+    followed: Followed,
+) -> None:
+    processes, owner = FakeProcesses(), TaskOwner("test")
+    processes.held_up = {"prepare b": asyncio.Event(), "start b-0": asyncio.Event()}
+    processes.failures["prepare c"] = StartFailed("the hub does not answer")
+    made = ModelManager(MANIFEST, {}, processes, owner, _nothing)
+    begun = asyncio.ensure_future(made.until_begun())
+    await followed.settle()
+    assert not begun.done(), "without orders"
+    made.apply([order("b", 2), order("c", 3), order("d", 4, pull=True)])
+    processes.held_up["prepare b"].set()
+    await followed.settle()
+    assert not begun.done()
+    assert processes.on_start is not None
+    processes.on_start("b-0: 0/1 ready")
+    await followed.settle()
+    assert begun.done()
+    assert made.reports()[0].detail == "b-0: 0/1 ready"
+    await owner.aclose()
 
 
 async def test_a_pull_takes_no_place_until_a_load_asks_for_more(followed: Followed) -> None:

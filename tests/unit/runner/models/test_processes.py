@@ -69,7 +69,7 @@ async def test_the_ports_of_a_model_are_held_until_it_is_unloaded(
     processes: LocalProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = await processes.plan(MANIFEST, str(tmp_path), ())
-    await processes.start(ORDER, MANIFEST, planned)
+    await processes.start(ORDER, MANIFEST, planned, print)
     (worker,) = planned.workers
     assert _is_held(worker.listen, monkeypatch)
     await processes.stop(["decode-0"])  # that of another model
@@ -85,7 +85,7 @@ async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
     second = await processes.plan(MANIFEST, str(tmp_path), ())
     assert _is_held(second.workers[0].listen, monkeypatch)
     assert not _is_held(first.workers[0].listen, monkeypatch)
-    await processes.start(ORDER, MANIFEST, second)
+    await processes.start(ORDER, MANIFEST, second, print)
     await processes.stop([second.workers[0].name])
     assert not _is_held(second.workers[0].listen, monkeypatch)
 
