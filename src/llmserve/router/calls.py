@@ -127,15 +127,14 @@ class SessionCalls:
                 self._event_loop.spans.asked(session, message.admit)
                 return self._controller.requests.admit(session, admit)
             case "first_token":
-                return self._controller.requests.first_token(
-                    session, RequestId(message.first_token.request_id)
-                )
+                name = RequestId(message.first_token.request_id)
+                return self._controller.requests.first_token(session, name, message.age_seconds)
             case "progress":
                 progress = message.progress
                 name = RequestId(progress.request_id)
                 return self._controller.requests.progress(session, name, progress.output_tokens)
             case "done":
-                return self._done(session, message.done)
+                return self._done(session, message.done, message.age_seconds)
             case "worker_failed":
                 return self._worker_failed(message.worker_failed)
             case "models":
@@ -146,12 +145,14 @@ class SessionCalls:
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
 
-    def _done(self, session: RouterSession, done: router_pb2.Done) -> list[Effect]:
+    def _done(self, session: RouterSession, done: router_pb2.Done, age_seconds: float) -> list[Effect]:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
         handover = done.handover_seconds if done.HasField("handover_seconds") else None
         name = RequestId(done.request_id)
-        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached, handover)
+        return self._controller.requests.done(
+            session, name, outcome, done.output_tokens, cached, handover, age_seconds
+        )
 
     def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
         _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)

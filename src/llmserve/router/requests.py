@@ -147,20 +147,24 @@ class Requests:
         hopeless = self._scheduler.set_capacities(self._membership.capacities())
         return [self.evict(eviction) for eviction in hopeless]
 
-    def first_token(self, session: RouterSession, request_id: RequestId) -> list[Effect]:
-        """The prefill of a request is over: its worker can take another. Idempotent."""
-        entry, now = session.entries.get(request_id), self._clock.now()
+    def first_token(
+        self, session: RouterSession, request_id: RequestId, age_seconds: float = 0.0
+    ) -> list[Effect]:
+        """The prefill of a request was over so long ago: its worker can take another. Idempotent."""
+        entry = session.entries.get(request_id)
         if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
             return []
-        work, busy_seconds = entry.hold.work, entry.hold.first_token(now)
-        return [*self._started(request_id, work, now, busy_seconds), *self.dispatch()]
+        work = entry.hold.work
+        started_at = self._happened_at(work, age_seconds)
+        busy_seconds = entry.hold.first_token(started_at)
+        return [*self._started(request_id, work, started_at, busy_seconds), *self.dispatch()]
 
     def _started(
-        self, request_id: RequestId, work: Work, now: float, busy_seconds: float
+        self, request_id: RequestId, work: Work, started_at: float, busy_seconds: float
     ) -> list[RequestStarted]:
         if (plan := work.plan) is None:
             return []
-        seconds, predicted = now - work.placed_at, plan.predicted
+        seconds, predicted = started_at - work.placed_at, plan.predicted
         computing = busy_seconds - predicted.parts.load if predicted else None
         work.compute_seconds = seconds if computing is None else max(0.0, computing)
         if not (predicted and predicted.parts.adapter):  # the time of its load says nothing of computing
@@ -188,21 +192,28 @@ class Requests:
         output_tokens: int,
         cached_tokens: int | None = None,
         handover_seconds: float | None = None,
+        age_seconds: float = 0.0,
     ) -> list[Effect]:
         """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
         refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
         report them. handover_seconds: from prefill's token to decode's first one; None: nothing was handed
-        over."""
+        over. age_seconds: for so long it has been over."""
         entry = session.entries.get(request_id)
         if entry is None:
             return []
         cached = self._prefixes.ended(entry, outcome, cached_tokens)
         if entry.hold and handover_seconds is not None:
             self._handed_over(entry.hold.work, entry.placement.prompt_tokens, handover_seconds)
-        return [self.end(request_id, Exit(outcome), output_tokens, cached), *self.dispatch()]
+        ended = self.end(request_id, Exit(outcome), output_tokens, cached, age_seconds)
+        return [ended, *self.dispatch()]
 
     def end(
-        self, request_id: RequestId, how: Exit, output_tokens: int = 0, cached: CachedTokens | None = None
+        self,
+        request_id: RequestId,
+        how: Exit,
+        output_tokens: int = 0,
+        cached: CachedTokens | None = None,
+        age_seconds: float = 0.0,
     ) -> RequestEnded:
         """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
         entry = self.entries.close(request_id)
@@ -212,8 +223,9 @@ class Requests:
             self._waits_no_more(request_id, entry)
             self._queue.withdraw(request_id)
         else:
-            self._measure(hold.work, output_tokens // hold.work.choices)
-            hold.give_back(self._clock.now())
+            ended_at = self._happened_at(hold.work, age_seconds)
+            self._measure(hold.work, output_tokens // hold.work.choices, ended_at)
+            hold.give_back(ended_at)
             self._queue.release(request_id, output_tokens)
         return RequestEnded(entry.session, request_id, how, cached)
 
@@ -304,12 +316,18 @@ class Requests:
         )
         self._speeds.handed_over(plan.prefill, plan.decode, measured)
 
-    def _measure(self, work: Work, output_tokens: int) -> None:
-        """Reports the speed of a request that ends now, before its slots are given back. output_tokens:
+    def _happened_at(self, work: Work, age_seconds: float) -> float:
+        """When a placed request got so far. It is heard later, and cannot have been before what it follows,
+        whatever the apiserver says."""
+        earliest = work.placed_at if work.first_token_at is None else work.first_token_at
+        return max(earliest, self._clock.now() - max(0.0, age_seconds))
+
+    def _measure(self, work: Work, output_tokens: int, ended_at: float) -> None:
+        """Reports the speed of a request that has ended, before its slots are given back. output_tokens:
         tokens of one choice."""
         if work.plan is None or work.first_token_at is None:
             return
-        decode, seconds = work.plan.decode, self._clock.now() - work.first_token_at
+        decode, seconds = work.plan.decode, ended_at - work.first_token_at
         running = (work.running_at_first_token + decode.slots.placed_requests) / 2
         known = running if work.predicted else None
         self._speeds.answer_generated(decode, output_tokens - 1, seconds, known)

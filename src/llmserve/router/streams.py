@@ -18,13 +18,14 @@ Send = Callable[[RouterSessionResponse], None]
 class RouterOutbox:
     """Filled without waiting, emptied by one consumer, which gets all that waits at once. It holds at most
     one answer for each request of the session, and the latest cluster state, which is sent before answers: so
-    an apiserver knows the workers that a placement names. idle_seconds: after this long without a message,
-    an empty batch is sent as a sign of life; None: never."""
+    an apiserver knows the workers that a placement names. Every batch says whether places are wanted.
+    idle_seconds: after this long without a message, an empty batch is sent as a sign of life; None: never."""
 
     def __init__(self, idle_seconds: float | None = None) -> None:
         self._idle_seconds = idle_seconds
         self._answers = RouterSessionResponses()
         self._state: RouterSessionResponse | None = None
+        self._places_wanted = self._told_wanted = False
         self._closed = False
         self._error: LLMServeError | None = None
         self._pending = asyncio.Event()
@@ -50,6 +51,12 @@ class RouterOutbox:
         self._state = message
         self._pending.set()
 
+    def want_places(self, wanted: bool) -> None:
+        """That requests wait for places is sent at once; that none waits, with the next batch."""
+        self._places_wanted = wanted
+        if wanted:
+            self._pending.set()
+
     def close(self, error: LLMServeError | None = None) -> None:
         """Ends the iteration once it is empty; raises the error, if one is given."""
         if not self._closed:
@@ -67,18 +74,25 @@ class RouterOutbox:
     def _take(self) -> RouterSessionResponses:
         taken, state = self._answers, self._state
         self._answers, self._state = RouterSessionResponses(), None
-        return taken if state is None else RouterSessionResponses(messages=[state, *taken.messages])
+        if state is not None:
+            taken = RouterSessionResponses(messages=[state, *taken.messages])
+        taken.places_wanted = self._places_wanted
+        return taken
+
+    def _is_news(self, batch: RouterSessionResponses) -> bool:
+        return bool(batch.messages) or (batch.places_wanted and not self._told_wanted)
 
     async def __aiter__(self) -> AsyncIterator[RouterSessionResponses]:
         while True:
-            if (batch := self._take()).messages:
+            if self._is_news(batch := self._take()):
+                self._told_wanted = batch.places_wanted
                 yield batch
             elif self._closed:
                 break
             else:
                 self._pending.clear()
                 if not await self._has_pending():
-                    yield RouterSessionResponses()
+                    yield self._take()
         if self._error is not None:
             raise self._error
 
@@ -94,11 +108,13 @@ class SessionStreams:
 
     def __init__(self) -> None:
         self._streams: dict[ApiserverId, SessionStream] = {}
+        self._places_wanted = False
 
     def add(self, stream: SessionStream) -> SessionStream | None:
         """Returns the apiserver's older stream, which this one replaces."""
         older = self._streams.get(stream.session.apiserver_id)
         self._streams[stream.session.apiserver_id] = stream
+        stream.outbox.want_places(self._places_wanted)
         return older
 
     def drop(self, stream: SessionStream) -> bool:
@@ -117,6 +133,13 @@ class SessionStreams:
         """Sends the state to all sessions."""
         for stream in self._streams.values():
             stream.outbox.send_state(state)
+
+    def want_places(self, wanted: bool) -> None:
+        """Tells all sessions whether requests wait for places."""
+        if wanted is not self._places_wanted:
+            self._places_wanted = wanted
+            for stream in self._streams.values():
+                stream.outbox.want_places(wanted)
 
     def senders(self) -> dict[ApiserverId, Send]:
         return {name: stream.outbox.send for name, stream in self._streams.items()}

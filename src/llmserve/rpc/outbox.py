@@ -21,13 +21,20 @@ class Outbox(Generic[T]):
         self._waiting.append(item)
         if not within_seconds:
             self._ready.set()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(within_seconds, self._time_is_over)
+        else:
+            self.hurry(within_seconds)
 
-    def _time_is_over(self) -> None:
-        self._timer = None
-        if self._waiting:
-            self._ready.set()
+    def hurry(self, within_seconds: float) -> None:
+        """So long what waits may wait from now on, if it has not less time already."""
+        if not self._waiting or self._ready.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + within_seconds
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._ready.set)
 
     def close(self) -> None:
         """Ends `take` once it has returned what still waits. Idempotent."""
@@ -38,6 +45,9 @@ class Outbox(Generic[T]):
         """Waits for items and returns them in order. An empty list: the outbox is closed."""
         await self._ready.wait()
         taken, self._waiting = self._waiting, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._closed:
             self._ready.clear()
         return taken

@@ -25,13 +25,20 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     served: tuple[ServedName, ...] = ()
     models = SimpleNamespace(served=lambda: served, version=1, manages=True)
     controller = SimpleNamespace(
-        adapters=book, models=models, cluster_version=1, membership=[], next_wake=lambda: None
+        adapters=book,
+        models=models,
+        cluster_version=1,
+        membership=[],
+        next_wake=lambda: None,
+        waiting_requests=0,
     )
     leader_check = SimpleNamespace(status=lambda: SimpleNamespace(epoch=1))
     watch = SimpleNamespace(look=lambda: delivered.append("loads are answered"))
     event_loop = EventLoop(controller, None, None, None, leader_check, None, watch)  # type: ignore[arg-type]
     for name in "ab":
-        outbox = SimpleNamespace(send_state=lambda sent: delivered.append(_news(sent.state)))
+        outbox = SimpleNamespace(
+            send_state=lambda sent: delivered.append(_news(sent.state)), want_places=lambda wanted: None
+        )
         event_loop.streams.add(SessionStream(RouterSession(ApiserverId(name)), outbox))  # type: ignore[arg-type]
     names = (SQL,)
     event_loop.apply([])
@@ -41,6 +48,7 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     event_loop.apply([])
     assert delivered == [(MODEL,), (MODEL,), "loads are answered"]
     delivered.clear()
+    controller.waiting_requests = 1
     event_loop.apply([])
     assert delivered == ["loads are answered"]
 

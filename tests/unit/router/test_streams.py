@@ -34,3 +34,17 @@ async def test_one_that_was_replaced_does_not_take_the_newer_one_with_it() -> No
     assert streams.drop(newer)
     assert not streams.drop(newer)
     assert not streams.senders()
+
+
+async def test_all_sessions_hear_that_places_are_wanted_later_ones_too() -> None:
+    streams, early, late = (
+        SessionStreams(),
+        _stream(),
+        SessionStream(RouterSession(ApiserverId("b")), RouterOutbox()),
+    )
+    streams.add(early)
+    streams.want_places(True)
+    streams.add(late)
+    for stream in (early, late):
+        stream.outbox.close()
+        assert [batch.places_wanted async for batch in stream.outbox] == [True]

@@ -83,3 +83,18 @@ async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
     outbox.send(_placed("a"))
     assert await _next(batches) == [_placed("a")]
     assert await _next(batches) == []
+
+
+async def test_that_places_are_wanted_is_told_at_once_and_the_end_of_it_with_the_next_answer() -> None:
+    outbox = RouterOutbox()
+    batches = aiter(outbox)
+    for _ in range(2):
+        outbox.want_places(True)
+        assert await anext(batches) == router_pb2.RouterSessionResponses(places_wanted=True)
+        outbox.want_places(True)
+        outbox.want_places(False)
+        first = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        assert not first.done(), "it is no news"
+        outbox.send(_placed("a"))
+        assert await first == router_pb2.RouterSessionResponses(messages=[_placed("a")])

@@ -53,3 +53,24 @@ async def test_what_may_wait_is_taken_before_the_end() -> None:
     outbox.put(1, within_seconds=60)
     outbox.close()
     assert [await outbox.take(), await outbox.take()] == [[1], []]
+
+
+async def test_what_has_less_time_is_not_held_up_by_what_has_more() -> None:
+    outbox: Outbox[int] = Outbox()
+    outbox.put(1, within_seconds=60)
+    outbox.put(2, within_seconds=0.001)
+    outbox.put(3, within_seconds=60)
+    async with asyncio.timeout(1):
+        assert await outbox.take() == [1, 2, 3]
+
+
+async def test_the_time_of_what_was_taken_ends_the_wait_of_nothing_later() -> None:
+    outbox: Outbox[int] = Outbox()
+    outbox.put(1, within_seconds=0.005)
+    outbox.put(2)
+    assert await outbox.take() == [1, 2]
+    outbox.put(3, within_seconds=60)
+    taking = asyncio.ensure_future(outbox.take())
+    await asyncio.sleep(0.02)
+    assert not taking.done()
+    taking.cancel()

@@ -8,8 +8,10 @@ only router waits for as long as it answers keepalive pings.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import grpc.aio
 
@@ -37,11 +39,17 @@ _HELLO_TIMEOUT_SECONDS = 5.0
 _RETRY_AFTER_SECONDS = 2.0
 # With several routers: a leader sends something every 0.4 s, and its lease is 2 s.
 _LONGEST_SILENCE_SECONDS = 1.5
-# So long a message that needs no answer waits for others. A place is free by so much later.
-_COMPANY_SECONDS = 0.005
+# So long a message that needs no answer waits for others: less while requests wait for the place that it may
+# give back.
+_COMPANY_SECONDS, _WANTED_SECONDS = 0.050, 0.005
 
 _UNKNOWN_SHAPE = KvShape()
 _Message = router_pb2.RouterSessionRequest
+
+
+class _Posted(NamedTuple):
+    message: router_pb2.RouterSessionRequest
+    posted_at: float
 
 
 class RouterLink:
@@ -68,7 +76,8 @@ class RouterLink:
         self._patience_seconds = patience_seconds
         self._requests = RoutedRequests()
         # Set from a session's hello on, so that changes before the router's answer are not lost.
-        self._outbox: Outbox[_Message] | None = None
+        self._outbox: Outbox[_Posted] | None = None
+        self._company_seconds = _COMPANY_SECONDS
         self.connected = False
         self._give_up: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -110,12 +119,12 @@ class RouterLink:
         """The prefill worker is free again; a restarted router must not count it."""
         self._requests.prefilled(request_id)
         first_token = router_pb2.FirstToken(request_id=request_id)
-        self._post(_Message(first_token=first_token), _COMPANY_SECONDS)
+        self._post(_Message(first_token=first_token), self._company_seconds)
 
     def progress(self, request_id: str, output_tokens: int) -> None:
         """Reports the number of tokens since the placement."""
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
-        self._post(_Message(progress=progress), _COMPANY_SECONDS)
+        self._post(_Message(progress=progress), self._company_seconds)
 
     def answer_models(self, models: AnsweringModels) -> None:
         """Says for which models this apiserver takes requests."""
@@ -140,13 +149,13 @@ class RouterLink:
                 cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
                 handover_seconds=end.handover_seconds,
             )
-            self._post(_Message(done=done), 0.0 if request.has_key_limits else _COMPANY_SECONDS)
+            self._post(_Message(done=done), 0.0 if request.has_key_limits else self._company_seconds)
 
     def _post(self, message: _Message, within_seconds: float = 0.0) -> None:
         """Sends a message in the session. Without one nothing is lost: the next session begins with all that
         is still true."""
         if self._outbox is not None:
-            self._outbox.put(message, within_seconds)
+            self._outbox.put(_Posted(message, time.monotonic()), within_seconds)
 
     # -- the session
 
@@ -174,10 +183,10 @@ class RouterLink:
         return self._stubs[address]
 
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
-        outbox: Outbox[_Message] = Outbox()
-        hello = router_pb2.Hello(apiserver_id=self._apiserver_id, held=self._requests.held())
-        outbox.put(_Message(hello=hello))
+        outbox: Outbox[_Posted] = Outbox()
         self._outbox = outbox
+        hello = router_pb2.Hello(apiserver_id=self._apiserver_id, held=self._requests.held())
+        self._post(_Message(hello=hello))
         call = stub.Session(_drain(outbox))
         try:
             responses = aiter(call)
@@ -232,6 +241,9 @@ class RouterLink:
     def _receive_all(self, batch: router_pb2.RouterSessionResponses) -> None:
         for response in batch.messages:
             self._receive(response)
+        self._company_seconds = _WANTED_SECONDS if batch.places_wanted else _COMPANY_SECONDS
+        if batch.places_wanted and self._outbox is not None:
+            self._outbox.hurry(_WANTED_SECONDS)
 
     def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
         match response.WhichOneof("message"):
@@ -297,7 +309,10 @@ async def _next(
         return await anext(responses, None)
 
 
-async def _drain(outbox: Outbox[_Message]) -> AsyncIterator[router_pb2.RouterSessionRequests]:
+async def _drain(outbox: Outbox[_Posted]) -> AsyncIterator[router_pb2.RouterSessionRequests]:
     """Yields until the outbox is closed, since gRPC does not end this when the call ends by itself."""
-    while messages := await outbox.take():
-        yield router_pb2.RouterSessionRequests(messages=messages)
+    while taken := await outbox.take():
+        now = time.monotonic()
+        for message, posted_at in taken:
+            message.age_seconds = now - posted_at
+        yield router_pb2.RouterSessionRequests(messages=[message for message, _ in taken])

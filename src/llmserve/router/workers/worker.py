@@ -85,10 +85,11 @@ class Backlog:
 
     def remove(self, key: Hashable, now: float) -> float:
         """The prompt has its first token, or is given up. Returns the seconds in which the worker computed
-        it: since it was added, or since the one before it was done. Errors: KeyError."""
+        it: since it was added, or since the one before it was done; 0 when that was done later, since
+        apiservers tell at different times. Errors: KeyError."""
         seconds, added_at = self._pending.pop(key)
-        busy = now - max(added_at, self._removed_at)
-        self._removed_at = now
+        busy = max(0.0, now - max(added_at, self._removed_at))
+        self._removed_at = max(now, self._removed_at)
         # Rounding would add up: an empty backlog is empty.
         self._seconds = max(0.0, self._seconds - seconds) if self._pending else 0.0
         return busy

@@ -1,12 +1,13 @@
 """What the link to the router sends at once, and what waits. tests/integration/routers has the rest."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.apiserver.links.requests import PlacementEnd
-from llmserve.apiserver.links.router import RouterLink
+from llmserve.apiserver.links.router import RouterLink, _drain, _Posted
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
@@ -15,20 +16,68 @@ from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.outbox import Outbox
 
 
+class _Session:
+    """A link whose messages come from `sent`, as the router would get them."""
+
+    def __init__(self) -> None:
+        addresses, metrics = RouterAddresses(("router:1",)), ApiserverMetrics(CollectorRegistry())
+        self.link = RouterLink(addresses, ApiserverId("a"), metrics)
+        self.link.connected = True
+        self.link._outbox = outbox = Outbox[_Posted]()
+        self.sent: AsyncIterator[router_pb2.RouterSessionRequests] = _drain(outbox)
+
+    async def ask(self, name: str, *, is_limited: bool = False) -> None:
+        """Ends when the request waits for its placement."""
+        admit = router_pb2.Admit(request_id=name)
+        if is_limited:
+            admit.key_limits.SetInParent()
+        self.asking = asyncio.create_task(self.link.admit(admit))
+        assert (await anext(self.sent)).messages[-1].admit.request_id == name
+
+    async def place(self, name: str) -> None:
+        self.link._receive(router_pb2.RouterSessionResponse(placed=router_pb2.Placed(request_id=name)))
+        await self.asking
+
+
+@pytest.fixture
+async def session() -> _Session:
+    return _Session()
+
+
 @pytest.mark.parametrize("is_limited", [True, False])
-async def test_the_end_of_a_request_of_a_limited_key_waits_for_nothing(is_limited: bool) -> None:
-    link = RouterLink(RouterAddresses(("router:1",)), ApiserverId("a"), ApiserverMetrics(CollectorRegistry()))
-    outbox: Outbox[router_pb2.RouterSessionRequest] = Outbox()
-    link._outbox = outbox
-    admit = router_pb2.Admit(request_id="r")
-    if is_limited:
-        admit.key_limits.SetInParent()
-    asking = asyncio.create_task(link.admit(admit))
-    await asyncio.sleep(0)
-    link.done("r", PlacementEnd(Outcome.CANCELLED, 0))
+async def test_the_end_of_a_request_of_a_limited_key_waits_for_nothing(
+    session: _Session, is_limited: bool
+) -> None:
+    await session.ask("r", is_limited=is_limited)
+    session.link.done("r", PlacementEnd(Outcome.CANCELLED, 0))
+    session.asking.cancel()
+    (message,) = (await anext(session.sent)).messages
+    assert message.done.request_id == "r"
+    assert (message.age_seconds < 0.04) is is_limited
+
+
+async def test_what_needs_no_answer_travels_with_an_admission_and_says_its_age(session: _Session) -> None:
+    await session.ask("r")
+    await session.place("r")
+    session.link.first_token("r")
+    await asyncio.sleep(0.005)
+    session.link.done("r", PlacementEnd(Outcome.COMPLETED, 1))
+    asking = asyncio.create_task(session.link.admit(router_pb2.Admit(request_id="next")))
+    messages = (await anext(session.sent)).messages
+    assert [message.WhichOneof("message") for message in messages] == ["first_token", "done", "admit"]
+    assert messages[0].age_seconds >= 0.005 > messages[2].age_seconds
     asking.cancel()
-    sent = asyncio.create_task(outbox.take())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert sent.done() is is_limited
-    assert [message.done.request_id for message in await sent] == ["r"]
+
+
+async def test_a_place_that_others_want_is_given_back_sooner(session: _Session) -> None:
+    link = session.link
+    await session.ask("r")
+    await session.place("r")
+    link.first_token("r")
+    (alone,) = (await anext(session.sent)).messages
+    assert alone.age_seconds >= 0.045
+    link.done("r", PlacementEnd(Outcome.COMPLETED, 1))
+    link._receive_all(router_pb2.RouterSessionResponses(places_wanted=True))
+    link.first_token("other")
+    async with asyncio.timeout(0.04):
+        assert len((await anext(session.sent)).messages) == 2

@@ -49,6 +49,16 @@ def test_a_prompt_keeps_the_worker_busy_from_when_the_one_before_it_was_done() -
     assert backlog.remove("c", now=9.25) == 0.25
 
 
+def test_two_apiservers_may_report_in_the_other_order() -> None:
+    backlog = Backlog()
+    backlog.add("a", 1.0, now=0.0)
+    backlog.add("b", 1.0, now=0.0)
+    assert backlog.remove("b", now=2.0) == 2.0
+    assert backlog.remove("a", now=1.0) == 0.0
+    backlog.add("c", 1.0, now=1.0)
+    assert backlog.remove("c", now=3.0) == 1.0, "from when b was done"
+
+
 def test_what_is_not_there_cannot_be_removed() -> None:
     with pytest.raises(KeyError):
         Backlog().remove("a", now=0.0)

@@ -50,6 +50,31 @@ def test_predictions_come_to_what_is_measured(make_cluster: MakeCluster) -> None
     assert _member(cluster, "decode-0").slots.latency.prefill.samples == 0
 
 
+def test_what_is_heard_late_is_measured_as_of_when_it_happened(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session, requests = cluster.open(), cluster.controller.requests
+    cluster.admit(session, "a")
+    cluster.clock.advance(0.25)
+    started = _started(requests.first_token(session, RequestId("a"), age_seconds=0.05))
+    assert started.seconds == pytest.approx(0.2)
+    cluster.clock.advance(1.0)
+    requests.done(session, RequestId("a"), Outcome.COMPLETED, 101, age_seconds=0.05)
+    (measured,) = cluster.controller.speeds.measured()[WorkerId("decode-0")]
+    assert measured.seconds == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("age_seconds", [1e9, float("inf"), float("nan"), -1e9])
+def test_no_age_lets_a_request_end_before_it_began(make_cluster: MakeCluster, age_seconds: float) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session, requests = cluster.open(), cluster.controller.requests
+    cluster.admit(session, "a")
+    cluster.clock.advance(1.0)
+    assert 0 <= _started(requests.first_token(session, RequestId("a"), age_seconds)).seconds <= 1.0
+    requests.done(session, RequestId("a"), Outcome.COMPLETED, 101, age_seconds=age_seconds)
+    (measured,) = cluster.controller.speeds.measured()[WorkerId("decode-0")]
+    assert measured.seconds == 0.0
+
+
 def test_what_is_placed_is_a_backlog_until_it_starts_or_is_given_up(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("prefill-0", "decode-0", slots=8)
     session = cluster.open()

@@ -28,7 +28,7 @@ class RouterSessionRequests(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionRequest, _Mapping]]] = ...) -> None: ...
 
 class RouterSessionRequest(_message.Message):
-    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "models", "answer")
+    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "models", "answer", "age_seconds")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class RouterSessionRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     admit: Admit
     first_token: FirstToken
@@ -45,7 +46,8 @@ class RouterSessionRequest(_message.Message):
     progress: Progress
     models: AnsweringModels
     answer: Answer
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., models: _Optional[_Union[AnsweringModels, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    age_seconds: float
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., models: _Optional[_Union[AnsweringModels, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., age_seconds: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("apiserver_id", "held")
@@ -177,10 +179,12 @@ class WorkerFailed(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class RouterSessionResponses(_message.Message):
-    __slots__ = ("messages",)
+    __slots__ = ("messages", "places_wanted")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PLACES_WANTED_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[RouterSessionResponse]
-    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionResponse, _Mapping]]] = ...) -> None: ...
+    places_wanted: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionResponse, _Mapping]]] = ..., places_wanted: _Optional[bool] = ...) -> None: ...
 
 class RouterSessionResponse(_message.Message):
     __slots__ = ("placed", "refused", "state", "question")
