@@ -53,8 +53,8 @@ def test_vllm_s_counts_of_a_prompt_reach_its_own_output_processor_unchanged() ->
     counted.set(num_prompt_tokens=100, num_local_cached_tokens=16, num_external_cached_tokens=32)
     counted.finalize(96)
     output = to_engine_output(EngineCoreOutput("r", [7], prefill_stats=counted))
-    processor, queue = MagicMock(), MagicMock()
-    OutputSink("r", processor, queue, []).push(decode_output(encode_outputs([output]).deltas[0]))
+    request, processor, queue = MagicMock(), MagicMock(), MagicMock()
+    OutputSink(request, processor, queue, []).push(decode_output(encode_outputs([output]).deltas[0]))
     ((arrived,),) = processor.process_outputs.call_args.args
     assert arrived.prefill_stats == counted
     assert counted.num_cache_creation_tokens == 96 - 48

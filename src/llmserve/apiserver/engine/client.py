@@ -260,14 +260,17 @@ class ClusterEngineClient(EngineFreeClient):
         choices: ChoiceGroup | None,
     ) -> None:
         name, scope = request.request_id, current_scope()
-        sink = OutputSink(name, self._processor, queue, scope.handovers)
+        sink = OutputSink(request, self._processor, queue, scope.handovers)
         run = RequestRun(info, self._legs(request), sink, self._context, choices)
         task = self._owner.spawn(name, run.run())
-        self._runs[name] = _RunningSequence(run, task)
+        self._runs[name] = _RunningSequence(run, sink, task)
         task.add_done_callback(lambda _: self._runs.pop(name, None))
         task.add_done_callback(lambda _: scope.explain.part_ended())
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Ends requests, whose clients get the tokens so far."""
+        for one in self._runs.values():
+            one.sink.flush()
         self._abort([request_id] if isinstance(request_id, str) else list(request_id), internal=False)
 
     def _abort(self, request_ids: list[str], internal: bool) -> None:
@@ -295,4 +298,5 @@ class ClusterEngineClient(EngineFreeClient):
 
 class _RunningSequence(NamedTuple):
     run: RequestRun
+    sink: OutputSink
     task: asyncio.Task[None]

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.v1.engine import EngineCoreOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
@@ -12,33 +13,56 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.core.errors import LLMServeError
+from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PooledOutput, PrefillStats
+
+# Of one sequence: as many become text without a noticeable pause of the event loop.
+_MOST_KEPT_TOKENS = 64
 
 _FINISH = {FinishReason(str(reason)): reason for reason in VllmFinishReason}
 
 
 class OutputSink:
-    """Passes the outputs of one sequence on to the user. request_id: its id at the OutputProcessor.
-    handovers: list of the HTTP request, to which this sequence's reports are added."""
+    """Passes the outputs of one sequence on to the user. request: as the OutputProcessor knows it. handovers:
+    list of the HTTP request, to which this sequence's reports are added.
+
+    Of an answer that is sent at its end, and that no stop string may end before, tokens are kept here for
+    some steps and made text together."""
 
     def __init__(
         self,
-        request_id: str,
+        request: EngineCoreRequest,
         processor: OutputProcessor,
         queue: RequestOutputCollector,
         handovers: list[HandoverReport],
     ) -> None:
-        self._request_id, self._processor, self._queue = request_id, processor, queue
+        self._request_id, self._processor, self._queue = request.request_id, processor, queue
         self._handovers = handovers
+        params = request.sampling_params
+        ends_whole = params is not None and params.output_kind is RequestOutputKind.FINAL_ONLY
+        self._most_kept = _MOST_KEPT_TOKENS if ends_whole and not params.stop else 0
+        self._kept: list[int] = []
 
     def push(self, output: EngineOutput) -> bool:
+        if len(self._kept) < self._most_kept and _is_only_tokens(output):
+            self._kept.extend(output.token_ids)
+            return False
+        return self._pass_on(output)
+
+    def flush(self) -> None:
+        """Passes on what is kept."""
+        if self._kept:
+            self._pass_on(EngineOutput(RequestId(self._request_id)))
+
+    def _pass_on(self, output: EngineOutput) -> bool:
+        kept, self._kept = self._kept, []
         if output.handover is not None:
             self._handovers.append(output.handover)
         logprobs, prompt_logprobs, stats = output.logprobs, output.prompt_logprobs, output.prefill_stats
         core_output = EngineCoreOutput(
             request_id=self._request_id,
-            new_token_ids=list(output.token_ids),
+            new_token_ids=[*kept, *output.token_ids],
             new_logprobs=None if logprobs is None else LogprobsLists(*_arrays(logprobs)),
             new_prompt_logprobs_tensors=None if prompt_logprobs is None else _tensors(prompt_logprobs),
             finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
@@ -51,6 +75,17 @@ class OutputSink:
 
     def fail(self, error: LLMServeError) -> None:
         self._queue.put(as_serving_error(error))
+
+
+def _is_only_tokens(output: EngineOutput) -> bool:
+    """Whether there is nothing else in an output that anybody would miss until the next one."""
+    return (
+        output.finish_reason is None
+        and output.logprobs is None
+        and output.prompt_logprobs is None
+        and output.prefill_stats is None
+        and output.handover is None
+    )
 
 
 def _arrays(logprobs: Logprobs) -> tuple[Any, Any, Any]:
