@@ -237,7 +237,7 @@ def add_original_routes(
     _add_texts(router, baseline)
     _add_streams(router)
     _add_descriptions(router, engine, doors)
-    app.include_router(router)
+    app.routes.extend(router.routes)  # include_router would make each of them once more
 
 
 def _add_texts(router: APIRouter, baseline: BaselineTurn) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.http.app import asked_once
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.role import ApiserverRole
 from llmserve.config.schema import Manifest
@@ -72,3 +73,26 @@ async def test_nothing_is_left_running(manifest: dict[str, Any], tiny_model: Pat
     await made.aclose()
     left = {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
     assert left == set()
+
+
+def test_a_start_asks_vllm_s_configuration_once_and_leaves_it_as_it_was() -> None:
+    asked: list[str] = []
+
+    class Config:
+        def compute_hash(self) -> str:
+            asked.append("hash")
+            return "h"
+
+        def try_get_generation_config(self) -> dict[str, Any]:
+            asked.append("settings")
+            return {"temperature": 0.5}
+
+    config: Any = Config()
+    config.model_config = config
+    with asked_once(config):
+        config.try_get_generation_config()["temperature"] = 1.0  # vLLM changes what it gets
+        assert config.try_get_generation_config() == {"temperature": 0.5}
+        assert [config.compute_hash() for _ in range(3)] == ["h"] * 3
+        assert sorted(asked) == ["hash", "settings"]
+    config.compute_hash()
+    assert asked.count("hash") == 2

@@ -68,7 +68,7 @@ def add_adapters(app: FastAPI, manager: AdapterManager, names: AdapterNames, man
     router = APIRouter()
     _add_known(router, manager, names, managers)
     _add_own(router, manager, managers)
-    app.include_router(router)
+    app.routes.extend(router.routes)  # include_router would make each of them once more
 
 
 def _add_known(router: APIRouter, manager: AdapterManager, names: AdapterNames, managers: Managers) -> None:

@@ -67,7 +67,7 @@ def add_console(app: FastAPI, data: ConsoleData) -> None:
     _add_manifest(router, data)
     _add_bench(router, data.bench)
     _add_orders(router, data)
-    app.include_router(router)
+    app.routes.extend(router.routes)  # include_router would make each of them once more
 
 
 def _described(name: str, names: Iterable[str], **more: Any) -> dict[int | str, dict[str, Any]]:
@@ -75,6 +75,11 @@ def _described(name: str, names: Iterable[str], **more: Any) -> dict[int | str, 
     kinds = get_type_hints(Snapshot)
     fields: dict[str, Any] = {field: (kinds[field], ...) for field in names}
     return {200: {"model": create_model(name, **more, **fields)}}
+
+
+# Made once, and not for each application.
+_STATUS = _described("Status", Snapshot.__dataclass_fields__, healthy=(bool, ...))
+_TENANTS, _KV = _described("StatusOfTenants", OF_TENANTS), _described("StatusOfKv", OF_KV)
 
 
 def _add_status(router: APIRouter, data: ConsoleData) -> None:
@@ -89,20 +94,20 @@ def _add_status(router: APIRouter, data: ConsoleData) -> None:
             "version": __version__,
         }
 
-    @router.get("/status", responses=_described("Status", Snapshot.__dataclass_fields__, healthy=(bool, ...)))
+    @router.get("/status", responses=_STATUS)
     async def status() -> Response:
         """The cluster as `llmserve status --json` shows it. Without the scope admin: no other tenant, and not
         where processes run."""
         now = seen_by(current_scope().caller, await data.look.now())
         return Response(encoded(now), media_type="application/json")
 
-    @router.get("/tenants", responses=_described("StatusOfTenants", OF_TENANTS))
+    @router.get("/tenants", responses=_TENANTS)
     async def tenants() -> Response:
         """The part of the status that is about tenants: shares, queues, budgets. Without the scope admin: no
         other tenant."""
         return _json(tenants_part(seen_by(current_scope().caller, await data.look.now())))
 
-    @router.get("/kv", responses=_described("StatusOfKv", OF_KV))
+    @router.get("/kv", responses=_KV)
     async def kv() -> Response:
         """The part of the status that is about KV: blocks, leases, tiers, and which beginnings of prompts
         were found cached most often in the last minutes; without the scope admin, those of the own tenant."""

@@ -3,7 +3,9 @@
 import asyncio
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -145,8 +147,22 @@ async def openai_app(
 def _vllm_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
     """Returns the application with the state that vLLM makes. That is async, and waits for nothing."""
     app = _routed_app(client, args, add_own)
-    asyncio.run(init_app_state(client, app.state, args, client.tasks))
+    with asked_once(client.vllm_config):
+        asyncio.run(init_app_state(client, app.state, args, client.tasks))
     return app
+
+
+@contextmanager
+def asked_once(config: VllmConfig) -> Iterator[None]:
+    """While vLLM makes its state, each of its handlers asks for the hash of the configuration, and reads the
+    model's settings of sampling from the disk again: a fifth of the time that an application takes."""
+    model = config.model_config
+    settings, hashed = cache(model.try_get_generation_config), cache(config.compute_hash)
+    model.try_get_generation_config, config.compute_hash = lambda: dict(settings()), hashed
+    try:
+        yield
+    finally:
+        del model.try_get_generation_config, config.compute_hash
 
 
 def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
