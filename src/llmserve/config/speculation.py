@@ -64,7 +64,6 @@ def speculation_rules(manifest: Manifest) -> Iterator[Conflict]:
         if manifest.engine.task != "generate":
             message = f"has no effect: a model with engine.task {manifest.engine.task} generates no tokens"
             yield Conflict.at(message, _METHOD, "engine.task", "models")
-        yield from _handover(manifest, speculation)
         yield from _batch(manifest, speculation)
 
 
@@ -105,13 +104,6 @@ def _lookup(given: Speculation) -> Iterator[Conflict]:
         yield Conflict.at(message, *keys)
 
 
-def _handover(manifest: Manifest, speculation: Speculation) -> Iterator[Conflict]:
-    """What a head knows of a prompt are hidden states of the model, and those are not handed over."""
-    if manifest.deployment.disaggregated and speculation.method in ("eagle", "mtp"):
-        message = f"{speculation.method} is not available yet with deployment.disaggregated"
-        yield Conflict.at(message, _METHOD, "deployment.disaggregated")
-
-
 def _batch(manifest: Manifest, speculation: Speculation) -> Iterator[Conflict]:
     """Otherwise some requests would wait in each step for those that have proposals."""
     engine, key = manifest.engine, "engine.max_batched_tokens"
@@ -147,11 +139,17 @@ _TELLING_PATHS = ("eagle-", "eagle3", "dflash", "dspark")
 
 
 def speculation_refusals(
-    engine: EngineConfig, speculation: Speculation, model: ModelFiles, draft: ModelFiles | None
+    engine: EngineConfig,
+    speculation: Speculation,
+    model: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    hands_over: bool,
 ) -> Iterator[Conflict]:
-    """Yields why a model cannot speculate in this way. draft: the model that proposes, if one does."""
-    if speculation.method == "mtp" and not predicts_further(model.config):
-        yield Conflict.at("the model has no layers that predict further tokens", _METHOD, "models.primary")
+    """Yields why a model cannot speculate in this way. draft: the model that proposes, if one does.
+    hands_over: whether KV of prompts goes from one engine to another."""
+    if speculation.method == "mtp":
+        yield from _unfit_layers(speculation, model, hands_over)
     if model.sampling.get("min_p"):
         message = "the model's generation_config.json sets min_p, which engines that speculate do not obey"
         yield Conflict.at(message, _METHOD, "models.primary")
@@ -163,11 +161,30 @@ def speculation_refusals(
             yield Conflict((draft_source(engine),), reason)
 
 
+def _unfit_layers(speculation: Speculation, model: ModelFiles, hands_over: bool) -> Iterator[Conflict]:
+    """With several such layers, vLLM computes the KV of the last few tokens again in each step. For that it
+    needs the model's hidden states of those tokens, which only the engine that computed them has."""
+    layers = _further_layers(model.config)
+    if layers == 0:
+        yield Conflict.at("the model has no layers that predict further tokens", _METHOD, "models.primary")
+    elif layers > 1 and speculation.tokens > 1 and hands_over:
+        message = (
+            f"is not available yet with deployment.disaggregated for a model that has {layers} layers which "
+            f"predict further tokens; set {_TOKENS} to 1"
+        )
+        yield Conflict.at(message, _METHOD, _TOKENS, "deployment.disaggregated")
+
+
 def predicts_further(model: Mapping[str, Any]) -> bool:
     """Returns whether a model has layers that predict further tokens. model: its config.json."""
+    return _further_layers(model) > 0
+
+
+def _further_layers(model: Mapping[str, Any]) -> int:
+    """Counts the layers that predict further tokens."""
     config = language_part(model)
-    known = [config[name] for name in _MTP_LAYERS if name in config]
-    return any(known) if known else str(config.get("model_type", "")).startswith(_MTP_WITHOUT_A_KEY)
+    known = [int(config[name] or 0) for name in _MTP_LAYERS if name in config]
+    return max(known) if known else int(str(config.get("model_type", "")).startswith(_MTP_WITHOUT_A_KEY))
 
 
 def _unfit(engine: EngineConfig, model: ModelFiles, draft: ModelFiles) -> Iterator[str]:

@@ -19,7 +19,8 @@ class EngineSpec:
     of each KV manager that keeps blocks, always in the same order; none: no block is kept. kv_store_quantize:
     the format of the DRAM class. lora: the adapters that it must be able to run. speculation: as
     `speculation_of` returns it, on prefill as well, which computes what decode needs of a prompt. draft_dir,
-    draft_identity: of the draft model, as model_dir and model_identity; None and empty: there is none."""
+    draft_identity: of the draft model or head, as model_dir and model_identity; None and empty: there is
+    none. draft_identity is "mtp" where layers of the model itself propose."""
 
     worker_id: WorkerId
     epoch: int

@@ -16,14 +16,16 @@ def directory_refusals(
     folder: Path,
     speculation: Speculation | None = None,
     draft: Path | None = None,
+    *,
+    hands_over: bool = True,
 ) -> Iterator[Conflict]:
-    """folder, draft: prepared directories of the model and of the one that proposes tokens to it. Errors:
-    ModelNotFound."""
+    """folder, draft: prepared directories of the model and of the one that proposes tokens to it. hands_over:
+    whether KV of prompts goes from one engine to another. Errors: ModelNotFound."""
     yield from model_refusals(engine, kv_cache, read_config(folder), read_config(draft) if draft else None)
     if speculation is not None and engine.kind == "vllm":
         model = _files(folder, names_tokens=draft is not None)
         proposing = _files(draft, names_tokens=True) if draft else None
-        yield from speculation_refusals(engine, speculation, model, proposing)
+        yield from speculation_refusals(engine, speculation, model, proposing, hands_over=hands_over)
 
 
 def _files(folder: Path, *, names_tokens: bool) -> ModelFiles:

@@ -83,7 +83,12 @@ def _of_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
 def _refused(manifest: Manifest, folder: Path, draft: Path | None) -> Iterator[Conflict]:
     try:
         yield from directory_refusals(
-            manifest.engine, manifest.kv_cache, folder, speculation_of(manifest), draft
+            manifest.engine,
+            manifest.kv_cache,
+            folder,
+            speculation_of(manifest),
+            draft,
+            hands_over=manifest.deployment.disaggregated,
         )
     except ModelNotFound as error:
         yield Conflict((_SOURCE,), error.message)

@@ -97,8 +97,16 @@ def engine_spec(
         lora=_lora_shape(lora_of(manifest), model.path),
         speculation=speculation_of(manifest),
         draft_dir=model.draft.path if model.draft else None,
-        draft_identity=model.draft.identity if model.draft else "",
+        draft_identity=_draft_identity(manifest, model),
     )
+
+
+def _draft_identity(manifest: Manifest, model: WorkerModel) -> str:
+    """Layers of the model itself are named by the model's own contents, but only some engines use them."""
+    if model.draft is not None:
+        return model.draft.identity
+    speculation = speculation_of(manifest)
+    return "mtp" if speculation is not None and speculation.method == "mtp" else ""
 
 
 def _lora_shape(lora: Lora | None, model_dir: Path | None) -> LoraShape:

@@ -67,9 +67,14 @@ def refused(text: str) -> list[str]:
             f"{SHORT}engine: {{speculation: {{method: none}}}}", None, id="a-draft-that-is-turned-off"
         ),
         pytest.param(
-            "deployment: {disaggregated: false}\nengine: {speculation: {method: mtp, tokens: 1}}",
+            "engine: {speculation: {method: mtp, tokens: 1}}",
             Speculation(method="mtp", tokens=1),
             id="layers-of-the-model",
+        ),
+        pytest.param(
+            "engine: {speculation: {method: eagle, draft: {source: hub:org/small}}}",
+            Speculation(method="eagle", draft=DRAFT),
+            id="a-head",
         ),
     ],
 )
@@ -124,11 +129,6 @@ def test_the_manifest_says_how_engines_speculate(text: str, expected: Speculatio
             f"{SHORT}engine: {{speculation: {{lookup_max: 3}}}}",
             "5: engine.speculation.lookup_max: has no effect without engine.speculation.method: ngram",
             id="bounds-for-nothing",
-        ),
-        pytest.param(
-            "engine: {speculation: {method: mtp}}",
-            "4: engine.speculation.method: mtp is not available yet with deployment.disaggregated",
-            id="hidden-states-are-not-handed-over",
         ),
         pytest.param(
             "engine: {speculation: {method: ngram}, max_batched_tokens: 255, max_decode_concurrency: 64}",
@@ -202,9 +202,16 @@ def files(
 
 
 def unfit(
-    model: ModelFiles, draft: ModelFiles | None, method: Any = "draft", **engine: Any
+    model: ModelFiles,
+    draft: ModelFiles | None,
+    method: Any = "draft",
+    *,
+    tokens: int = 3,
+    hands_over: bool = True,
+    **engine: Any,
 ) -> list[tuple[str, str]]:
-    found = speculation_refusals(EngineConfig(**engine), Speculation(method=method), model, draft)
+    asked = Speculation(method=method, tokens=tokens)
+    found = speculation_refusals(EngineConfig(**engine), asked, model, draft, hands_over=hands_over)
     return [(path_text(one.paths[0]), one.message) for one in found]
 
 
@@ -296,6 +303,22 @@ def test_a_finding_is_reported_where_the_draft_stands() -> None:
 def test_only_some_models_have_layers_that_predict_further(config: dict[str, Any], fits: bool) -> None:
     refusal = ("engine.speculation.method", "the model has no layers that predict further tokens")
     assert unfit(files(config), None, "mtp") == ([] if fits else [refusal])
+
+
+@pytest.mark.parametrize(
+    ("layers", "tokens", "hands_over", "fits"),
+    [(1, 3, True, True), (2, 1, True, True), (2, 3, False, True), (2, 3, True, False)],
+)
+def test_several_layers_that_predict_further_need_what_is_not_handed_over(
+    layers: int, tokens: int, hands_over: bool, fits: bool
+) -> None:
+    model = files({"num_nextn_predict_layers": layers})
+    message = (
+        "is not available yet with deployment.disaggregated for a model that has 2 layers which predict "
+        "further tokens; set engine.speculation.tokens to 1"
+    )
+    expected = [] if fits else [("engine.speculation.method", message)]
+    assert unfit(model, None, "mtp", tokens=tokens, hands_over=hands_over) == expected
 
 
 def test_sampling_that_engines_would_ignore() -> None:

@@ -208,9 +208,16 @@ def test_a_draft_whose_kv_does_not_fit(write: Write, draft: Path) -> None:
 
 
 def test_a_model_that_cannot_speculate(write: Write, draft: Path) -> None:
-    text = "engine: {device: cpu, speculation: {method: mtp}}\ndeployment: {disaggregated: false}\n"
+    text = "engine: {device: cpu, speculation: {method: mtp}}\n"
     (found,) = _refused(write(text))
     assert found == "3: engine.speculation.method: the model has no layers that predict further tokens"
+    config = draft.parent / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_nextn_predict_layers": 2}))
+    (found,) = _refused(write(text))
+    assert found.startswith(
+        "3: engine.speculation.method: is not available yet with deployment.disaggregated"
+    )
+    assert _checked(write(f"{text}deployment: {{disaggregated: false}}\n")).processes
     (draft.parent / "model" / "generation_config.json").write_text('{"min_p": 0.1}')
     (found,) = _refused(write("engine: {device: cpu, speculation: {method: ngram}}\n"))
     assert "min_p" in found

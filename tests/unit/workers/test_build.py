@@ -96,6 +96,18 @@ def test_a_simulated_engine_names_its_draft_and_loads_none() -> None:
     assert (spec.draft_dir, bool(spec.draft_identity)) == (None, True)
 
 
+@pytest.mark.parametrize(("method", "named"), [("mtp", "mtp"), ("ngram", ""), ("none", "")])
+def test_an_engine_that_proposes_with_layers_of_its_model_says_so(
+    folder: Path, method: Any, named: str
+) -> None:
+    """Its blocks hold their KV, and those of other engines do not."""
+    engine = EngineConfig(speculation=Speculation(method=method))
+    speculating = manifest("vllm").model_copy(update={"engine": engine})
+    model = prepare_model(speculating, folder, silent)
+    spec = engine_spec(speculating, "decode-0", WorkerRole.DECODE, 1, model, "host:1")
+    assert (spec.draft_dir, spec.draft_identity) == (None, named)
+
+
 def test_engines_are_told_which_adapters_they_must_be_able_to_run() -> None:
     def shape(**lora: Any) -> LoraShape:
         with_lora = manifest("sim").model_copy(update={"lora": Lora(**lora) if lora else None})

@@ -119,12 +119,12 @@ _METHODS = {"ngram": "ngram", "draft": "draft_model", "eagle": "eagle", "mtp": "
 
 
 def _speculation(spec: EngineSpec) -> dict[str, Any]:
-    """Prefill proposes nothing, but computes the draft's KV of a prompt for decode: a schedule of no tokens
-    for any batch lets vLLM run only that part. A schedule everywhere also keeps vLLM from padding a first
-    step with proposals that nobody made, which it counts as rejected."""
+    """Prefill proposes nothing, but computes for decode the KV that a draft, a head or MTP layers have of a
+    prompt: a schedule of no tokens for any batch lets vLLM run only that part. A schedule everywhere also
+    keeps vLLM from padding a first step with proposals that nobody made, which it counts as rejected."""
     speculation = spec.speculation
     prefills = spec.role is WorkerRole.PREFILL
-    if speculation is None or (prefills and spec.draft_dir is None):
+    if speculation is None or (prefills and speculation.method == "ngram"):
         return {}
     proposed = 0 if prefills else speculation.tokens
     config: dict[str, Any] = {

@@ -144,7 +144,12 @@ class VllmEngine:
         spec = self._spec
         assert spec.model_dir is not None, "vLLM serves a prepared model"
         yield from directory_refusals(
-            spec.engine, spec.kv_cache, spec.model_dir, spec.speculation, spec.draft_dir
+            spec.engine,
+            spec.kv_cache,
+            spec.model_dir,
+            spec.speculation,
+            spec.draft_dir,
+            hands_over=spec.role is not WorkerRole.AGGREGATED,
         )
 
     def _launch(self, scratch: Path, card_path: str) -> tuple[AsyncMPClient, Any]:

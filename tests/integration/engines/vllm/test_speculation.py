@@ -107,11 +107,25 @@ def test_prefill_computes_the_draft_s_kv_and_proposes_nothing(
 @pytest.mark.parametrize(
     ("architecture", "method"), [("LlamaForCausalLM", "eagle"), ("LlamaForCausalLMEagle3", "eagle3")]
 )
-def test_which_kind_of_head_it_is(spec: EngineSpec, tmp_path: Path, architecture: str, method: str) -> None:
+@pytest.mark.parametrize("role", [PREFILL, DECODE, BOTH])
+def test_which_kind_of_head_it_is(
+    spec: EngineSpec, tmp_path: Path, architecture: str, method: str, role: WorkerRole
+) -> None:
     (tmp_path / "config.json").write_text(f'{{"architectures": ["{architecture}"]}}')
-    found = asked(replace(spec, role=BOTH, speculation=Speculation(method="eagle"), draft_dir=tmp_path))
+    found = asked(replace(spec, role=role, speculation=Speculation(method="eagle"), draft_dir=tmp_path))
     assert found is not None
     assert (found["method"], found["model"]) == (method, str(tmp_path))
+
+
+@pytest.mark.parametrize(("role", "tokens"), [(PREFILL, 0), (DECODE, 3), (BOTH, 3)])
+def test_layers_of_the_model_are_used_on_prefill_as_well(
+    spec: EngineSpec, role: WorkerRole, tokens: int
+) -> None:
+    assert asked(replace(spec, role=role, speculation=Speculation(method="mtp"))) == {
+        "method": "mtp",
+        "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": [[1, 8, tokens]],
+    }
 
 
 def test_without_speculation_vllm_is_asked_for_none(spec: EngineSpec) -> None:
