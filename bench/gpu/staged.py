@@ -110,7 +110,7 @@ def arena(setting: StepSetting, report: StepReport) -> None:
     os.ftruncate(fd, shape.total_bytes)
     mapping = Mapping(fd, shape)
     report.figure("populate s per GiB", _timed(mapping.populate) * _GIB / size)
-    _register(setting, mapping, "arena", report)
+    _register(setting, mapping, report)
     _outlives_its_owner(setting, fd, shape, mapping, report)
     os.close(fd)
 
@@ -121,10 +121,10 @@ def _timed(action: Any) -> float:
     return time.perf_counter() - started
 
 
-def _register(setting: StepSetting, mapping: Mapping, name: str, report: StepReport) -> None:
+def _register(setting: StepSetting, mapping: Mapping, report: StepReport) -> None:
     """The speed of copies before and after, and the cost of registering and unregistering."""
     if setting.fake:
-        report.figure(f"registering, {name}", "skipped: cudaHostRegister needs CUDA")
+        report.figure("registering", "skipped: cudaHostRegister needs CUDA")
         return
     import torch
 
@@ -133,19 +133,19 @@ def _register(setting: StepSetting, mapping: Mapping, name: str, report: StepRep
     starts, lengths = whole(region)
     slot = mapping.data[:size]
     moved = best_rate(lambda: copies.gather(starts, lengths, slot).wait(), size, 3)
-    report.figure(f"D2H GB/s before registering, {name}", moved)
+    report.figure("D2H GB/s before registering", moved)
     runtime = torch.cuda.cudart()
     address, total = mapping.region.address, mapping.region.length_bytes
     started = time.perf_counter()
     code = int(runtime.cudaHostRegister(address, total, 0))
     seconds = time.perf_counter() - started
     if code:
-        report.figure(f"registering, {name}", f"cudaHostRegister refuses with error {code}")
+        report.figure("registering", f"cudaHostRegister refuses with error {code}")
         return
-    report.figure(f"registering s per GiB, {name}", seconds * _GIB / total)
+    report.figure("registering s per GiB", seconds * _GIB / total)
     moved = best_rate(lambda: copies.gather(starts, lengths, slot).wait(), size, 3)
-    report.figure(f"D2H GB/s after registering, {name}", moved)
-    report.figure(f"unregistering s, {name}", _timed(lambda: runtime.cudaHostUnregister(address)))
+    report.figure("D2H GB/s after registering", moved)
+    report.figure("unregistering s", _timed(lambda: runtime.cudaHostUnregister(address)))
 
 
 def _outlives_its_owner(

@@ -19,10 +19,9 @@ load in a group that sees all, and about the blocks that the window sees from th
 """
 
 import hashlib
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
@@ -43,6 +42,7 @@ from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease, StoreLinks
+from llmserve.engines.store.request import StoreRequest
 from llmserve.engines.store.worker import StoreSlots
 from llmserve.kvstore.blocks import adapter_label, store_key
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
@@ -50,26 +50,6 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
 _LEAST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.25, 5.0
 _IDLE_WAIT_SECONDS = 0.005
-
-
-@dataclass(slots=True)
-class _Request:
-    """given_tokens: of its prompt, another worker hands over so many. most_loads: blocks in front of its last
-    token, which is computed. about_windows: open questions that are sent later, with the number of their
-    group. loads, stores: by hash in the store; reserved or leased, and not yet being copied."""
-
-    tenant: str
-    given_tokens: int
-    most_loads: int = sys.maxsize
-    first_wanted: OffloadKey | None = None
-    asked_tokens: int = 0  # whether blocks that end before or here are to be stored is known, or will be
-    open_questions: int = 0
-    about_windows: list[tuple[int, StoreQuery]] = field(default_factory=list)
-    may_load: bool = True  # it has not been asked what there is to load
-    leases: list[StoreLease] = field(default_factory=list)  # of the loads
-    usable_until: float = float("inf")
-    loads: dict[bytes, LocatedBlock] = field(default_factory=dict)
-    stores: dict[bytes, LocatedBlock] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,8 +66,9 @@ class StoreManager(OffloadingManager):
         """groups: set before the first request."""
         self._links, self.pace = links, pace
         self.groups = KvGroups(1)
-        self._requests: dict[str, _Request] = {}
-        self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
+        self._requests: dict[str, StoreRequest] = {}
+        # Looked up in this step for the first time, by the first of their blocks.
+        self._asking: dict[str, tuple[ReqContext, OffloadKey]] = {}
         self._loading: dict[str, _Load] = {}  # by request
         self._writing: dict[bytes, LocatedBlock] = {}
 
@@ -96,7 +77,7 @@ class StoreManager(OffloadingManager):
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         params = req_context.kv_transfer_params or {}
         given = arriving_tokens(params)  # the engine's `add` has checked them
-        self._requests[req_context.req_id] = _Request(str(params.get("tenant", "")), given)
+        self._requests[req_context.req_id] = StoreRequest(str(params.get("tenant", "")), given)
         return RequestOffloadingContext()
 
     def note_length(self, request_id: str, tokens: int) -> None:
@@ -113,8 +94,10 @@ class StoreManager(OffloadingManager):
             if request := self._requests.get(request_id):
                 self._release_loads(request)
                 request.may_load = True
-        for request_id, ask in self._asking.items():
-            self._ask_for_prompt(self._requests[request_id], ask)
+        for request_id, (ask, first) in self._asking.items():
+            request = self._requests[request_id]
+            request.may_load = False
+            self._ask(request, ask, [first], load=True)
         self._asking.clear()
         self._take_answers()
 
@@ -137,16 +120,15 @@ class StoreManager(OffloadingManager):
         if request.open_questions or req_context.req_id in self._asking:
             return LookupResult.RETRY
         if request.may_load:
-            request.first_wanted = key
-            self._asking[req_context.req_id] = req_context
+            self._asking[req_context.req_id] = req_context, key
             return LookupResult.RETRY
         return LookupResult.HIT if self._name(key, req_context) in request.loads else LookupResult.MISS
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         request = self._requests[req_context.req_id]
-        blocks = {name: request.loads[name] for name in self._names(keys, req_context)}
-        self._loading[req_context.req_id] = _Load(request.leases, blocks)
-        request.loads, request.leases = {}, []
+        leases, loads = request.take_loads()
+        blocks = {name: loads[name] for name in self._names(keys, req_context)}
+        self._loading[req_context.req_id] = _Load(leases, blocks)
         return StoreSlots(blocks.values())
 
     def loads_failed(self, request_ids: Collection[str] | None = None) -> None:
@@ -178,7 +160,7 @@ class StoreManager(OffloadingManager):
             return None
         chosen = [key for key in keys if self._name(key, req_context) in request.stores]
         names = self._names(chosen, req_context)
-        blocks = [request.stores.pop(name) for name in names]
+        blocks = request.take_stores(names)
         self._writing.update(zip(names, blocks, strict=True))
         return PrepareStoreOutput(chosen, StoreSlots(blocks), [])
 
@@ -194,12 +176,7 @@ class StoreManager(OffloadingManager):
 
     # -- asking
 
-    def _ask_for_prompt(self, request: _Request, context: ReqContext) -> None:
-        assert request.first_wanted is not None
-        request.may_load = False
-        self._ask(request, context, [request.first_wanted], load=True)
-
-    def _ask_for_more(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey]) -> bool:
+    def _ask_for_more(self, request: StoreRequest, context: ReqContext, keys: Sequence[OffloadKey]) -> bool:
         """Asks about these blocks unless that was done; returns whether it asked."""
         ends = context._offload_key_positions
         if max(ends[key] for key in keys) <= request.asked_tokens:
@@ -207,7 +184,9 @@ class StoreManager(OffloadingManager):
         self._ask(request, context, keys, load=False)
         return True
 
-    def _ask(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey], *, load: bool) -> None:
+    def _ask(
+        self, request: StoreRequest, context: ReqContext, keys: Sequence[OffloadKey], *, load: bool
+    ) -> None:
         """Asks about the first of these blocks and all after it, in each group."""
         ends = context._offload_key_positions
         request.asked_tokens = max(ends.values())
@@ -226,15 +205,6 @@ class StoreManager(OffloadingManager):
             else:
                 self._links.prepare(query)
 
-    def _ask_about_windows(self, request: _Request, answer: PromptAnswer) -> None:
-        """answer: of a group that sees all. Such groups are stored together. Of a window, vLLM stores the
-        blocks in front of the prompt's last token (prefix_cache_retention_interval 0)."""
-        waiting, request.about_windows = request.about_windows, []
-        end = min(max(answer.loads, default=-1) + 1, request.most_loads)
-        for group, query in waiting:
-            have = max(query.have_blocks, end - self.groups.window_blocks(group))
-            self._links.prepare(replace(query, have_blocks=have))
-
     def _names(self, keys: Iterable[OffloadKey], context: ReqContext) -> list[bytes]:
         return [self._name(key, context) for key in keys]
 
@@ -251,53 +221,30 @@ class StoreManager(OffloadingManager):
         for answer in self._links.take_answers(wait_seconds):
             request = self._requests.get(answer.ask.request_id)
             if request and request.open_questions:
-                self._note(request, answer)
+                request.note(answer)
+                for query in request.take_window_questions(answer, self.groups):
+                    self._links.prepare(query)
             else:
                 self._give_back_answer(answer)
 
-    def _note(self, request: _Request, answer: PromptAnswer) -> None:
-        self._drop_gone(request, answer.arenas)
-        request.open_questions -= 1
-        request.leases += answer.leases
-        request.usable_until = min(answer.usable_until, request.usable_until)
-        hashes = answer.ask.block_hashes
-        request.loads |= {hashes[at]: block for at, block in answer.loads.items()}
-        request.stores |= {hashes[at]: block for at, block in answer.stores.items()}
-        self._ask_about_windows(request, answer)
-
-    @staticmethod
-    def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
-        """Drops blocks in the memory of a process that is gone: its KV manager has another now, or is
-        away."""
-
-        def is_there(block: LocatedBlock) -> bool:
-            return arenas.get(block.manager, block.arena) == block.arena
-
-        request.loads = {name: block for name, block in request.loads.items() if is_there(block)}
-        request.stores = {name: block for name, block in request.stores.items() if is_there(block)}
-        alive = {block.manager for block in request.loads.values()}
-        request.leases = [lease for lease in request.leases if lease.manager in alive]
-
     # -- giving back
 
-    def _drop_overdue(self, request: _Request) -> None:
+    def _drop_overdue(self, request: StoreRequest) -> None:
         """A request may be queued, or computed, for longer than the store waits for it. It is asked again."""
         if time.monotonic() < request.usable_until:
             return
         self._release_loads(request)
-        request.stores = {}
-        request.may_load, request.asked_tokens = True, 0
-        request.usable_until = float("inf")
+        request.ask_anew()
 
-    def _release_loads(self, request: _Request) -> None:
-        self._release(request.leases)
-        request.loads, request.leases = {}, []
+    def _release_loads(self, request: StoreRequest) -> None:
+        leases, _ = request.take_loads()
+        self._release(leases)
 
     def _release(self, leases: Iterable[StoreLease]) -> None:
         for lease in leases:
             self._links.settle(lease.manager, lease.arena, releases=[lease.lease_id])
 
-    def _give_back(self, request: _Request) -> None:
+    def _give_back(self, request: StoreRequest) -> None:
         self._release_loads(request)
         self._abort(request.stores)
 
