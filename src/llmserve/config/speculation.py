@@ -175,6 +175,14 @@ def _unfit_layers(speculation: Speculation, model: ModelFiles, hands_over: bool)
         yield Conflict.at(message, _METHOD, _TOKENS, "deployment.disaggregated")
 
 
+def further_layers(model: Mapping[str, Any], speculation: Speculation | None) -> Mapping[str, Any] | None:
+    """Returns a config.json of those layers of the model that propose, whose KV lies beside that of the
+    others; None: none do."""
+    if speculation is None or speculation.method != "mtp":
+        return None
+    return {**language_part(model), "num_hidden_layers": _further_layers(model)}
+
+
 def predicts_further(model: Mapping[str, Any]) -> bool:
     """Returns whether a model has layers that predict further tokens. model: its config.json."""
     return _further_layers(model) > 0

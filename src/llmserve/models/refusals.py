@@ -6,7 +6,7 @@ from pathlib import Path
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import model_refusals
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation
-from llmserve.config.speculation import ModelFiles, speculation_refusals
+from llmserve.config.speculation import ModelFiles, further_layers, speculation_refusals
 from llmserve.models.directory import read_config, read_vocabulary
 
 
@@ -21,7 +21,9 @@ def directory_refusals(
 ) -> Iterator[Conflict]:
     """folder, draft: prepared directories of the model and of the one that proposes tokens to it. hands_over:
     whether KV of prompts goes from one engine to another. Errors: ModelNotFound."""
-    yield from model_refusals(engine, kv_cache, read_config(folder), read_config(draft) if draft else None)
+    config = read_config(folder)
+    beside = read_config(draft) if draft else further_layers(config, speculation)
+    yield from model_refusals(engine, kv_cache, config, beside)
     if speculation is not None and engine.kind == "vllm":
         model = _files(folder, names_tokens=draft is not None)
         proposing = _files(draft, names_tokens=True) if draft else None

@@ -205,14 +205,23 @@ def test_a_draft_whose_kv_does_not_fit(write: Write, draft: Path) -> None:
     )
     path = write("engine: {device: cpu}\nkv_cache: {memory_gb: 0.0003}\n")
     assert _checked(path).processes
+    _predicting(draft.parent / "model", layers=1)
+    assert _checked(path).processes
+    path = write("engine: {device: cpu, speculation: {method: mtp}}\nkv_cache: {memory_gb: 0.0003}\n")
+    (found,) = _refused(path)
+    assert "GiB of KV with that of the layers that propose" in found
+
+
+def _predicting(model: Path, layers: int) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": layers}))
 
 
 def test_a_model_that_cannot_speculate(write: Write, draft: Path) -> None:
     text = "engine: {device: cpu, speculation: {method: mtp}}\n"
     (found,) = _refused(write(text))
     assert found == "3: engine.speculation.method: the model has no layers that predict further tokens"
-    config = draft.parent / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_nextn_predict_layers": 2}))
+    _predicting(draft.parent / "model", layers=2)
     (found,) = _refused(write(text))
     assert found.startswith(
         "3: engine.speculation.method: is not available yet with deployment.disaggregated"
