@@ -69,8 +69,8 @@ def test_status_shows_what_a_request_left(cluster: Cluster) -> None:
     assert names >= {"prefill-0", "decode-0", "decode-1"}
     _ask(cluster)
     deadline = time.monotonic() + 10  # workers report once a second
-    while not (_moved_kv(cluster) and _stores_kv(cluster)):
-        assert time.monotonic() < deadline, _status(cluster)
+    while not (_moved_kv(workers := _workers(cluster)) and _stores_kv(workers)):
+        assert time.monotonic() < deadline, workers
 
 
 def _ask(cluster: Cluster) -> httpx.Response:
@@ -92,12 +92,12 @@ def _workers(cluster: Cluster) -> dict[str, Any]:
     return {role["name"]: role["worker"] for role in _status(cluster)["roles"] if role["worker"]}
 
 
-def _moved_kv(cluster: Cluster) -> bool:
-    return any(worker["transferred_bytes"] for worker in _workers(cluster).values())
+def _moved_kv(workers: dict[str, Any]) -> bool:
+    return any(worker["transferred_bytes"] for worker in workers.values())
 
 
-def _stores_kv(cluster: Cluster) -> bool:
-    return bool(_workers(cluster)["prefill-0"]["stored_blocks"])
+def _stores_kv(workers: dict[str, Any]) -> bool:
+    return bool(workers["prefill-0"]["stored_blocks"])
 
 
 @_once

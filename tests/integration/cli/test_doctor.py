@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmserve.transfer.select import makers
+from tests.support.quick_doctor import quick_doctor
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(120)
@@ -54,7 +55,7 @@ def test_every_transport_of_this_version_is_tried_here() -> None:
 def test_people_see_every_section_a_wrong_manifest_with_its_line_and_a_summary(tmp_path: Path) -> None:
     wrong = tmp_path / "llmserve.yaml"
     wrong.write_text((ROOT / "llmserve.yaml").read_text().replace("prefill: 1", "prefil: 1"))
-    done = _doctor("-f", str(wrong))
+    done = quick_doctor("-f", str(wrong))
     lines = done.stdout.splitlines()
     assert [
         line for line in lines if line in ("Machine", "Software", "Transports", "Manifest", "Cluster")

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from bench.cluster import Cluster, running
+from tests.support.quick_doctor import quick_doctor
 from tests.support.simulated import simulated
 from tests.support.valkey import Valkey
 
@@ -91,7 +92,7 @@ def test_the_status_has_one_url_and_each_apiserver(cluster: Cluster) -> None:
 def test_doctor_looks_at_a_running_cluster(cluster: Cluster) -> None:
     body = {"model": MODEL, "prompt": list(range(300, 500)), "max_tokens": 4}
     httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).raise_for_status()
-    done = _llmserve(cluster, "doctor", "--json")
+    done = quick_doctor("--json", "--run-dir", str(cluster.run_dir))
     assert "Traceback" not in done.stderr
     told = json.loads(done.stdout)
     assert done.returncode == (0 if told["healthy"] else 1)
