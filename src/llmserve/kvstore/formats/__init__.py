@@ -6,7 +6,7 @@ brings the block back. Lossless, unless quantized: what decodes then is the near
 manifest and the rotation of keys. Whatever cannot be decoded raises a BlockUnreadable: a miss.
 
 The codec must know what a block's bytes are (`shape`), for a scale is shared by all tokens of a channel: the
-caller tells the layout (`packings.shape_of`). Where the packing of an attention kernel is not known, scales
+caller tells the layout (`shape_of`). Where the packing of an attention kernel is not known, scales
 are shared by 64 neighbours in memory instead (`packings.grouped`): larger payloads, and other errors.
 
 Checksums are the tiers': a codec finds damage only as far as encryption or zstd must. Everything is numpy,
