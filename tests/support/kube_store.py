@@ -4,7 +4,7 @@ schemas of Kubernetes; apply is kube_fields. `step` does what controllers and ku
 
 import copy
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.support.kube_fields import Conflict, Fields, UnknownField, apply, text
@@ -29,7 +29,8 @@ class Refusal(Exception):
 class Store:
     """Of one namespace or of several. `denied` makes an admission webhook: (kind, name) to its words.
     `broken` are workloads whose pods never become ready, with the reason a kubelet gives.
-    `lingering`: pods that have not ended yet, though their workload is gone.
+    `runs` says of a pod whether it is ready, and `has_ended` of one whose workload is gone, by its name,
+    whether it has ended; a kubelet has others.
     `logs`: of pod and container, lines with their time in front; `previous_logs`: of the run before."""
 
     def __init__(self, version: str) -> None:
@@ -40,7 +41,8 @@ class Store:
         self.denied: dict[Key, str] = {}
         self.deny_dry_runs = True
         self.broken: dict[str, tuple[str, str]] = {}
-        self.lingering: set[str] = set()
+        self.runs: Callable[[Object], bool] = lambda pod: True
+        self.has_ended: Callable[[str], bool] = lambda name: True
         self.logs: dict[tuple[str, str], list[str]] = {}
         self.previous_logs: dict[tuple[str, str], list[str]] = {}
         self._owners: dict[Key, dict[str, set[Any]]] = {}
@@ -175,7 +177,7 @@ class Store:
         ended = [
             (kind, name)
             for kind, name in self.objects
-            if kind == "Pod" and name.rpartition("-")[0] not in workloads and name not in self.lingering
+            if kind == "Pod" and name.rpartition("-")[0] not in workloads and self.has_ended(name)
         ]
         for key in ended[:1]:
             del self.objects[key]
@@ -191,11 +193,12 @@ class Store:
         broken = self.broken.get(name)
         updated = min(wanted, status["updatedReplicas"] + 1)
         status.update(updatedReplicas=updated, replicas=wanted)
-        ready = 0 if broken else updated
+        self.objects["Pod", f"{name}-{updated - 1}"] = _pod(one, f"{name}-{updated - 1}", broken)
+        pods = [self.objects["Pod", f"{name}-{index}"] for index in range(updated)]
+        ready = 0 if broken else sum(map(self.runs, pods))
         status.update(readyReplicas=ready, availableReplicas=ready)
         if kind == "StatefulSet" and updated == wanted:
             status["currentRevision"] = status["updateRevision"]
-        self.objects["Pod", f"{name}-{updated - 1}"] = _pod(one, f"{name}-{updated - 1}", broken)
 
 
 def _pod(owner: Object, name: str, broken: tuple[str, str] | None) -> Object:

@@ -358,7 +358,7 @@ async def test_down_beside_a_load_leaves_nothing(managed: Managed, cli: Cli) -> 
     """Pods of a modelmanager end after its Deployment is gone, and what it makes until then goes, too."""
     cli.path.write_text(MANIFEST)
     assert (await asyncio.to_thread(cli, "up", "--apply")).code == 0
-    managed.server.store.lingering.add("demo-modelmanager-0")
+    managed.server.store.has_ended = lambda name: name != "demo-modelmanager-0"
     managed.volume.may_end.clear()
     await managed.client.load(B, 0)
     await managed.until(a="ready", b="fetching")
@@ -368,6 +368,6 @@ async def test_down_beside_a_load_leaves_nothing(managed: Managed, cli: Cli) -> 
     managed.volume.may_end.set()
     await managed.until_true(lambda: ("PATCH", "Deployment", "demo-b-decode") in managed.server.writes)
     await managed.manager.aclose()
-    managed.server.store.lingering.clear()
+    managed.server.store.has_ended = lambda name: True
     assert (await down).code == 0
     assert set(managed.server.store.objects) == set()

@@ -1,175 +1,110 @@
-"""The commands in the rendered YAML are a working cluster: started here, pod by pod, and asked for a chat.
-
-Each pod gets a loopback address of its own, as it would get one of the cluster's; names of Services become
-the address of their pod, as DNS would make them. Everything else is taken from the YAML: commands, arguments,
-variables, the manifest out of the ConfigMap. The cluster has certificates, as cert-manager would make them.
+"""What `llmserve up` and the modelmanager make on Kubernetes is a working cluster: its pods run here as
+processes, and are asked for chats, also with a model that is loaded while they run. The cluster has
+certificates, as cert-manager would make them, and its models come and go.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from llmserve.cli import main
+from llmserve.k8s import status
 from llmserve.k8s.render import Object
-from llmserve.models.resolve import default_cache_dir
 from llmserve.rpc.callers import CallerRole
-from llmserve.rpc.credentials import make_secret
+from tests.integration.k8s.conftest import Cli
 from tests.support.certificates import make_certificates
+from tests.support.kube_server import KubeServer
+from tests.support.kubelet import Kubelet
+from tests.support.simulated import simulated
 
-ROOT = Path(__file__).parents[3]
-ADDRESSES = {"kvmanager": "127.7.0.1", "router": "127.7.0.2", "prefill": "127.7.0.3", "decode": "127.7.0.4"}
-ADDRESSES["apiserver"] = "127.7.0.5"
-START_SECONDS = 240.0
-END_SECONDS = 40.0
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
-    folder = tmp_path_factory.mktemp("rendered")
-    text = (ROOT / "examples" / "sim.yaml").read_text()
-    manifest = folder / "llmserve.yaml"
-    text = text.replace("  deployment:", "  deployment:\n    k8s: {ready_timeout_seconds: 60}")
-    manifest.write_text(f"{text}\n  security: {{mtls: {{directory: certs}}}}\n")
-    flags = ["--mode", "k8s", "--image", "llmserve:test", "--out", str(folder / "out")]
-    assert main(["up", "-f", str(manifest), *flags]) == 0
-    kustomization = yaml.safe_load((folder / "out" / "kustomization.yaml").read_text())
-    return [yaml.safe_load((folder / "out" / name).read_text()) for name in kustomization["resources"]]
+CLUSTER, KEY = "simulated", "the-key-of-an-admin"
+SECONDS = 240.0
 
 
-class Pod:
-    """One container of a workload, as a process of this machine."""
-
-    def __init__(self, workload: Object, manifest: Path, folder: Path) -> None:
-        self.role = workload["metadata"]["labels"]["app.kubernetes.io/component"]
-        self.address = ADDRESSES[self.role]
-        self._spec = workload["spec"]["template"]["spec"]
-        self._manifest, self._folder = manifest, folder
-
-    def prepare(self) -> None:
-        """Its init containers."""
-        for container in self._spec.get("initContainers", ()):
-            subprocess.run(
-                self._command(container), env=self._environment(container), check=True, timeout=120
-            )
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        (container,) = self._spec["containers"]
-        with (self._folder / f"{self.role}.log").open("wb") as log:
-            process = subprocess.Popen(
-                self._command(container), env=self._environment(container), stdout=log, stderr=log
-            )
-            try:
-                yield
-            finally:
-                process.terminate()
-                try:
-                    assert process.wait(END_SECONDS) == 0, self.role
-                finally:
-                    process.kill()
-                    process.wait()
-
-    def is_ready(self) -> bool:
-        """Asks as the kubelet would, which has neither the secret nor a certificate."""
-        (container,) = self._spec["containers"]
-        probe, ports = container["readinessProbe"]["httpGet"], container["ports"]
-        (port,) = [one["containerPort"] for one in ports if one["name"] == probe["port"]]
-        with urllib.request.urlopen(f"http://{self.address}:{port}{probe['path']}", timeout=5) as answer:
-            return bool(answer.status == 200)
-
-    def metrics(self) -> str:
-        port = 8000 if self.role == "apiserver" else 9400
-        with urllib.request.urlopen(f"http://{self.address}:{port}/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
-
-    def _command(self, container: Object) -> list[str]:
-        words = [*container["command"], *container["args"]]
-        assert words[0] == "python"
-        return [sys.executable, *(self._here(word) for word in words[1:])]
-
-    def _environment(self, container: Object) -> dict[str, str]:
-        given = {one["name"]: self._here(one["value"]) for one in container["env"] if "value" in one}
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)} | given
-
-    def _here(self, text: str) -> str:
-        """What Kubernetes, its DNS and the mounts would make of it."""
-        places = {
-            "$(POD_NAME)": f"simulated-{self.role}-0",
-            "$(POD_IP)": self.address,
-            "/etc/llmserve/llmserve.yaml": str(self._manifest),
-            "/etc/llmserve-secret": str(self._folder),
-            "/etc/llmserve-certificates": str(self._folder),
-            "/var/lib/llmserve/models": str(default_cache_dir()),
-            "/var/lib/llmserve": str(self._folder),
-            "/tmp": str(self._folder),
-            **{f"simulated-{role}:": f"{address}:" for role, address in ADDRESSES.items()},
-        }
-        for place, here in places.items():
-            if text.startswith(place):
-                return here + text.removeprefix(place)
-        return text
-
-
-@pytest.mark.timeout(400)
-def test_the_rendered_commands_serve_a_chat(objects: list[Object], tmp_path: Path) -> None:
-    (configuration,) = [one for one in objects if one["kind"] == "ConfigMap"]
-    manifest = tmp_path / "llmserve.yaml"
-    manifest.write_text(configuration["data"]["llmserve.yaml"])
-    make_secret(tmp_path / "secret")
-    make_certificates(tmp_path, "simulated")
-    workloads = [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
-    pods = [Pod(one, manifest, tmp_path) for one in workloads]
-    assert {pod.role for pod in pods} == ADDRESSES.keys()
-    with ExitStack() as running:
-        for pod in pods:
-            pod.prepare()
-        for pod in pods:
-            running.enter_context(pod.running())
-        url = f"http://{ADDRESSES['apiserver']}:8000"
-        _wait_for(f"{url}/health")
-        answer = _chat(url)
-        assert answer["choices"][0]["message"]["content"]
-        assert answer["usage"]["completion_tokens"] > 0
-        for pod in pods:
-            assert pod.is_ready(), pod.role
-            role = CallerRole.of_process(pod.role)
-            shown = f'cluster_certificate_expires_timestamp_seconds{{certificate="{role}"}} '
-            assert shown in pod.metrics()
-            if pod.role == "decode":
-                assert "worker_requests_total" in pod.metrics()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError as error:
-            said = error.read().decode() if isinstance(error, urllib.error.HTTPError) else str(error)
-            assert time.monotonic() < deadline, said
-        time.sleep(0.5)
-
-
-def _chat(url: str) -> Object:
-    body = {
-        "model": "SmolLM2-135M-Instruct",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": 8,
+def _manifest() -> dict[str, Any]:
+    """Returns examples/sim.yaml with models that come and go; the first has one engine for both."""
+    found = simulated("sim.yaml")
+    spec = found["spec"]
+    spec["models"] = [
+        {"source": spec["models"]["primary"]["source"], "name": "first", "disaggregated": False}
+    ]
+    spec["security"] = {
+        "mtls": {"directory": "certs"},
+        "api_keys": [{"tenant": "ops", "key_env": "KEY", "admin": True}],
     }
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    pods = {"image": "llmserve:test", "secret": "keys", "ready_timeout_seconds": SECONDS}
+    models = {"manage_models": True, "model_cache_claim": "models"}
+    spec["deployment"] = {"mode": "k8s", "replicas": {"prefill": 1, "decode": 1}, "k8s": {**pods, **models}}
+    return found
+
+
+@pytest.fixture
+def kubelet(server: KubeServer, tmp_path: Path) -> Iterator[Kubelet]:
+    secrets = {"metadata": {"name": "keys", "labels": {}}, "stringData": {"KEY": KEY}}
+    server.store.objects["Secret", "keys"] = {"apiVersion": "v1", "kind": "Secret", **secrets}
+    make_certificates(tmp_path / "certificates", CLUSTER)
+    (tmp_path / "volume").mkdir()
+    running = Kubelet(server, CLUSTER, tmp_path / "certificates", tmp_path / "volume")
+    yield running
+    running.close()
+
+
+@pytest.mark.timeout(600)
+def test_a_cluster_on_kubernetes_chats_with_models_that_come_and_go(
+    cli: Cli, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_LOOK_SECONDS", 0.5)
+    cli.path.write_text(yaml.safe_dump(_manifest()))
+    said = cli("up", "--apply")
+    assert said.code == 0, said.err
+    _chat(kubelet, "first")
+    for name in kubelet.pods:
+        role = CallerRole.of_process(name.split("-")[-2])
+        shown = f'cluster_certificate_expires_timestamp_seconds{{certificate="{role}"}} '
+        assert shown in _metrics(kubelet, name), name
+    before = _objects(cli.server)
+
+    entry = {"source": _manifest()["spec"]["models"][0]["source"], "name": "second", "disaggregated": True}
+    loaded = _ask(kubelet, "/admin/v1/models", entry)
+    assert (loaded["name"], loaded["state"]) == ("second", "ready")
+    _chat(kubelet, "second")
+    assert "worker_requests_total" in _metrics(kubelet, "simulated-second-decode-0")
+    _chat(kubelet, "first")
+
+    _ask(kubelet, "/admin/v1/models/second", method="DELETE")
+    assert _objects(cli.server) == before
+    _chat(kubelet, "first")
+    assert cli("down").code == 0
+    assert {name for _, name in cli.server.store.objects} == {"keys"}
+    assert kubelet.ended == []
+
+
+def _objects(server: KubeServer) -> set[tuple[str, str]]:
+    return set(server.store.objects)
+
+
+def _chat(kubelet: Kubelet, model: str) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = _ask(kubelet, "/v1/chat/completions", {"model": model, "messages": question, "max_tokens": 8})
+    assert answer["model"] == model
+    assert answer["choices"][0]["message"]["content"]
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def _ask(kubelet: Kubelet, path: str, body: Object | None = None, method: str = "POST") -> Object:
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    url = kubelet.pods["simulated-apiserver-0"].url(8000) + path
+    request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers, method=method)
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         found: Object = json.load(answer)
     return found
+
+
+def _metrics(kubelet: Kubelet, name: str) -> str:
+    url = kubelet.pods[name].url(8000 if "apiserver" in name else 9400)
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
