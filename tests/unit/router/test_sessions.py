@@ -46,6 +46,6 @@ def test_a_prompt_is_in_the_backlog_until_its_first_token_also_without_a_predict
 ) -> None:
     worker = ClusterMember(make_spec("decode-0"), WorkerSlots(), heard_at=0.0)
     hold = PlacementHold(None, worker.slots, Work(Plan(None, worker), placed_at=2.0))
-    assert (len(worker.slots.backlog), worker.slots.backlog.seconds(2.0)) == (1, 0.0)
+    assert (worker.slots.backlog.prompts, worker.slots.backlog.seconds(2.0)) == (1, 0.0)
     hold.first_token(5.0)
-    assert len(worker.slots.backlog) == 0
+    assert worker.slots.backlog.prompts == 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
 from llmserve.router.placement.planner import PlacementRequest
-from llmserve.router.workers.worker import Backlog, ClusterMember
+from llmserve.router.workers.worker import ClusterMember
 
 _PROMPTS_AT_LEAST = 2  # one that is computed, and one that follows it
 
@@ -39,10 +39,12 @@ class NotBackedUp:
 
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         now = self._clock.now()
-        return [m for m in members if self._has_room(m.slots.backlog, now)]
-
-    def _has_room(self, backlog: Backlog, now: float) -> bool:
-        return len(backlog) < _PROMPTS_AT_LEAST or backlog.seconds(now) < self._seconds
+        return [
+            member
+            for member in members
+            if member.slots.backlog.prompts < _PROMPTS_AT_LEAST
+            or member.slots.backlog.seconds(now) < self._seconds
+        ]
 
 
 class NotSlow:

@@ -7,9 +7,8 @@ than they could save.
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence, Set
-from heapq import nsmallest
 from itertools import product
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 from llmserve.core.clock import Clock
@@ -91,8 +90,7 @@ class KvAware:
         turned = [*members[start:], *members[:start]]
         if len(turned) <= _BEST_OF_EACH:
             return turned
-        costs = zip(map(seconds, turned), turned, strict=True)
-        return [member for _, member in nsmallest(_BEST_OF_EACH, costs, key=itemgetter(0))]
+        return sorted(turned, key=seconds)[:_BEST_OF_EACH]
 
     def _pick(self, options: Sequence[_Option]) -> _Option:
         """Takes one of the best, which come first."""

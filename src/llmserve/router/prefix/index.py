@@ -8,10 +8,10 @@ holder of a block holds the blocks before it, because tiers and engines evict th
 first. Where that does not hold, the prediction is wrong by less than a stride.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import and_, itemgetter
 
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
@@ -141,8 +141,9 @@ class PrefixIndex:
         return longest
 
     def _tier_runs(self, runs: Sequence[_Run]) -> tuple[TierRun, ...]:
-        replicas = tuple(self._replicas.values())
-        found = [(_fastest(replicas, masks), stop - start) for start, stop, masks in runs]
+        of_tiers = [(tier, [one.tier_mask(tier) for one in self._replicas.values()]) for tier in _STORED]
+        stored = [(tier, holders) for tier, holders in of_tiers if any(holders)]
+        found = [(_fastest(stored, masks), stop - start) for start, stop, masks in runs]
         grouped = groupby(found, key=itemgetter(0))
         return tuple(TierRun(tier, sum(blocks for _, blocks in run)) for tier, run in grouped)
 
@@ -154,10 +155,11 @@ def _note(longest: dict[WorkerId, int], replica: Directory, mask: int, blocks: i
         longest[worker_id] = max(blocks, longest.get(worker_id, blocks))
 
 
-def _fastest(replicas: Sequence[Directory], masks: _Masks) -> KvTier | None:
-    """None: no tier holds the blocks, only a device."""
-    for tier in _STORED:
-        if any(mask & replica.tier_mask(tier) for mask, replica in zip(masks, replicas, strict=True)):
+def _fastest(stored: Iterable[tuple[KvTier, Sequence[int]]], masks: _Masks) -> KvTier | None:
+    """stored: the tiers, the fastest first, with the masks of all their holders. None: no tier holds the
+    blocks, only a device."""
+    for tier, holders in stored:
+        if any(map(and_, masks, holders)):
             return tier
     return None
 
@@ -173,15 +175,17 @@ def _below(manager: str, replica: Directory, runs: Sequence[_Run], at: int) -> I
 def _runs(count: int, holders: Callable[[int], _Masks]) -> Iterator[_Run]:
     """Yields runs of blocks with equal holders, up to the first block that nobody holds."""
     start, at, masks = 0, 0, holders(0)
+    if not any(masks):
+        return
     for look in _looks(count):
-        for change, after in _changes(at, masks, look, holders(look), holders):
-            yield start, change, masks
-            start, masks = change, after
-            if not any(after):
-                return
+        if (there := holders(look)) != masks:
+            for change, after in _changes(at, masks, look, there, holders):
+                yield start, change, masks
+                start, masks = change, after
+                if not any(after):
+                    return
         at = look
-    if any(masks):
-        yield start, count, masks
+    yield start, count, masks
 
 
 def _looks(count: int) -> Iterator[int]:

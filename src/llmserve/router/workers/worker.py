@@ -65,22 +65,22 @@ def _measured(pair: PairStatus) -> KvLink:
 class Backlog:
     """Prompts that one incarnation of a worker is to compute: placed there, without a first token. They are
     computed in the order of their placement. An engine's own report is a heartbeat old; this is known at
-    once. Times are on the router's clock."""
+    once. prompts: their number, which every placement reads of every worker. Times are on the router's
+    clock."""
 
-    __slots__ = ("_pending", "_removed_at", "_seconds")
+    __slots__ = ("_pending", "_removed_at", "_seconds", "prompts")
 
     def __init__(self) -> None:
         self._pending: dict[Hashable, tuple[float, float]] = {}  # expected seconds, when it was added
         self._seconds = 0.0
         self._removed_at = float("-inf")  # when the latest was removed, and the next could be begun
-
-    def __len__(self) -> int:
-        return len(self._pending)
+        self.prompts = 0
 
     def add(self, key: Hashable, seconds: float, now: float) -> None:
         """seconds: expected time to compute it alone. A key is added once."""
         assert key not in self._pending, key
         self._pending[key] = (seconds, now)
+        self.prompts += 1
         self._seconds += seconds
 
     def remove(self, key: Hashable, now: float) -> float:
@@ -88,6 +88,7 @@ class Backlog:
         it: since it was added, or since the one before it was done; 0 when that was done later, since
         apiservers tell at different times. Errors: KeyError."""
         seconds, added_at = self._pending.pop(key)
+        self.prompts -= 1
         busy = max(0.0, now - max(added_at, self._removed_at))
         self._removed_at = max(now, self._removed_at)
         # Rounding would add up: an empty backlog is empty.
@@ -255,7 +256,7 @@ class ClusterMember:
     def has_prompt_place(self) -> bool:
         """Whether it may compute one more prompt that it decodes itself: prompts take none of the places of
         its batch that are kept for requests that decode."""
-        return len(self.slots.backlog) < self.spec.max_concurrency - self.spec.min_decode_slots
+        return self.slots.backlog.prompts < self.spec.max_concurrency - self.spec.min_decode_slots
 
     @property
     def to_leave(self) -> bool:

@@ -11,7 +11,7 @@ def test_what_was_placed_counts_until_its_first_token() -> None:
     backlog.remove("a", now=12.0)
     assert backlog.seconds(12.0) == 1.0
     backlog.remove("b", now=13.0)
-    assert (backlog.seconds(13.0), len(backlog)) == (0.0, 0)
+    assert (backlog.seconds(13.0), backlog.prompts) == (0.0, 0)
 
 
 def test_only_what_is_left_counts() -> None:

@@ -81,12 +81,12 @@ def test_what_is_placed_is_a_backlog_until_it_starts_or_is_given_up(make_cluster
     backlog = _member(cluster, "prefill-0").slots.backlog
     for name in ("a", "b", "c"):
         cluster.admit(session, name)
-    assert len(backlog) == 3
+    assert backlog.prompts == 3
     cluster.first_token(session, "a")
     cluster.done(session, "b", Outcome.CANCELLED)
-    assert len(backlog) == 1
+    assert backlog.prompts == 1
     cluster.close(session)
-    assert len(backlog) == 0
+    assert backlog.prompts == 0
     assert _member(cluster, "decode-0").slots.kv_tokens == 0
 
 
