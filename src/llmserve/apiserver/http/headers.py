@@ -80,6 +80,7 @@ class Cors:
 
     def allow(self, origins: Sequence[str]) -> None:
         """These origins from the next request on, and no others."""
+        self._any_allowed = bool(origins)
         self._cors = CORSMiddleware(
             self._app,
             allow_origins=origins,
@@ -92,4 +93,6 @@ class Cors:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._cors(scope, receive, send)
+        """What no page of another origin asks for, and none may ask for, gets no header."""
+        is_plain = not self._any_allowed and all(name != b"origin" for name, _ in scope.get("headers", ()))
+        await (self._app if is_plain else self._cors)(scope, receive, send)
