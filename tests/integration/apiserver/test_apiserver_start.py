@@ -96,3 +96,16 @@ def test_a_start_asks_vllm_s_configuration_once_and_leaves_it_as_it_was() -> Non
         assert sorted(asked) == ["hash", "settings"]
     config.compute_hash()
     assert asked.count("hash") == 2
+
+
+async def test_a_model_of_text_alone_has_its_tokenizer_read_once(
+    manifest: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM would read it again for a processor, which only models of images and sounds have."""
+    asked: list[str] = []
+    monkeypatch.setattr("vllm.renderers.hf._PROCESSOR_CHAT_TEMPLATES", {})
+    monkeypatch.setattr("vllm.renderers.hf.cached_get_processor", lambda name, **_: asked.append(name))
+    made = role(manifest, tiny_model)
+    await made.start()
+    await made.aclose()
+    assert asked == []

@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import msgspec
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.exceptions import VLLMValidationError
-from vllm.renderers import renderer_from_config
+from vllm.renderers import hf, renderer_from_config
 from vllm.sampling_params import SamplingParams
+from vllm.transformers_utils.processor import get_processor_cls_name_from_config
 
 from llmserve.apiserver.engine.pieces import PieceTokenizer
 from llmserve.core.errors import Forbidden, InvalidRequest
@@ -19,6 +20,7 @@ def fitting_renderer(config: VllmConfig) -> Any:
     """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which
     vLLM notices only as a `max_tokens` of 0 that the client has not asked for. It tokenizes in pieces."""
     renderer = renderer_from_config(config)
+    _expect_no_processor(config.model_config, renderer.tokenizer)
     _tokenize_in_pieces(renderer)
     process = renderer.process_for_engine_async
 
@@ -30,6 +32,16 @@ def fitting_renderer(config: VllmConfig) -> Any:
 
     renderer.process_for_engine_async = process_fitting
     return renderer
+
+
+def _expect_no_processor(model: ModelConfig, tokenizer: Any) -> None:
+    """Notes that a model of text alone has no processor with a chat template of its own. vLLM would look for
+    one, for which transformers reads the whole tokenizer a second time."""
+    if tokenizer is None or model.is_multimodal_model or get_processor_cls_name_from_config(model.model):
+        return
+    code_revision = model.code_revision if model.tokenizer == model.model else None
+    key = (tokenizer.name_or_path, model.tokenizer_revision, code_revision, model.trust_remote_code)
+    hf._PROCESSOR_CHAT_TEMPLATES[key] = None
 
 
 def _tokenize_in_pieces(renderer: Any) -> None:
