@@ -9,6 +9,7 @@ from llmserve.config.lora import may_ask_hub
 from llmserve.config.plan_types import (
     BINDING_VARIABLE,
     CORES_VARIABLE,
+    HUGE_PAGES_VARIABLE,
     THREADS_VARIABLE,
     LocalPlan,
     PlanRow,
@@ -219,6 +220,7 @@ def _engine_env(manifest: Manifest, cores: tuple[int, ...], gpus: tuple[int, ...
         BINDING_VARIABLE: omp_binding(cores, manifest.engine.tensor_parallel),
         # For the processes around the ranks; each rank gets its own number from vLLM.
         THREADS_VARIABLE: "1",
+        HUGE_PAGES_VARIABLE: "1",
     }
     if forks_engine(manifest.engine) and manifest.engine.tensor_parallel == 1:
         # The worker begins with what vLLM gives to the process that computes: engines/vllm/early_process.py.

@@ -135,6 +135,7 @@ def test_ranks_of_an_engine_divide_its_cores() -> None:
 def test_a_worker_on_cpus_begins_with_the_threads_of_its_engine() -> None:
     decode = named(plan(cores=(0, 1, 2, 3, 4)), "decode-0")
     assert (decode.env["OMP_NUM_THREADS"], decode.env["GOMP_CPU_AFFINITY"]) == ("2", "3 4")
+    assert decode.env["THP_MEM_ALLOC_ENABLE"] == "1"  # torch reads it before the engine is forked
 
 
 @pytest.mark.parametrize("engine", [{"tensor_parallel": 2}, {"enforce_eager": False}])

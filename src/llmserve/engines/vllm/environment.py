@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.plan_types import HUGE_PAGES_VARIABLE
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
@@ -73,6 +74,7 @@ def set_engine_environment(*, compiles: bool, on_cpu: bool) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if on_cpu:
         os.environ.setdefault(WHOLE_MODELS, "0")
+        os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
 
 
 def preloaded(already: str = "") -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.plan_types import HUGE_PAGES_VARIABLE
 from llmserve.engines.vllm import environment
 
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -127,6 +128,19 @@ def test_models_compiled_for_a_cpu_are_kept_in_parts(
         monkeypatch.setenv(environment.WHOLE_MODELS, given)
     environment.set_engine_environment(compiles=True, on_cpu=on_cpu)
     assert os.environ.get(environment.WHOLE_MODELS) == expected
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "given", "expected"), [(True, "", "1"), (False, "", None), (True, "0", "0")]
+)
+def test_kv_in_host_memory_is_in_huge_pages(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool, given: str, expected: str | None
+) -> None:
+    monkeypatch.delenv(HUGE_PAGES_VARIABLE, raising=False)
+    if given:
+        monkeypatch.setenv(HUGE_PAGES_VARIABLE, given)
+    environment.set_engine_environment(compiles=False, on_cpu=on_cpu)
+    assert os.environ.get(HUGE_PAGES_VARIABLE) == expected
 
 
 def test_without_a_compiler_a_compiled_engine_on_the_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
