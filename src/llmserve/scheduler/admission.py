@@ -11,9 +11,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import Accounts
-from llmserve.scheduler.budgets import Budget
 from llmserve.scheduler.flows import FlowRound, Flows
-from llmserve.scheduler.ordering import AdapterTurns, Ordering, OutputEstimates
+from llmserve.scheduler.ordering import Ordering, OutputEstimates
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.refusals import Refusals
 from llmserve.scheduler.request import (
@@ -30,10 +29,8 @@ from llmserve.scheduler.request import (
     has_place,
 )
 from llmserve.scheduler.resources import BudgetSet
-from llmserve.scheduler.turns import Turns
+from llmserve.scheduler.turns import TurnRounds, Turns
 from llmserve.scheduler.wait_reasons import WaitReasons
-
-_NO_PLACE = "free seats of workers"
 
 
 class AdmissionQueue:
@@ -42,8 +39,7 @@ class AdmissionQueue:
     budgets: budgets of the cluster and of each tenant. When one of the cluster is used up, nobody is
     dispatched: the request whose turn it is gets what others give back, so a large request is not
     overtaken, unless it has no place anyway. When a tenant's own is used up, only that tenant waits.
-    longest_retry_seconds: see Refusals. accounts: may be replaced before use. holds_up_all: a budget that
-    ended the last round is full whatever the model.
+    longest_retry_seconds: see Refusals. accounts: may be replaced before use.
 
     A tenant whose requests wait for adapter slots lets others pass, and keeps its turn. When it is far
     behind, slots are owed to it: requests of others with an adapter wait until it has got some."""
@@ -66,12 +62,7 @@ class AdmissionQueue:
         self._estimates = estimates or OutputEstimates()
         self._flows, self._rate, self._wait_reasons = Flows(), ServiceRate(), WaitReasons()
         self._running: dict[RequestId, QueuedRequest] = {}
-        self._budget_ready_at: float | None = None  # when time alone lets the next request fit
-        self._round_ended_by = ""  # what ended the last round
-        self._slots_owed_to: TenantId | None = None  # by the last round
-        self._lacks_budget = False  # as far as is known, only budgets keep a request from its place
-        self.adapter_turns = AdapterTurns()
-        self.holds_up_all = False
+        self.rounds = TurnRounds(clock, budgets, turns, self._wait_reasons)
         self.refusals = Refusals(
             clock, self._flows, self._budgets, turns.fairness, self._rate, longest_retry_seconds
         )
@@ -107,7 +98,11 @@ class AdmissionQueue:
         if ahead < self.max_queued:
             self._enqueue(request)
             return Queued(ahead)
-        if self._budgets.fits(request) and self._may_have_slot(request) and place(request) is Fit.PLACED:
+        if (
+            self._budgets.fits(request)
+            and self.rounds.may_have_slot(request)
+            and place(request) is Fit.PLACED
+        ):
             self._enqueue(request)  # it is its tenant's turn
             self._dispatched(request)
             return Dispatched()
@@ -133,16 +128,14 @@ class AdmissionQueue:
         nothing: a request that has no place holds nobody up."""
         dispatched: list[QueuedRequest] = []
         rounds: dict[TenantId, FlowRound] = {}
-        self.held_up_by("")
-        self._slots_owed_to, self._lacks_budget = None, False
-        self._turns.begin_round(self._clock.now(), self.adapter_turns.aging_seconds)
+        self.rounds.begin()
         while (tenant := self._turns.next()) is not None:
             flow = rounds.get(tenant) or rounds.setdefault(tenant, FlowRound(self._flows[tenant]))
             waiting = flow.next()
             if waiting is None:
-                self._pass_over(flow, tenant)
+                self.rounds.pass_over(flow, tenant)
                 continue
-            fit = self._try(waiting.request, place, probe)
+            fit = self.rounds.attempt(waiting.request, place, probe)
             if fit is Fit.FULL:
                 break
             if fit is Fit.PLACED:
@@ -153,14 +146,13 @@ class AdmissionQueue:
                 flow.deferred(waiting)
             elif tenant in self._turns:
                 flow.blocked(waiting, lacks_slot=fit is Fit.NO_SLOT)
-        self._turns.end_round()
-        self._wait_reasons.all_wait_for(self._round_ended_by, self._clock.now())
+        self.rounds.end()
         return dispatched
 
     def held_up_by(self, what: str) -> None:
-        """A round of another model was ended by this, which is full for all; empty: this round begins."""
-        self._round_ended_by, self._budget_ready_at, self.holds_up_all = what, None, False
-        if what and self._flows:
+        """A round of another model was ended by this, which is full for all."""
+        self.rounds.held_up_by(what)
+        if self._flows:
             self._wait_reasons.all_wait_for(what, self._clock.now())
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
@@ -179,7 +171,7 @@ class AdmissionQueue:
         request = self._running.pop(request_id, None)
         if request is None:
             return None
-        self._lacks_budget = True  # its place is free
+        self.rounds.lacks_budget = True  # its place is free
         self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
         self._estimates.learn(request.tenant, output_tokens // request.choices)
@@ -209,7 +201,7 @@ class AdmissionQueue:
     def limits_changed(self) -> list[EvictedRequest]:
         """Called when limits have changed: all tenants may have a turn again. Evicts requests that can
         never fit now."""
-        self._lacks_budget = True
+        self.rounds.lacks_budget = True
         self._turns.restart()
         refusals = [(waiting, self._budgets.refusal(waiting.request)) for waiting in self._flows]
         return [self._evict(waiting, InvalidRequest(refusal)) for waiting, refusal in refusals if refusal]
@@ -220,7 +212,7 @@ class AdmissionQueue:
 
     def next_turn(self) -> float | None:
         """Time at which dispatch has something to do without another event; None: there is none."""
-        times = (self._budget_ready_at, self._turns.next_ready())
+        times = (self.rounds.budget_ready_at, self._turns.next_ready())
         return min((time for time in times if time is not None), default=None) if self._flows else None
 
     # -- about
@@ -255,62 +247,24 @@ class AdmissionQueue:
     def wants_budget(self) -> bool:
         """Whether a waiting request could use room in the budgets, as far as is known. False: none had a
         place in the last round, and nothing of the model has ended since."""
-        return self._lacks_budget and bool(self._flows)
+        return self.rounds.lacks_budget and bool(self._flows)
+
+    @property
+    def holds_up_all(self) -> bool:
+        """Whether a budget that ended the last round is full whatever the model."""
+        return self.rounds.holds_up_all
 
     @property
     def ended_by(self) -> str:
         """What ended the last round; empty: all that could be placed was."""
-        return self._round_ended_by
+        return self.rounds.ended_by
 
     # -- parts
-
-    def _try(self, request: QueuedRequest, place: Place, probe: Place) -> Fit:
-        """Looks for a place for the request whose turn it is."""
-        if self._suspended(request) or not self._may_have_slot(request):
-            return Fit.BLOCKED
-        budget = self._budgets.full_in_cluster(request)
-        fit = place(request) if budget is None else probe(request)
-        if budget is None or fit is not Fit.PLACED:
-            if fit is not Fit.PLACED:
-                self._round_ended_by = budget.name if budget else _NO_PLACE
-            return fit
-        self._round_ended_by = budget.name
-        self._lacks_budget = True
-        self._budget_ready_at = self._ready_at(budget, request)
-        self.holds_up_all = budget.full_for_all(request)
-        return Fit.FULL
-
-    def _pass_over(self, flow: FlowRound, tenant: TenantId) -> None:
-        """No request of the tenant has a place now."""
-        patience = self.adapter_turns.patience_seconds
-        if self._slots_owed_to is None and flow.lacks_slot and self._turns.is_behind(tenant, patience):
-            self._slots_owed_to = tenant
-        self._turns.pass_over(tenant)
-
-    def _may_have_slot(self, request: QueuedRequest) -> bool:
-        """False: slots are owed to another tenant, and the request has not waited for long yet."""
-        if not request.adapter or self._slots_owed_to in (None, request.tenant):
-            return True
-        return self._clock.now() - request.arrived_at >= self.adapter_turns.aging_seconds
-
-    def _suspended(self, request: QueuedRequest) -> bool:
-        """Suspends the tenant when it has used up a budget of its own."""
-        budget = self._budgets.full_of_tenant(request)
-        what = budget.name if budget else ""
-        self._wait_reasons.tenant_waits_for(request.tenant, what, self._clock.now())
-        if budget is not None:
-            self._turns.suspend(request.tenant, self._ready_at(budget, request))
-        return budget is not None
-
-    def _ready_at(self, budget: Budget, request: QueuedRequest) -> float | None:
-        """Time at which the budget has room without another event; None: other requests must end first."""
-        wait = budget.wait(request, 0)
-        return self._clock.now() + wait.seconds if wait.sure else None
 
     def _enqueue(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._running, request
         if not self._flows:
-            self._lacks_budget = True
+            self.rounds.lacks_budget = True
             self._rate.backlog(True, self._clock.now())
         self.accounts.queued(request)
         if self._flows.add(request, self.ordering.key(request)):

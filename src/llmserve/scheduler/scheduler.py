@@ -74,7 +74,7 @@ class Scheduler:
         for queue in self.queue:
             queue.max_queued = policy.max_queued_requests
             queue.refusals.longest_retry_seconds = policy.queue_timeout_seconds
-            queue.ordering, queue.adapter_turns = policy.ordering, policy.adapters
+            queue.ordering, queue.rounds.adapter_turns = policy.ordering, policy.adapters
         return self._changed()
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> list[EvictedRequest]:
@@ -130,7 +130,7 @@ class Scheduler:
             turns=Turns(fairness),
             estimates=estimates,
         )
-        queue.accounts, queue.adapter_turns = self._accounts, self.policy.adapters
+        queue.accounts, queue.rounds.adapter_turns = self._accounts, self.policy.adapters
         self._parts[model] = _ModelPart(queue, fairness, estimates)
         self._set_shares(model)
         return queue

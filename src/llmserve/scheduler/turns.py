@@ -1,14 +1,22 @@
-"""Who may use its turn: fair turns, without the tenants that cannot use one now."""
+"""Who may use its turn: fair turns, without the tenants that cannot use one now, in rounds."""
 
 import heapq
 from bisect import bisect_right
 from math import inf
 
+from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.budgets import Budget
 from llmserve.scheduler.fairness import FairShare
+from llmserve.scheduler.flows import FlowRound
+from llmserve.scheduler.ordering import AdapterTurns
+from llmserve.scheduler.request import Fit, Place, QueuedRequest
+from llmserve.scheduler.resources import BudgetSet
+from llmserve.scheduler.wait_reasons import WaitReasons
 
 # Times closer together than this count as one, so that few are remembered.
 _GRAIN_SECONDS = 0.05
+_NO_PLACE = "free seats of workers"
 
 
 class VirtualTimes:
@@ -112,3 +120,76 @@ class Turns:
         self.fairness.check_integrity(waiting, running)
         assert self._suspended.keys() <= waiting, self._suspended
         assert not self._passed_over, "a round is under way"
+
+
+class TurnRounds:
+    """Each round: begin -> attempt, or pass_over, for whose turn it is -> end. The queue of a model has one.
+
+    ended_by: what ended the last round; empty: all that could be placed was. budget_ready_at: time from which
+    the budget that ended it has room without another event. holds_up_all: that budget is full whatever the
+    model. lacks_budget: as far as is known, only budgets keep a request from its place."""
+
+    def __init__(self, clock: Clock, budgets: BudgetSet, turns: Turns, wait_reasons: WaitReasons) -> None:
+        self._clock, self._budgets, self._turns, self._wait_reasons = clock, budgets, turns, wait_reasons
+        self._slots_owed_to: TenantId | None = None  # by the last round
+        self.adapter_turns = AdapterTurns()
+        self.ended_by = ""
+        self.budget_ready_at: float | None = None
+        self.holds_up_all = False
+        self.lacks_budget = False
+
+    def begin(self) -> None:
+        self.held_up_by("")
+        self._slots_owed_to, self.lacks_budget = None, False
+        self._turns.begin_round(self._clock.now(), self.adapter_turns.aging_seconds)
+
+    def end(self) -> None:
+        self._turns.end_round()
+        self._wait_reasons.all_wait_for(self.ended_by, self._clock.now())
+
+    def held_up_by(self, what: str) -> None:
+        """A round of another model was ended by this, which is full for all; empty: nothing has ended it."""
+        self.ended_by, self.budget_ready_at, self.holds_up_all = what, None, False
+
+    def attempt(self, request: QueuedRequest, place: Place, probe: Place) -> Fit:
+        """Looks for a place for the request whose turn it is. FULL: the round ends."""
+        if self._suspended(request) or not self.may_have_slot(request):
+            return Fit.BLOCKED
+        budget = self._budgets.full_in_cluster(request)
+        fit = place(request) if budget is None else probe(request)
+        if budget is None or fit is not Fit.PLACED:
+            if fit is not Fit.PLACED:
+                self.ended_by = budget.name if budget else _NO_PLACE
+            return fit
+        self.ended_by = budget.name
+        self.lacks_budget = True
+        self.budget_ready_at = self._ready_at(budget, request)
+        self.holds_up_all = budget.full_for_all(request)
+        return Fit.FULL
+
+    def pass_over(self, flow: FlowRound, tenant: TenantId) -> None:
+        """No request of the tenant has a place now."""
+        patience = self.adapter_turns.patience_seconds
+        if self._slots_owed_to is None and flow.lacks_slot and self._turns.is_behind(tenant, patience):
+            self._slots_owed_to = tenant
+        self._turns.pass_over(tenant)
+
+    def may_have_slot(self, request: QueuedRequest) -> bool:
+        """False: slots are owed to another tenant, and the request has not waited for long yet."""
+        if not request.adapter or self._slots_owed_to in (None, request.tenant):
+            return True
+        return self._clock.now() - request.arrived_at >= self.adapter_turns.aging_seconds
+
+    def _suspended(self, request: QueuedRequest) -> bool:
+        """Suspends the tenant when it has used up a budget of its own."""
+        budget = self._budgets.full_of_tenant(request)
+        what = budget.name if budget else ""
+        self._wait_reasons.tenant_waits_for(request.tenant, what, self._clock.now())
+        if budget is not None:
+            self._turns.suspend(request.tenant, self._ready_at(budget, request))
+        return budget is not None
+
+    def _ready_at(self, budget: Budget, request: QueuedRequest) -> float | None:
+        """Time at which the budget has room without another event; None: other requests must end first."""
+        wait = budget.wait(request, 0)
+        return self._clock.now() + wait.seconds if wait.sure else None
