@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.apiserver.links.requests import PlacementEnd
-from llmserve.apiserver.links.router import RouterLink, _drain, _DatedMessage
+from llmserve.apiserver.links.router import RouterLink, _DatedMessage, _drain
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
