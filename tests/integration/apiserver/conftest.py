@@ -51,6 +51,7 @@ from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.models import decode_answering, encode_served
 from llmserve.rpc.server import RpcServer, traceparent_of
 from llmserve.workers.sessions import merge
+from tests.integration.apiserver.manifests import manifest_of
 
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
@@ -652,7 +653,7 @@ def _byte_alphabet() -> list[str]:
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {"kind": "LLMServe", "models": {"primary": {"source": "hub:some/model"}}}
+    return manifest_of()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from tests.integration.apiserver.manifests import manifest_of
 
 ONE, TWO = AdapterDigest("1" * 64), AdapterDigest("2" * 64)
 SQL = NamedAdapter("sql", ONE, "tiny", "dir:/adapters/sql")
@@ -31,11 +32,7 @@ ALL = [
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
     keys = [{"tenant": "ops", "key": "ops-key", "admin": True}, {"tenant": "red", "key": "red-key"}]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": keys},
-    }
+    return manifest_of(security={"api_keys": keys})
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import WorkerLost
 from llmserve.core.ids import AdapterDigest
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE
+from tests.integration.apiserver.manifests import manifest_of
 
 ONE, TWO, OTHER = (AdapterDigest(digit * 64) for digit in "123")
 SQL = NamedAdapter("sql", ONE, "tiny", "dir:/adapters/sql", rank=8, size_bytes=4096)
@@ -33,11 +34,7 @@ def manifest() -> dict[str, Any]:
         {"tenant": "red", "key": "red-key"},
         {"tenant": "red", "key": "sql-key", "adapters": ["sql"]},
     ]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": keys},
-    }
+    return manifest_of(security={"api_keys": keys})
 
 
 @pytest.fixture

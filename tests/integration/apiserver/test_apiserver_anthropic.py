@@ -10,17 +10,14 @@ import pytest_asyncio
 
 from llmserve.core.errors import NoWorkerAvailable, QueueFull, StreamLost
 from llmserve.core.outcome import Outcome
+from tests.integration.apiserver.manifests import manifest_of
 
 USER: Any = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": [{"tenant": "red", "key": "red-key"}]},
-    }
+    return manifest_of(security={"api_keys": [{"tenant": "red", "key": "red-key"}]})
 
 
 @pytest_asyncio.fixture

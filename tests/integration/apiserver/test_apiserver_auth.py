@@ -18,6 +18,7 @@ from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.core.errors import Overloaded
 from llmserve.core.outcome import Outcome
 from llmserve.scheduler.key_limits import KeyLimits
+from tests.integration.apiserver.manifests import manifest_of
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
@@ -37,16 +38,14 @@ def manifest(key_file: Path) -> dict[str, Any]:
         {"tenant": "red", "key": "red-other-model", "models": ["large"]},
         {"tenant": "ops", "key": "ops-key", "admin": True},
     ]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "api": {"tokenizer_info": True},
-        "security": {
+    return manifest_of(
+        api={"tokenizer_info": True},
+        security={
             "api_keys": keys,
             "keys": {"file": str(key_file)},
             "public": {"metrics": False},
         },
-    }
+    )
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer no"}, {"authorization": "Basic red-key"}])

@@ -11,23 +11,23 @@ import pytest
 import pytest_asyncio
 from openai.types import Batch
 
+from tests.integration.apiserver.manifests import manifest_of
+
 ENDED = ("completed", "failed", "expired", "cancelled")
 CHAT: Any = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
 
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "batches": {"location": str(tmp_path_factory.mktemp("batches")), "max_file_mb": 1, "max_lines": 50},
-        "security": {
+    return manifest_of(
+        batches={"location": str(tmp_path_factory.mktemp("batches")), "max_file_mb": 1, "max_lines": 50},
+        security={
             "api_keys": [
                 {"tenant": "red", "key": "red-key", "adapters": [], "max_priority": 2},
                 {"tenant": "blue", "key": "blue-key"},
             ]
         },
-    }
+    )
 
 
 def _client(cluster: Any, key: str) -> openai.AsyncOpenAI:

@@ -13,6 +13,7 @@ from playwright.async_api import Page
 
 from llmserve.core.errors import QueueFull
 from llmserve.core.outcome import Outcome
+from tests.integration.apiserver.manifests import manifest_of
 from tests.support.browser import open_browser
 
 # What a page does, with the headers that OpenAI's client sends from a browser. The answer is read in pieces.
@@ -59,14 +60,12 @@ def page_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def manifest(page_port: int) -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {
+    return manifest_of(
+        security={
             "api_keys": [{"tenant": "red", "key": "red-key"}],
             "cors_origins": [f"http://127.0.0.1:{page_port}"],
-        },
-    }
+        }
+    )
 
 
 @pytest_asyncio.fixture

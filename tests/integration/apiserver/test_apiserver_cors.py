@@ -7,6 +7,7 @@ import pytest
 
 from llmserve.core.errors import QueueFull
 from llmserve.core.outcome import Outcome
+from tests.integration.apiserver.manifests import manifest_of
 
 ORIGIN = "https://chat.example.com"
 PAGE = {"origin": ORIGIN, "authorization": "Bearer red-key"}
@@ -20,11 +21,7 @@ PREFLIGHT = {
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": [{"tenant": "red", "key": "red-key"}], "cors_origins": [ORIGIN]},
-    }
+    return manifest_of(security={"api_keys": [{"tenant": "red", "key": "red-key"}], "cors_origins": [ORIGIN]})
 
 
 def assert_for_the_page(response: httpx.Response) -> None:

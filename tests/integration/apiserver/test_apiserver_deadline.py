@@ -5,14 +5,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.apiserver.manifests import manifest_of
+
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "scheduling": {"request_timeout_seconds": 0.2},
-    }
+    return manifest_of(scheduling={"request_timeout_seconds": 0.2})
 
 
 @pytest.mark.parametrize("stream", [False, True])

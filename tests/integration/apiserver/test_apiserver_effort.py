@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from llmserve.apiserver.engine.thinking import ThinkingBudgets
+from tests.integration.apiserver.manifests import manifest_of
 
 MESSAGES = [{"role": "user", "content": "abc"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 4}
@@ -30,12 +31,9 @@ def tiny_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "engine": {"reasoning_parser": "qwen3"},
-        "api": {"thinking_budgets": {"low": 7, "max": 9000}},
-    }
+    return manifest_of(
+        engine={"reasoning_parser": "qwen3"}, api={"thinking_budgets": {"low": 7, "max": 9000}}
+    )
 
 
 def budgets(cluster: Any) -> list[int | None]:

@@ -16,6 +16,7 @@ from llmserve.apiserver.auth.permissions import (
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, ModelNotFound, Unavailable
 from llmserve.core.ids import AdapterDigest
+from tests.integration.apiserver.manifests import manifest_of
 
 ONE, TWO = AdapterDigest("1" * 64), AdapterDigest("2" * 64)
 SQL = NamedAdapter("sql", ONE, "tiny", "dir:/adapters/sql")
@@ -38,12 +39,7 @@ def manifest() -> dict[str, Any]:
         {"tenant": "red", "key": "red-key"},
         {"tenant": "red", "key": "sql-key", "adapters": ["sql"]},
     ]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": keys},
-        "scheduling": {"request_timeout_seconds": 30.0},
-    }
+    return manifest_of(security={"api_keys": keys}, scheduling={"request_timeout_seconds": 30.0})
 
 
 @pytest.fixture

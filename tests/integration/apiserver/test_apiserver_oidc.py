@@ -16,6 +16,7 @@ from llmserve.apiserver.auth.oidc.verifier import OidcVerifier
 from llmserve.config.schema.callers import OidcIssuer
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import NotAuthenticated, Unavailable
+from tests.integration.apiserver.manifests import manifest_of
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 
 __all__ = ["oidc_provider"]
@@ -38,14 +39,12 @@ def issuer_of(provider: OidcProvider) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def manifest(oidc_provider: OidcProvider) -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {
+    return manifest_of(
+        security={
             "api_keys": [{"tenant": "blue", "key": "blue-key", "max_requests_per_second": 90.0}],
             "oidc": [issuer_of(oidc_provider)],
-        },
-    }
+        }
+    )
 
 
 class Forger:

@@ -10,6 +10,7 @@ import pytest
 from llmserve.apiserver.auth.permissions import GENERATING_PATHS
 from llmserve.core.errors import DeadlineExceeded, Overloaded, QueueFull, WorkerLost
 from llmserve.core.outcome import Outcome
+from tests.integration.apiserver.manifests import manifest_of
 
 KEY = {"authorization": "Bearer red-key"}
 # The tiny model goes on with the bytes of this text from the length of the prompt on.
@@ -24,11 +25,7 @@ def answer_to(prompt: str, tokens: int = 128) -> str:
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": [{"tenant": "red", "key": "red-key"}]},
-    }
+    return manifest_of(security={"api_keys": [{"tenant": "red", "key": "red-key"}]})
 
 
 @pytest.fixture

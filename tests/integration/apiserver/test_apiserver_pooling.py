@@ -12,19 +12,18 @@ import pytest
 from llmserve.core.errors import Overloaded
 from llmserve.core.outcome import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_AGGREGATED
+from tests.integration.apiserver.manifests import manifest_of
 
 FIRST = 2  # the token of byte 0
 
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "engine": {"task": "embed"},
-        "deployment": {"disaggregated": False},
-        "security": {"api_keys": [{"tenant": "red", "key": "red-key", "max_priority": 2}]},
-    }
+    return manifest_of(
+        engine={"task": "embed"},
+        deployment={"disaggregated": False},
+        security={"api_keys": [{"tenant": "red", "key": "red-key", "max_priority": 2}]},
+    )
 
 
 @pytest.fixture

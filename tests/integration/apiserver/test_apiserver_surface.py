@@ -9,6 +9,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.apiserver.manifests import manifest_of
+
 ROOT = "/llm/tiny"
 MESSAGES = [{"role": "user", "content": "abc"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 4}
@@ -17,11 +19,9 @@ TEMPLATE = "{{ greeting }}:{% for message in messages %}{{ message.content }}{% 
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "engine": {"max_logprobs": 2},
-        "api": {
+    return manifest_of(
+        engine={"max_logprobs": 2},
+        api={
             "root_path": ROOT,
             "public_docs": True,
             "tokenizer_info": True,
@@ -31,8 +31,8 @@ def manifest() -> dict[str, Any]:
             "chat_template": TEMPLATE,
             "chat_template_kwargs": {"greeting": "hello"},
         },
-        "security": {"api_keys": [{"tenant": "red", "key": "red-key"}]},
-    }
+        security={"api_keys": [{"tenant": "red", "key": "red-key"}]},
+    )
 
 
 @pytest.fixture

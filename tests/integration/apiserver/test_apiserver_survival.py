@@ -8,6 +8,7 @@ import pytest
 from llmserve.core.errors import WorkerDraining, WorkerLost
 from llmserve.core.outcome import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE
+from tests.integration.apiserver.manifests import manifest_of
 
 from .test_apiserver_failures import expected, pieces, post, running
 
@@ -34,11 +35,9 @@ GO_ON = {
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "scheduling": {"token_timeout_seconds": 0.3, "first_token_timeout_seconds": 0.3, "retry_burst": 3},
-    }
+    return manifest_of(
+        scheduling={"token_timeout_seconds": 0.3, "first_token_timeout_seconds": 0.3, "retry_burst": 3}
+    )
 
 
 async def stream_that_loses_decode(

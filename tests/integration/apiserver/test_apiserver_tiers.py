@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+from tests.integration.apiserver.manifests import manifest_of
+
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 6}
 COMPLETION = {"model": "tiny", "prompt": "abc", "max_tokens": 6}
 RESPONSE = {"model": "tiny", "input": "abc", "max_output_tokens": 6}
@@ -17,11 +19,7 @@ KEYS = {"all": None, "some": 3, "none": 0}
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
     keys = [{"tenant": name, "key": f"{name}-key", "max_priority": most} for name, most in KEYS.items()]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": keys},
-    }
+    return manifest_of(security={"api_keys": keys})
 
 
 async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str = "all") -> httpx.Response:

@@ -16,6 +16,7 @@ from llmserve.core.outcome import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_PREFILL
 from llmserve.tracing.base import trace_id_of
 from tests.integration.apiserver.conftest import FakeCluster
+from tests.integration.apiserver.manifests import manifest_of
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver
 
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 4}
@@ -30,11 +31,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="session")
 def manifest(receiver: OtlpReceiver) -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "observability": {"tracing": {"endpoint": receiver.endpoint}},
-    }
+    return manifest_of(observability={"tracing": {"endpoint": receiver.endpoint}})
 
 
 async def traced(http: httpx.AsyncClient, receiver: OtlpReceiver, **fields: Any) -> list[Received]:

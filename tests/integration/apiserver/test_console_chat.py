@@ -18,6 +18,7 @@ from llmserve.core.errors import QueueFull
 from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import HandoverReport
+from tests.integration.apiserver.manifests import manifest_of
 from tests.support.browser import in_both_themes, open_browser, waterfall
 
 _PATIENCE_MS = 20_000.0  # of a busy machine
@@ -31,12 +32,9 @@ HOSTILE = (
 def manifest(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Tests may have another engine."""
     keys = [{"tenant": "red", "key": "red-key"}, {"tenant": "ops", "key": "ops-key", "admin": True}]
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "engine": getattr(request, "param", {"tool_call_parser": "hermes"}),
-        "security": {"api_keys": keys},
-    }
+    return manifest_of(
+        engine=getattr(request, "param", {"tool_call_parser": "hermes"}), security={"api_keys": keys}
+    )
 
 
 @pytest_asyncio.fixture

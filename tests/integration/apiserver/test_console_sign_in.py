@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, Request, expect
 
+from tests.integration.apiserver.manifests import manifest_of
 from tests.support.browser import in_both_themes, open_browser
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 
@@ -29,11 +30,7 @@ def manifest(oidc_provider: OidcProvider) -> dict[str, Any]:
             "parameters": {"resource": "urn:llmserve"},
         },
     }
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "security": {"api_keys": [{"tenant": "blue", "key": "blue-key"}], "oidc": [issuer]},
-    }
+    return manifest_of(security={"api_keys": [{"tenant": "blue", "key": "blue-key"}], "oidc": [issuer]})
 
 
 @pytest_asyncio.fixture

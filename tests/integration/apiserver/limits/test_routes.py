@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from llmserve.apiserver.auth.permissions import GENERATING_PATHS
+from tests.integration.apiserver.manifests import manifest_of
 
 USER = [{"role": "user", "content": "hello"}]
 SMALL = {"choices": 2, "prompts": 3, "stop": 1, "max_tokens": 8, "cache_salt_characters": 4, "grammar_kib": 1}
@@ -36,12 +37,10 @@ BEYOND: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {
-        "kind": "LLMServe",
-        "models": {"primary": {"source": "hub:some/model"}},
-        "batches": {"location": str(tmp_path_factory.mktemp("batches"))},
-        "security": {"limits": SMALL, "allowed_media_hosts": ["media.example.com"]},
-    }
+    return manifest_of(
+        batches={"location": str(tmp_path_factory.mktemp("batches"))},
+        security={"limits": SMALL, "allowed_media_hosts": ["media.example.com"]},
+    )
 
 
 async def test_fields_beyond_the_limits_are_refused_on_every_route(
