@@ -135,7 +135,7 @@ class AdmissionQueue:
             if waiting is None:
                 self.rounds.pass_over(flow, tenant)
                 continue
-            fit = self.rounds.attempt(waiting.request, place, probe)
+            fit = self._try(waiting.request, place, probe)
             if fit is Fit.FULL:
                 break
             if fit is Fit.PLACED:
@@ -260,6 +260,13 @@ class AdmissionQueue:
         return self.rounds.ended_by
 
     # -- parts
+
+    def _try(self, request: QueuedRequest, place: Place, probe: Place) -> Fit:
+        """Looks for a place for the request whose turn it is."""
+        if not self.rounds.may_run(request):
+            return Fit.BLOCKED
+        full = self._budgets.full_in_cluster(request)
+        return self.rounds.met(request, full, place(request) if full is None else probe(request))
 
     def _enqueue(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._running, request

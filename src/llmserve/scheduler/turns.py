@@ -6,11 +6,11 @@ from math import inf
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.budgets import Budget
+from llmserve.scheduler.budgets import Budget, ClusterBudget
 from llmserve.scheduler.fairness import FairShare
 from llmserve.scheduler.flows import FlowRound
 from llmserve.scheduler.ordering import AdapterTurns
-from llmserve.scheduler.request import Fit, Place, QueuedRequest
+from llmserve.scheduler.request import Fit, QueuedRequest
 from llmserve.scheduler.resources import BudgetSet
 from llmserve.scheduler.wait_reasons import WaitReasons
 
@@ -123,7 +123,8 @@ class Turns:
 
 
 class TurnRounds:
-    """Each round: begin -> attempt, or pass_over, for whose turn it is -> end. The queue of a model has one.
+    """Each round: begin -> may_run and met, or pass_over, for whose turn it is -> end. The queue of a model
+    has one, and calls what places requests itself.
 
     ended_by: what ended the last round; empty: all that could be placed was. budget_ready_at: time from which
     the budget that ended it has room without another event. holds_up_all: that budget is full whatever the
@@ -151,21 +152,23 @@ class TurnRounds:
         """A round of another model was ended by this, which is full for all; empty: nothing has ended it."""
         self.ended_by, self.budget_ready_at, self.holds_up_all = what, None, False
 
-    def attempt(self, request: QueuedRequest, place: Place, probe: Place) -> Fit:
-        """Looks for a place for the request whose turn it is. FULL: the round ends."""
-        if self._suspended(request) or not self.may_have_slot(request):
-            return Fit.BLOCKED
-        budget = self._budgets.full_in_cluster(request)
-        fit = place(request) if budget is None else probe(request)
-        if budget is None or fit is not Fit.PLACED:
-            if fit is not Fit.PLACED:
-                self.ended_by = budget.name if budget else _NO_PLACE
-            return fit
-        self.ended_by = budget.name
-        self.lacks_budget = True
-        self.budget_ready_at = self._ready_at(budget, request)
-        self.holds_up_all = budget.full_for_all(request)
-        return Fit.FULL
+    def may_run(self, request: QueuedRequest) -> bool:
+        """Whether the request whose turn it is may look for a place. Suspends its tenant when one of the
+        tenant's own budgets is used up."""
+        return not self._suspended(request) and self.may_have_slot(request)
+
+    def met(self, request: QueuedRequest, full: ClusterBudget | None, fit: Fit) -> Fit:
+        """Notes how the request whose turn it is has fared. full: a budget of the cluster without room for
+        it; then fit says whether it would have a place, and FULL ends the round."""
+        if fit is not Fit.PLACED:
+            self.ended_by = full.name if full else _NO_PLACE
+        elif full is not None:
+            self.ended_by = full.name
+            self.lacks_budget = True
+            self.budget_ready_at = self._ready_at(full, request)
+            self.holds_up_all = full.full_for_all(request)
+            return Fit.FULL
+        return fit
 
     def pass_over(self, flow: FlowRound, tenant: TenantId) -> None:
         """No request of the tenant has a place now."""
