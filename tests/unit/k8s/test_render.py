@@ -443,16 +443,6 @@ def test_kvmanagers_share_the_capacity_of_the_tiers(parse: Parse, rendered: Rend
     assert yaml.safe_load(manifest)["spec"]["deployment"]["replicas"] == {"kvmanager": 2}
 
 
-def test_models_are_kept_where_the_manifest_says(parse: Parse, rendered: Render) -> None:
-    found = workloads(rendered(parse("deployment: {k8s: {model_cache_claim: models}}")))
-    volume = next(one for one in pod(found["decode"])["volumes"] if one["name"] == "state")
-    assert volume["persistentVolumeClaim"] == {"claimName": "models"}
-    container = pod(found["decode"])["containers"][0]
-    place = next(one["mountPath"] for one in container["volumeMounts"] if one["name"] == "state")
-    (cache,) = (one["value"] for one in container["env"] if one["name"] == "LLMSERVE_CACHE_DIR")
-    assert cache.startswith(f"{place}/"), "and the code that is compiled for a new node with them"
-
-
 @pytest.mark.parametrize("engine", ["sim", "vllm"])
 def test_each_worker_has_a_disk_of_its_own_for_adapters(parse: Parse, rendered: Render, engine: str) -> None:
     """The volume of models may be one of several hosts, between which no directory can be locked."""
