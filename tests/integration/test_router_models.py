@@ -201,6 +201,32 @@ async def test_a_pull_of_a_model_that_is_being_loaded_waits_for_no_engine(cluste
     assert pulled.state == "starting"
 
 
+async def test_a_load_while_it_is_being_loaded_joins_and_another_entry_is_refused(
+    cluster: ModelCluster,
+) -> None:
+    cluster.engines.started.clear()
+    both = [asyncio.ensure_future(cluster.client.load(B, WAIT_SECONDS)) for _ in range(2)]
+    await cluster.until(a="ready", b="starting")
+    with pytest.raises(InvalidRequest, match="model b is starting, from hub:o/b: unload it before"):
+        await cluster.client.load('{"source": "hub:o/other", "name": "b"}', WAIT_SECONDS)
+    cluster.engines.started.set()
+    first, second = await asyncio.gather(*both)
+    assert (first.state, first.number) == ("ready", second.number)
+    assert cluster.engines.running == ["a-0", "b-0"]
+
+
+async def test_models_that_are_loaded_at_the_same_time_wait_for_each_other_no_more_than_they_must(
+    cluster: ModelCluster,
+) -> None:
+    cluster.engines.started.clear()
+    await cluster.client.load(B, 0)
+    await cluster.until(a="ready", b="starting")
+    cluster.engines.wrong.add("c")
+    with pytest.raises(StartFailed, match="No space left on device"):
+        await cluster.client.load('{"source": "hub:o/c", "name": "c"}', WAIT_SECONDS)
+    await cluster.until(a="ready", b="starting", c="failed")
+
+
 async def test_a_load_goes_on_after_the_patience_of_who_asked(cluster: ModelCluster) -> None:
     cluster.engines.started.clear()
     with pytest.raises(DeadlineExceeded, match="model b is starting: it goes on all the same"):

@@ -1,7 +1,8 @@
-"""Ports of a model that is loaded into a local cluster."""
+"""A model that is loaded into a local cluster: what it is refused for, its ports and its memory."""
 
+import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import pytest
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ModelOrder
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.runner.host import GIB
 from llmserve.runner.machine import HeldPorts
 from llmserve.runner.models.memory import ENGINE_BYTES
@@ -24,6 +25,13 @@ MANIFEST = Manifest.model_validate(
         "observability": {"metrics": False},
     }
 ).for_model("other")
+
+_SMALL = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+}
 
 ORDER = ModelOrder(1, "other", '{"source":"hub:o/b"}')
 
@@ -88,6 +96,37 @@ async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
     await processes.start(ORDER, MANIFEST, second, print)
     await processes.stop([second.workers[0].name])
     assert not _is_held(second.workers[0].listen, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "why"),
+    [
+        ({"method": "draft", "draft": {"source": "dir:DRAFT"}}, "has another vocabulary than the model: 4 "),
+        ({"method": "mtp"}, "the model has no layers that predict further tokens"),
+    ],
+)
+async def test_a_load_is_refused_for_what_its_engines_could_not_do(
+    tmp_path: Path, speculation: dict[str, object], why: str
+) -> None:
+    """As it is when the cluster starts: a draft that does not fit, and a model that cannot speculate."""
+    for name, tokens in (("model", 3), ("draft", 4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(_SMALL | {"vocab_size": tokens}))
+        vocabulary = {str(token): token for token in range(tokens)}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+        (tmp_path / name / "model.safetensors").write_text("{}")
+    text = json.dumps(speculation).replace("DRAFT", str(tmp_path / "draft"))
+    engine = {"device": "cpu", "speculation": json.loads(text)}
+    entry = {"source": f"dir:{tmp_path / 'model'}", "name": "b", "disaggregated": False}
+    manifest = Manifest.model_validate({"kind": "LLMServe", "engine": engine, "models": [entry]})
+
+    async def fetched(name: str, path: Path, on_progress: Callable[[str], None]) -> str:
+        return str(tmp_path / "model")
+
+    roster, nobody = cast("Any", FakeRoster()), cast("Any", None)
+    processes = LocalProcesses(tmp_path / "models", roster, nobody, fetched, nobody)
+    with pytest.raises(ManifestError, match=why):
+        await processes.prepare(manifest, print)
 
 
 def test_the_sum_of_a_model_has_the_keys_of_its_entry(tmp_path: Path) -> None:
