@@ -105,7 +105,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 if unclaimed := self._sessions.dispatch(outputs):
                     self._releaser.release_soon(unclaimed)
                 if not self._sessions.running:
-                    self._status.changed()
+                    self._status.pauses(lambda: self._sessions.running)
         except EngineDead as error:
             self.engine_lost(error)
             raise

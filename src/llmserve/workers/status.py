@@ -51,6 +51,8 @@ class EngineHealth:
 
 
 _LEAST_SECONDS = 0.1
+# An engine rests when it has had nothing to do for so long: a pause between short requests is no rest.
+_REST_SECONDS = 0.25
 
 
 class WorkerStatus:
@@ -64,6 +66,7 @@ class WorkerStatus:
         self._metrics = metrics
         self._watch = watch
         self._change = asyncio.Event()
+        self._rest: asyncio.TimerHandle | None = None
         metrics.engine.silent_seconds.set_function(lambda: watch.silent_seconds)
 
     async def load(self) -> EngineLoad:
@@ -74,13 +77,22 @@ class WorkerStatus:
         return load
 
     def changed(self) -> None:
-        """Wakes `wait_for_change`: nothing runs any more, or the state of an adapter has changed."""
+        """Wakes `wait_for_change`: the state of an adapter has changed."""
         self._change.set()
+
+    def pauses(self, has_work: Callable[[], object]) -> None:
+        """Nothing runs any more. Wakes `wait_for_change` when the engine has rested for _REST_SECONDS."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._rests, has_work)
+
+    def _rests(self, has_work: Callable[[], object]) -> None:
+        if not has_work():
+            self._change.set()
 
     async def wait_for_change(self, seconds: float) -> None:
         """Returns when the router should hear of a change, or after `seconds`. It waits for at least
-        _LEAST_SECONDS, so that an engine that is idle after each of many short requests does not cause a
-        heartbeat for each."""
+        _LEAST_SECONDS, so that many changes do not cause a heartbeat each."""
         least = min(_LEAST_SECONDS, seconds)
         await asyncio.sleep(least)
         with suppress(TimeoutError):

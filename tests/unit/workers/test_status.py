@@ -1,4 +1,4 @@
-"""When a worker speaks of itself: now and then, and at once when its engine has come to rest."""
+"""When a worker speaks of itself: now and then, and sooner when its engine has come to rest."""
 
 import asyncio
 from typing import Any
@@ -24,14 +24,25 @@ def status() -> WorkerStatus:
     return WorkerStatus(common_pb2.WorkerInfo(), engine, WorkerMetrics(CollectorRegistry()), watch)
 
 
-async def test_an_engine_that_comes_to_rest_is_told_of_at_once(status: WorkerStatus) -> None:
+async def test_an_engine_that_comes_to_rest_is_told_of_soon(status: WorkerStatus) -> None:
     waiting = asyncio.create_task(status.wait_for_change(60.0))
-    status.changed()
+    status.pauses(lambda: False)
     async with asyncio.timeout(1.0):
         await waiting
 
 
-async def test_once_for_each_rest(status: WorkerStatus) -> None:
+async def test_pauses_between_requests_are_not_told_of(status: WorkerStatus) -> None:
+    waiting = asyncio.create_task(status.wait_for_change(60.0))
+    for _ in range(6):
+        status.pauses(lambda: False)
+        await asyncio.sleep(0.05)
+    status.pauses(lambda: True)  # the next request is there when it is looked for
+    done, _ = await asyncio.wait({waiting}, timeout=0.3)
+    waiting.cancel()
+    assert not done
+
+
+async def test_once_for_each_change(status: WorkerStatus) -> None:
     status.changed()
     await status.wait_for_change(60.0)
     waiting = asyncio.create_task(status.wait_for_change(60.0))
