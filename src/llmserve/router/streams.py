@@ -25,7 +25,7 @@ class RouterOutbox:
         self._idle_seconds = idle_seconds
         self._answers = RouterSessionResponses()
         self._state: RouterSessionResponse | None = None
-        self._places_wanted = self._told_wanted = False
+        self._places_wanted = self._knows_wanted = False
         self._closed = False
         self._error: LLMServeError | None = None
         self._pending = asyncio.Event()
@@ -80,12 +80,12 @@ class RouterOutbox:
         return taken
 
     def _is_news(self, batch: RouterSessionResponses) -> bool:
-        return bool(batch.messages) or (batch.places_wanted and not self._told_wanted)
+        return bool(batch.messages) or (batch.places_wanted and not self._knows_wanted)
 
     async def __aiter__(self) -> AsyncIterator[RouterSessionResponses]:
         while True:
             if self._is_news(batch := self._take()):
-                self._told_wanted = batch.places_wanted
+                self._knows_wanted = batch.places_wanted
                 yield batch
             elif self._closed:
                 break

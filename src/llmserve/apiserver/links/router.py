@@ -47,7 +47,7 @@ _UNKNOWN_SHAPE = KvShape()
 _Message = router_pb2.RouterSessionRequest
 
 
-class _Posted(NamedTuple):
+class _PostedMessage(NamedTuple):
     message: router_pb2.RouterSessionRequest
     posted_at: float
 
@@ -76,7 +76,7 @@ class RouterLink:
         self._patience_seconds = patience_seconds
         self._requests = RoutedRequests()
         # Set from a session's hello on, so that changes before the router's answer are not lost.
-        self._outbox: Outbox[_Posted] | None = None
+        self._outbox: Outbox[_PostedMessage] | None = None
         self._company_seconds = _COMPANY_SECONDS
         self.connected = False
         self._give_up: asyncio.TimerHandle | None = None
@@ -155,7 +155,7 @@ class RouterLink:
         """Sends a message in the session. Without one nothing is lost: the next session begins with all that
         is still true."""
         if self._outbox is not None:
-            self._outbox.put(_Posted(message, time.monotonic()), within_seconds)
+            self._outbox.put(_PostedMessage(message, time.monotonic()), within_seconds)
 
     # -- the session
 
@@ -183,7 +183,7 @@ class RouterLink:
         return self._stubs[address]
 
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
-        outbox: Outbox[_Posted] = Outbox()
+        outbox: Outbox[_PostedMessage] = Outbox()
         self._outbox = outbox
         hello = router_pb2.Hello(apiserver_id=self._apiserver_id, held=self._requests.held())
         self._post(_Message(hello=hello))
@@ -309,7 +309,7 @@ async def _next(
         return await anext(responses, None)
 
 
-async def _drain(outbox: Outbox[_Posted]) -> AsyncIterator[router_pb2.RouterSessionRequests]:
+async def _drain(outbox: Outbox[_PostedMessage]) -> AsyncIterator[router_pb2.RouterSessionRequests]:
     """Yields until the outbox is closed, since gRPC does not end this when the call ends by itself."""
     while taken := await outbox.take():
         now = time.monotonic()

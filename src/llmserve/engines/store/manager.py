@@ -234,7 +234,7 @@ class StoreManager(OffloadingManager):
         if time.monotonic() < request.usable_until:
             return
         self._release_loads(request)
-        request.ask_anew()
+        request.ask_again()
 
     def _release_loads(self, request: StoreRequest) -> None:
         leases, _ = request.take_loads()

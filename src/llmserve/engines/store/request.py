@@ -58,7 +58,7 @@ class StoreRequest:
         """Returns the slots reserved for these blocks."""
         return [self.stores.pop(name) for name in names]
 
-    def ask_anew(self) -> None:
+    def ask_again(self) -> None:
         """What the store said holds no more. The caller has taken the loads."""
         self.stores = {}
         self.may_load, self.asked_tokens = True, 0

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.apiserver.links.requests import PlacementEnd
-from llmserve.apiserver.links.router import RouterLink, _drain, _Posted
+from llmserve.apiserver.links.router import RouterLink, _drain, _PostedMessage
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
@@ -23,7 +23,7 @@ class _Session:
         addresses, metrics = RouterAddresses(("router:1",)), ApiserverMetrics(CollectorRegistry())
         self.link = RouterLink(addresses, ApiserverId("a"), metrics)
         self.link.connected = True
-        self.link._outbox = outbox = Outbox[_Posted]()
+        self.link._outbox = outbox = Outbox[_PostedMessage]()
         self.sent: AsyncIterator[router_pb2.RouterSessionRequests] = _drain(outbox)
 
     async def ask(self, name: str, *, is_limited: bool = False) -> None:
