@@ -48,14 +48,6 @@ class OutputSink:
         if len(self._kept) < self._most_kept and _is_only_tokens(output):
             self._kept.extend(output.token_ids)
             return False
-        return self._pass_on(output)
-
-    def flush(self) -> None:
-        """Passes on what is kept."""
-        if self._kept:
-            self._pass_on(EngineOutput(RequestId(self._request_id)))
-
-    def _pass_on(self, output: EngineOutput) -> bool:
         kept, self._kept = self._kept, []
         if output.handover is not None:
             self._handovers.append(output.handover)
@@ -72,6 +64,12 @@ class OutputSink:
         )
         processed = self._processor.process_outputs([core_output])
         return output.finish_reason is not None or bool(processed.reqs_to_abort)
+
+    def flush(self) -> None:
+        """Passes on what is kept, and keeps nothing any more."""
+        self._most_kept = 0
+        if self._kept:
+            self.push(EngineOutput(RequestId(self._request_id)))
 
     def fail(self, error: LLMServeError) -> None:
         self._queue.put(as_serving_error(error))
