@@ -12,6 +12,7 @@ from llmserve.apiserver.options import ApiserverOptions
 from llmserve.config.schema import Manifest
 from llmserve.core.process import importing
 from llmserve.engines.vllm.environment import set_apiserver_environment
+from llmserve.engines.vllm.transformers_import import import_transformers
 from llmserve.rpc.role import Role, report_progress
 
 _COMPILER = "torch._inductor.lowering"  # what vLLM's changes of torch's compiler begin with
@@ -23,6 +24,7 @@ def build_role(options: ApiserverOptions, manifest: Manifest, metrics_port: int)
     report_progress("loading vLLM's API layer")
     # Imported here, because it reads the environment.
     with importing(), without_compiler():
+        import_transformers()
         import llmserve.apiserver.grammars.compiler  # noqa: F401 - for the fork
         from llmserve.apiserver.role import ApiserverRole
 
