@@ -33,10 +33,14 @@ def check_directory(path: Path, source: str) -> None:
             f"model '{source}': {path} holds no weights (looked for {SAFETENSORS}); is the download complete?"
         )
     _check_shards(path, source)
-    if not any((path / name).is_file() for name in _TOKENIZERS):
-        raise ModelNotFound(
-            f"model '{source}': {path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})"
-        )
+
+
+def without_tokenizer(path: Path) -> str | None:
+    """Returns why a directory holds no model that can be served; None: it has a tokenizer. Models that only
+    propose tokens to another one need none, and most heads have none."""
+    if any((path / name).is_file() for name in _TOKENIZERS):
+        return None
+    return f"{path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})"
 
 
 def read_config(path: Path, name: str = "config.json") -> Mapping[str, Any]:

@@ -7,7 +7,9 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import model_refusals
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation
 from llmserve.config.speculation import ModelFiles, further_layers, speculation_refusals
-from llmserve.models.directory import read_config, read_vocabulary
+from llmserve.models.directory import read_config, read_vocabulary, without_tokenizer
+
+_SOURCE = ("models", "primary", "source")
 
 
 def directory_refusals(
@@ -21,6 +23,8 @@ def directory_refusals(
 ) -> Iterator[Conflict]:
     """folder, draft: prepared directories of the model and of the one that proposes tokens to it. hands_over:
     whether KV of prompts goes from one engine to another. Errors: ModelNotFound."""
+    if reason := without_tokenizer(folder):
+        yield Conflict((_SOURCE,), reason)
     config = read_config(folder)
     beside = read_config(draft) if draft else further_layers(config, speculation)
     yield from model_refusals(engine, kv_cache, config, beside)

@@ -9,7 +9,13 @@ from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
-from llmserve.models.directory import check_directory, identity_files, model_identity, weight_files
+from llmserve.models.directory import (
+    check_directory,
+    identity_files,
+    model_identity,
+    weight_files,
+    without_tokenizer,
+)
 from llmserve.models.files import DigestCache, Progress, silent
 from llmserve.models.hub import cached_snapshot, download, expected_sha256
 from llmserve.models.sources import ModelSource, SourceKind, packaged_file, parse_source
@@ -20,8 +26,8 @@ _GGUF_MAGIC = b"GGUF"
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """path: a directory with config.json, weights and tokenizer, in which nobody may write. identity: the
-    digest of all files from which an engine computes (models/directory.py)."""
+    """path: a directory with config.json, weights and, unless it only proposes, a tokenizer, in which nobody
+    may write. identity: the digest of all files from which an engine computes (models/directory.py)."""
 
     path: Path
     name: str
@@ -162,7 +168,10 @@ def _of_hub(source: ModelSource, spec: ModelSpec) -> Survey:
         return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
     try:
         check_directory(path, spec.source)
-    except ModelNotFound:  # an incomplete download
+        is_whole = without_tokenizer(path) is None  # if it is a head, the next download finds nothing to do
+    except ModelNotFound:
+        is_whole = False
+    if not is_whole:
         return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
     return Survey(PreparationStage.READY, str(path), _weights(path))
 

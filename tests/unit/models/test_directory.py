@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import ModelNotFound
-from llmserve.models.directory import check_directory
+from llmserve.models.directory import check_directory, without_tokenizer
 
 
 def index(folder: Path, *names: str, name: str = "model.safetensors.index.json") -> None:
@@ -25,7 +25,13 @@ def test_a_complete_one(model_dir: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json"])
 def test_any_tokenizer_will_do(model_dir: Path, name: str) -> None:
     (model_dir / "tokenizer.json").rename(model_dir / name)
+    assert without_tokenizer(model_dir) is None
+
+
+def test_what_only_proposes_needs_no_tokenizer(model_dir: Path) -> None:
+    (model_dir / "tokenizer.json").unlink()
     check_directory(model_dir, "dir:x")
+    assert f"{model_dir} holds no tokenizer" in str(without_tokenizer(model_dir))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,6 @@ def test_any_tokenizer_will_do(model_dir: Path, name: str) -> None:
     [
         ("config.json", "config.json is missing; is this a model directory?"),
         ("model.safetensors", "holds no weights"),
-        ("tokenizer.json", "holds no tokenizer"),
     ],
 )
 def test_what_is_missing_is_said(model_dir: Path, missing: str, said: str) -> None:

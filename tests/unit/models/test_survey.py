@@ -24,8 +24,8 @@ def test_a_directory(model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_half_a_directory(model_dir: Path, tmp_path: Path) -> None:
-    (model_dir / "tokenizer.json").unlink()
-    with pytest.raises(ModelNotFound, match="no tokenizer"):
+    (model_dir / "config.json").unlink()
+    with pytest.raises(ModelNotFound, match=r"config\.json is missing"):
         _survey(f"dir:{model_dir}", tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_only_the_hub_has_revisions(model_dir: Path, tmp_path: Path) -> None:
         _survey(f"dir:{model_dir}", tmp_path, revision="abc")
 
 
-@pytest.mark.parametrize("damage", [None, "model.safetensors"])
+@pytest.mark.parametrize("damage", [None, "model.safetensors", "tokenizer.json"])
 def test_a_model_of_the_hub_that_was_downloaded(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
 ) -> None:

@@ -162,6 +162,17 @@ def test_a_draft_that_fits_is_accepted(write: Write, draft: Path) -> None:
     assert _checked(path).processes
 
 
+def test_a_draft_needs_no_tokenizer_and_a_model_does(write: Write, draft: Path) -> None:
+    """Most heads have none."""
+    (draft / "tokenizer.json").unlink()
+    path = write(_DRAFTED % draft)
+    assert _checked(path).processes
+    (draft.parent / "model" / "tokenizer.json").unlink()
+    (found,) = _refused(path)
+    assert "models.primary.source: " in found
+    assert "holds no tokenizer" in found
+
+
 def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
     """It is missed even while the model itself is still to be converted."""
     (found,) = _refused(write(_DRAFTED % "/no/such/draft"))
