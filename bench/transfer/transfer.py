@@ -8,6 +8,7 @@ import argparse
 import itertools
 import mmap
 import multiprocessing
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,9 @@ from llmserve.transfer.select import makers
 
 _MEMORY_BYTES = 256 << 20
 _TICK_SECONDS = 0.001
-_NAP_SECONDS = 0.00005  # between two polls, as hand-over does
+_NAP_SECONDS = (
+    0.00005  # between two polls, as the transfer engine does where a transport does not tell of ends
+)
 _JOIN_SECONDS = 10.0
 
 
@@ -105,6 +108,8 @@ class Pair:
     peer: PeerName
     move: Move
     pipe: Connection
+    ended: threading.Event  # set when a transfer has ended, by a transport that tells of it
+    tells: bool
 
     def ours(self, jobs: Sequence[Job], in_flight: int) -> float:
         batches = [_batch(job) for job in jobs]
@@ -121,7 +126,11 @@ class Pair:
 
     def _finish(self, transfer: Transfer) -> None:
         while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
-            time.sleep(_NAP_SECONDS)
+            if self.tells:
+                self.ended.wait()
+                self.ended.clear()
+            else:
+                time.sleep(_NAP_SECONDS)
         assert status.state is TransferState.DONE, status.reason
 
     def floor(self, jobs: Sequence[Job]) -> float:
@@ -157,7 +166,9 @@ def _pair(kind: str) -> Iterator[Pair]:
     process.start()
     try:
         with _side(kind, pipe, near=True) as (transport, description, move):
-            yield Pair(transport, transport.connect(description), move, pipe)
+            ended = threading.Event()
+            tells = transport.watch(ended.set)
+            yield Pair(transport, transport.connect(description), move, pipe, ended, tells)
             pipe.send(())
     finally:
         pipe.close()

@@ -60,7 +60,10 @@ def receive(sock: socket.socket, vector: Int64Array) -> None:
 
 def _exhaust(sock: socket.socket, vector: Int64Array, call: _SystemCall, flags: int) -> None:
     while len(vector):
-        vector = _without(vector, _handle(sock, vector[:_MAX_PIECES], call, flags))
+        at_once = vector[:_MAX_PIECES]
+        done = _handle(sock, at_once, call, flags)
+        whole = done == np.add.reduce(at_once[:, 1])  # of the next line, a fifth of the cost
+        vector = vector[len(at_once) :] if whole else _without(vector, done)
 
 
 def _handle(sock: socket.socket, vector: Int64Array, call: _SystemCall, flags: int) -> int:

@@ -109,6 +109,14 @@ def test_a_ticket_is_watched_until_its_pull(side: SchedulerSide) -> None:
     assert side.matched_tokens(request, 0) == 0, "pull parameters are used once"
 
 
+def test_a_ticket_whose_request_gets_its_blocks_at_once_is_not_watched(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40))
+    side.on_new_request(request)
+    side.after_alloc(request, FakeBlocks([7, 8, 9]), 40)
+    orders = orders_of(side)
+    assert (len(orders.pulls), orders.watches) == (1, [])
+
+
 def test_what_the_local_cache_has_is_not_pulled(side: SchedulerSide) -> None:
     request = FakeRequest("d", 41, _ticket(40))
     side.on_new_request(request)

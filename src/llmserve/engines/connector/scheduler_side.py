@@ -73,6 +73,8 @@ class SchedulerSide:
         pull_params = self._waiting.pop(request.request_id, None)
         if pull_params is None:
             return
+        if pull_params in self._orders.watches:  # it has not waited for blocks
+            self._orders.watches.remove(pull_params)
         if external_tokens == 0:  # all of it was in the local cache
             self._orders.releases.append(pull_params)
             return
