@@ -222,7 +222,7 @@ class StoreManager(OffloadingManager):
             request = self._requests.get(answer.ask.request_id)
             if request and request.open_questions:
                 request.note(answer)
-                for query in request.take_window_questions(answer, self.groups):
+                for query in request.take_window_questions(answer, self.groups.window_blocks):
                     self._links.prepare(query)
             else:
                 self._give_back_answer(answer)

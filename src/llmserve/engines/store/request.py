@@ -1,10 +1,9 @@
 """What the store has said about one request, and what of that is still to be used. Pure."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease
 
@@ -37,14 +36,17 @@ class StoreRequest:
         self.loads |= {hashes[at]: block for at, block in answer.loads.items()}
         self.stores |= {hashes[at]: block for at, block in answer.stores.items()}
 
-    def take_window_questions(self, answer: PromptAnswer, groups: KvGroups) -> list[StoreQuery]:
+    def take_window_questions(
+        self, answer: PromptAnswer, window_blocks: Callable[[int], int]
+    ) -> list[StoreQuery]:
         """Returns the questions about groups with a window that an answer decides. answer: of a group that
-        sees all. Such groups are stored together. Of a window, vLLM stores the blocks in front of the
-        prompt's last token (prefix_cache_retention_interval 0)."""
+        sees all. Such groups are stored together. window_blocks: number of blocks that a group sees. Of a
+        window, vLLM stores the blocks in front of the prompt's last token (prefix_cache_retention_interval
+        0)."""
         waiting, self.about_windows = self.about_windows, []
         end = min(max(answer.loads, default=-1) + 1, self.most_loads)
         return [
-            replace(query, have_blocks=max(query.have_blocks, end - groups.window_blocks(group)))
+            replace(query, have_blocks=max(query.have_blocks, end - window_blocks(group)))
             for group, query in waiting
         ]
 
