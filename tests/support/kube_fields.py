@@ -87,7 +87,7 @@ def apply(
     for other, path in taken:
         owners[other].discard(path)
     others = set().union(*(paths for name, paths in owners.items() if name != manager))
-    for path in owners.get(manager, set()) - wanted.keys() - others:
+    for path in sorted(owners.get(manager, set()) - wanted.keys() - others, key=_is_needed):
         _remove(live, path)
     for path, value in wanted.items():
         _set(live, path, value)
@@ -132,6 +132,12 @@ def _set(live: Any, path: Path, value: Any) -> None:
         else:
             live = live.setdefault(part, [] if isinstance(following, tuple) else {})
     live[path[-1]] = value
+
+
+def _is_needed(path: Path) -> tuple[bool, int]:
+    """Sorts a field after those that are found by it: the key of an entry, and that of one around it."""
+    is_key = len(path) > 1 and isinstance(path[-2], tuple) and path[-1] in dict(path[-2][1])
+    return is_key, -len(path)
 
 
 def _remove(live: Any, path: Path) -> None:

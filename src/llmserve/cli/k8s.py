@@ -56,6 +56,10 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         _say("Nothing was changed. To make these changes, add --apply.")
         return EXIT_OK
     apply_changes(api, changes, _say, force=options.force_conflicts)
+    while any(change.action is Action.DELETE for change in changes):
+        # What a modelmanager has made before it was deleted is found now, since it may make nothing any more.
+        changes = _plan(api, (secret, *objects), options, manifest)
+        apply_changes(api, changes, _say, force=options.force_conflicts)
     _wait(api, manifest)
     return EXIT_OK
 

@@ -83,9 +83,9 @@ def plan_new(objects: Iterable[Object]) -> list[Change]:
 
 
 def found(api: KubeApi, cluster: str) -> list[Object]:
-    """All objects of a cluster; the one that was made last comes first."""
+    """All objects of a cluster that are not being deleted; the one that was made last comes first."""
     made = [one for api_version, kind in MADE for one in api.list(api_version, kind, selector(cluster))]
-    return made[::-1]
+    return [one for one in made[::-1] if "deletionTimestamp" not in one["metadata"]]
 
 
 def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterator[Change]:
@@ -150,10 +150,9 @@ def _act(api: KubeApi, change: Change, force: bool) -> None:
 
 
 def delete_all(api: KubeApi, cluster: str, say: Say) -> list[Object]:
-    """Deletes all objects of a cluster, in the reverse order of their making, and returns them, without those
-    that are being deleted. Volumes and the namespace stay. Errors: HalfDone; LLMServeError when they cannot
-    be listed."""
-    objects = [one for one in found(api, cluster) if "deletionTimestamp" not in one["metadata"]]
+    """Deletes all objects of a cluster, in the reverse order of their making, and returns them. Volumes and
+    the namespace stay. Errors: HalfDone; LLMServeError when they cannot be listed."""
+    objects = found(api, cluster)
     for index, one in enumerate(objects):
         try:
             api.delete(one)

@@ -18,6 +18,7 @@ from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import NotFound, StartFailed, Unavailable
 from llmserve.k8s.api import KubeApi
 from llmserve.k8s.connection import connect
+from llmserve.k8s.render import Object
 from llmserve.k8s.render.access import modelmanager_rights
 from llmserve.router.leader.file_state import FileState
 from llmserve.router.role import RouterRole
@@ -130,6 +131,9 @@ class Managed:
         async with asyncio.timeout(WAIT_SECONDS):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    async def until_made(self, key: tuple[str, str]) -> None:
+        await self.until_true(lambda: key in self.server.store.objects)
 
     async def until_changed(self, deployment: str) -> None:
         get = self.server.store.get
@@ -263,7 +267,7 @@ async def test_a_load_that_never_answered_fails_in_the_next_modelmanager_too(man
     managed.server.store.broken["demo-b-decode"] = ("ImagePullBackOff", "no such image")
     await managed.client.load(B, 0)
     await managed.until(a="ready", b="starting")
-    await managed.until_true(lambda: ("Deployment", "demo-b-decode") in managed.server.store.objects)
+    await managed.until_made(("Deployment", "demo-b-decode"))
     await managed.manager.aclose()
     managed.server.store.broken["demo-a-aggregated"] = ("ImagePullBackOff", "no such image")
     await managed.start_manager(
@@ -371,3 +375,29 @@ async def test_down_beside_a_load_leaves_nothing(managed: Managed, cli: Cli) -> 
     managed.server.store.has_ended = lambda name: True
     assert (await down).code == 0
     assert set(managed.server.store.objects) == set()
+
+
+async def test_switching_it_off_beside_a_load_leaves_nothing_of_the_load(
+    managed: Managed, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a modelmanager makes while `up` ends it goes, too."""
+    cli.path.write_text(MANIFEST)
+    assert (await asyncio.to_thread(cli, "up", "--apply")).code == 0
+    managed.volume.may_end.clear()
+    await managed.client.load(B, 0)
+    await managed.until(a="ready", b="fetching")
+    loop, delete = asyncio.get_running_loop(), KubeApi.delete
+    made = "Deployment", "demo-b-decode"
+
+    def delete_late(api: KubeApi, one: Object) -> None:
+        if one["metadata"]["name"] == "demo-modelmanager" and made not in managed.server.store.objects:
+            loop.call_soon_threadsafe(managed.volume.may_end.set)
+            asyncio.run_coroutine_threadsafe(managed.until_made(made), loop).result()
+        delete(api, one)
+
+    monkeypatch.setattr(KubeApi, "delete", delete_late)
+    cli.path.write_text(MANIFEST.replace(", manage_models: true", ""))
+    said = await asyncio.to_thread(cli, "up", "--apply")
+    assert said.code == 0, said.err
+    assert managed.named("Deployment") == {"demo-router", "demo-apiserver", "demo-aggregated"}
+    assert managed.named("ConfigMap") == {"demo-manifest"}
