@@ -37,7 +37,8 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     event_loop = EventLoop(controller, None, None, None, leader_check, None, watch)  # type: ignore[arg-type]
     for name in "ab":
         outbox = SimpleNamespace(
-            send_state=lambda sent: delivered.append(_news(sent.state)), want_places=lambda wanted: None
+            send_state=lambda sent: delivered.append(_news(sent.state)),
+            want_places=lambda wanted: delivered.append("places are wanted") if wanted else None,
         )
         event_loop.streams.add(SessionStream(RouterSession(ApiserverId(name)), outbox))  # type: ignore[arg-type]
     names = (SQL,)
@@ -50,7 +51,8 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     delivered.clear()
     controller.waiting_requests = 1
     event_loop.apply([])
-    assert delivered == ["loads are answered"]
+    event_loop.apply([])
+    assert delivered == ["loads are answered", "places are wanted", "places are wanted", "loads are answered"]
 
 
 def _news(state: ClusterState) -> tuple[Any, ...]:
