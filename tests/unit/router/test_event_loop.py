@@ -30,7 +30,7 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
         cluster_version=1,
         membership=[],
         next_wake=lambda: None,
-        waiting_requests=0,
+        wants_places=False,
     )
     leader_check = SimpleNamespace(status=lambda: SimpleNamespace(epoch=1))
     watch = SimpleNamespace(look=lambda: delivered.append("loads are answered"))
@@ -49,7 +49,7 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     event_loop.apply([])
     assert delivered == [(MODEL,), (MODEL,), "loads are answered"]
     delivered.clear()
-    controller.waiting_requests = 1
+    controller.wants_places = True
     event_loop.apply([])
     event_loop.apply([])
     assert delivered == ["loads are answered", "places are wanted", "places are wanted", "loads are answered"]
