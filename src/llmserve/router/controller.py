@@ -77,6 +77,12 @@ class Controller:
         return self._queue.waiting_requests
 
     @property
+    def wants_places(self) -> bool:
+        """Whether a place that is given back is to be heard of soon: requests wait for one, or none may wait
+        and would be refused."""
+        return self.waiting_requests > 0 or not self._scheduler.policy.max_queued_requests
+
+    @property
     def running_requests(self) -> int:
         return self._queue.running_requests
 

@@ -102,7 +102,7 @@ class EventLoop:
                 self._answer(effect)
             elif isinstance(effect, Prefetch):
                 self._kv_watch.prefetch(effect)
-        self.streams.want_places(self._controller.waiting_requests > 0)
+        self.streams.want_places(self._controller.wants_places)
         self.decided.set()
         wake = self._controller.next_wake()
         if wake is not None and wake < self._sleeping_until:

@@ -149,6 +149,21 @@ def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster)
     assert _placed(cluster.done(session, "a")) == ["b"]
 
 
+def test_places_are_wanted_while_requests_wait_for_them(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    assert not cluster.controller.wants_places
+    cluster.admit(session, "b")
+    assert cluster.controller.wants_places
+    cluster.done(session, "a")
+    assert not cluster.controller.wants_places
+
+
+def test_places_are_always_wanted_where_none_may_wait_for_them(make_cluster: MakeCluster) -> None:
+    assert make_cluster("aggregated-0", policy=Policy(max_queued_requests=0)).controller.wants_places
+
+
 def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("aggregated-0", slots=1, policy=Policy(max_queued_requests=1))
     session = cluster.open()

@@ -30,14 +30,15 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
         cluster_version=1,
         membership=[],
         next_wake=lambda: None,
-        waiting_requests=0,
+        wants_places=False,
     )
     leader_check = SimpleNamespace(status=lambda: SimpleNamespace(epoch=1))
     watch = SimpleNamespace(look=lambda: delivered.append("loads are answered"))
     event_loop = EventLoop(controller, None, None, None, leader_check, None, watch)  # type: ignore[arg-type]
     for name in "ab":
         outbox = SimpleNamespace(
-            send_state=lambda sent: delivered.append(_news(sent.state)), want_places=lambda wanted: None
+            send_state=lambda sent: delivered.append(_news(sent.state)),
+            want_places=lambda wanted: delivered.append("places are wanted") if wanted else None,
         )
         event_loop.streams.add(SessionStream(RouterSession(ApiserverId(name)), outbox))  # type: ignore[arg-type]
     names = (SQL,)
@@ -48,9 +49,10 @@ def test_all_sessions_are_sent_new_names_before_their_load_is_answered() -> None
     event_loop.apply([])
     assert delivered == [(MODEL,), (MODEL,), "loads are answered"]
     delivered.clear()
-    controller.waiting_requests = 1
+    controller.wants_places = True
     event_loop.apply([])
-    assert delivered == ["loads are answered"]
+    event_loop.apply([])
+    assert delivered == ["loads are answered", "places are wanted", "places are wanted", "loads are answered"]
 
 
 def _news(state: ClusterState) -> tuple[Any, ...]:
