@@ -180,7 +180,7 @@ class _Legs:
             name = RequestId(f"chatcmpl-bench-{next(self._numbers)}")
             request = EngineRequest(name, _PROMPT, self._limits, b"x" * _PARAMS_BYTES, cache_salt="0" * 32)
             end = self._ends[name] = asyncio.get_running_loop().create_future()
-            self._outbox.put(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
+            self._outbox.put(encode_request(request))
             await end
             self.done += 1
 

@@ -76,7 +76,7 @@ class Stream:
             kv_transfer_params=kv,
             adapter=AdapterDigest(adapter),
         )
-        await self.write(generate=encode_request(request))
+        await self.write(generate=encode_request(request).generate)
 
     async def abort(self, *names: str) -> None:
         await self.write(abort=worker_pb2.AbortRequest(request_ids=names))

@@ -74,25 +74,22 @@ def decode_params(raw: bytes) -> dict[str, Any] | None:
     return params
 
 
-def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
-    limits = request.limits
-    return worker_pb2.GenerateRequest(
-        request_id=request.request_id,
-        prompt_token_ids=request.prompt_token_ids,
-        limits=worker_pb2.SamplingLimits(
-            max_tokens=limits.max_tokens,
-            min_tokens=limits.min_tokens,
-            stop_token_ids=sorted(limits.stop_token_ids),
-        ),
-        sampling_params=request.sampling_params,
-        cache_salt=request.cache_salt,
-        tenant=request.tenant,
-        adapter=request.adapter,
-        priority=request.priority,
-        kv_transfer_params=encode_params(request.kv_transfer_params),
-        traceparent=request.traceparent,
-        pooling_params=request.pooling_params,
-    )
+def encode_request(request: EngineRequest) -> worker_pb2.WorkerSessionRequest:
+    """A prompt is filled in where it lies, since putting it into a message copies it."""
+    message = worker_pb2.WorkerSessionRequest()
+    limits, generate = request.limits, message.generate
+    generate.request_id = request.request_id
+    generate.prompt_token_ids.extend(request.prompt_token_ids)
+    generate.limits.max_tokens, generate.limits.min_tokens = limits.max_tokens, limits.min_tokens
+    generate.limits.stop_token_ids.extend(sorted(limits.stop_token_ids))
+    generate.sampling_params = request.sampling_params
+    generate.cache_salt = request.cache_salt
+    generate.tenant, generate.adapter = request.tenant, request.adapter
+    generate.priority = request.priority
+    generate.kv_transfer_params = encode_params(request.kv_transfer_params)
+    generate.traceparent = request.traceparent
+    generate.pooling_params = request.pooling_params
+    return message
 
 
 def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
@@ -105,7 +102,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         raise InvalidRequest("limits.max_tokens must be at least 1")
     return EngineRequest(
         request_id=RequestId(message.request_id),
-        prompt_token_ids=list(message.prompt_token_ids),
+        prompt_token_ids=message.prompt_token_ids[:],
         limits=SamplingLimits(
             max_tokens=message.limits.max_tokens,
             min_tokens=message.limits.min_tokens,

@@ -37,7 +37,7 @@ REQUEST = EngineRequest(
 
 
 def test_request_round_trip() -> None:
-    assert codec.decode_request(codec.encode_request(REQUEST)) == REQUEST
+    assert codec.decode_request(codec.encode_request(REQUEST).generate) == REQUEST
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_request_round_trip() -> None:
     ],
 )
 def test_a_bad_request_is_refused(field: str, value: Any) -> None:
-    message = codec.encode_request(REQUEST)
+    message = codec.encode_request(REQUEST).generate
     message.ClearField(field)
     if field == "kv_transfer_params":
         message.kv_transfer_params = value
@@ -79,7 +79,7 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
 
 def test_pooling_round_trip() -> None:
     request = replace(REQUEST, sampling_params=b"", pooling_params=b"\x90")
-    assert codec.decode_request(codec.encode_request(request)) == request
+    assert codec.decode_request(codec.encode_request(request).generate) == request
     output = EngineOutput(RequestId("r"), [], pooled=PooledOutput((2, 3), bytes(24)))
     assert codec.decode_output(codec.encode_outputs([output]).deltas[0]) == output
 

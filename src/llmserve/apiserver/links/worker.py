@@ -159,7 +159,7 @@ class WorkerLink:
         worker_id = self.info.worker_id
         leg = LegStream(request.request_id, worker_id, first_seconds, next_seconds, self._close_leg)
         self._legs[request.request_id] = leg
-        self._outbox.put(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
+        self._outbox.put(encode_request(request))
         return leg
 
     def _close_leg(self, leg: LegStream, running: bool) -> None:
