@@ -38,21 +38,26 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # After a peer's restart, reconnect in tenths of a second rather than in gRPC's default 20.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # gRPC's name for the time that each try to connect gets: a busy peer may take longer than a tenth.
-    ("grpc.min_reconnect_backoff_ms", 1000),
 )
+CONNECT_SECONDS = 1.0
+"""Each try to connect gets this time: a busy peer may take longer than a tenth."""
 
 
 def open_channel(
-    address: str, credentials: Credentials = NO_CREDENTIALS, callee: CallerRole | None = None
+    address: str,
+    credentials: Credentials = NO_CREDENTIALS,
+    callee: CallerRole | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
 ) -> grpc.aio.Channel:
     """Returns a channel to HOST:PORT that is not yet connected, and shows the credentials with every call.
     callee: whom to expect there, which only certificates prove. The caller closes it."""
     certificates, shown = credentials.certificates, credentials.metadata()
+    # gRPC's name for the time that each try to connect gets.
+    options = (*_CHANNEL_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(connect_seconds * 1000)))
     if certificates is not None:
         assert callee is not None, "whose certificate is expected"
-        return TlsChannel(address, certificates, callee, _CHANNEL_OPTIONS, shown)
-    channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return TlsChannel(address, certificates, callee, options, shown)
+    channel = grpc.aio.insecure_channel(address, options=options)
     return ShowingChannel(channel, shown) if shown else channel
 
 

@@ -10,13 +10,14 @@ import grpc.aio
 from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.rpc.callers import CallerRole
-from llmserve.rpc.client import Backoff, open_channel
+from llmserve.rpc.client import CONNECT_SECONDS, Backoff, open_channel
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
 # A leader that ended is followed within seconds: those who look for the next one look often.
 _LONGEST_PAUSE_SECONDS = 0.2
+_ALONE_CONNECT_SECONDS = 10.0  # a router without others may be that busy; one that is away is noticed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,14 @@ class RouterAddresses:
 
     def open(self, address: str) -> grpc.aio.Channel:
         """Returns a channel to one of them, which the caller closes."""
-        return open_channel(address, self.credentials, CallerRole.ROUTER)
+        return self._open(address, CONNECT_SECONDS)
+
+    def open_patiently(self, address: str) -> grpc.aio.Channel:
+        """As open, for a single call. It is not lost if the only router is too busy to greet at once."""
+        return self._open(address, CONNECT_SECONDS if len(self.addresses) > 1 else _ALONE_CONNECT_SECONDS)
+
+    def _open(self, address: str, connect_seconds: float) -> grpc.aio.Channel:
+        return open_channel(address, self.credentials, CallerRole.ROUTER, connect_seconds)
 
 
 class RouterSelector:
@@ -78,7 +86,7 @@ async def ask_leader(
     what the leader says."""
     away: LLMServeError = Unavailable("no router is known")
     for address in routers.addresses:
-        async with routers.open(address) as channel:
+        async with routers.open_patiently(address) as channel:
             try:
                 return await ask(router_pb2_grpc.RouterStub(channel))  # type: ignore[no-untyped-call]
             except grpc.aio.AioRpcError as error:

@@ -75,6 +75,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
 
 def test_an_adapter_from_its_load_to_its_end(adapted: Adapted) -> None:
     loaded = adapted.command("load", "sql", adapted.adapter("sql", 1))
+    assert isinstance(loaded, dict), loaded  # else an error's text
     assert loaded["state"] == "ready", loaded
     cards = {card["id"]: card for card in adapted.http.get("/v1/models").json()["data"]}
     assert cards["sql"]["parent"] == adapted.model
