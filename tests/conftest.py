@@ -1,6 +1,7 @@
 """For all tests. A machine that is busy is no defect: hypothesis must not time its examples."""
 
 import logging
+import sys
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from llmserve.core.process import importing
 
 settings.register_profile("llmserve", deadline=None)
 settings.load_profile("llmserve")
+
+# jsonschema would make 38 grammars for a check of addresses that no test asks for: a second of CPU.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as if it was not installed
 
 
 @pytest.hookimpl(wrapper=True)
