@@ -92,7 +92,9 @@ class RouterOutbox:
             else:
                 self._pending.clear()
                 if not await self._has_pending():
-                    yield self._take()
+                    batch = self._take()
+                    self._sent_wanted = batch.places_wanted
+                    yield batch
         if self._error is not None:
             raise self._error
 

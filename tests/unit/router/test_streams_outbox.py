@@ -98,3 +98,15 @@ async def test_that_places_are_wanted_is_told_at_once_and_the_end_of_it_with_the
         assert not first.done(), "it is no news"
         outbox.send(_placed("a"))
         assert await first == router_pb2.RouterSessionResponses(messages=[_placed("a")])
+
+
+async def test_a_sign_of_life_has_told_whether_places_are_wanted() -> None:
+    outbox = RouterOutbox(idle_seconds=0.01)
+    batches = aiter(outbox)
+    outbox.want_places(True)
+    assert (await anext(batches)).places_wanted
+    outbox.want_places(False)
+    assert not (await anext(batches)).places_wanted, "the sign of life"
+    outbox.want_places(True)
+    outbox.close()
+    assert [batch.places_wanted async for batch in batches] == [True]

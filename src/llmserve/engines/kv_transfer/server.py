@@ -112,7 +112,10 @@ class HandoverServer:
     def withdraw(self, request_id: RequestId) -> bool:
         """Ends the lease of a request from this side. False: it held none that was open."""
         with self._lock:
-            return self._table.withdraw(request_id)
+            withdrawn = self._table.withdraw(request_id)
+        if withdrawn:
+            self._engine.note_change()
+        return withdrawn
 
     def renew(self, lease_id: LeaseId) -> bool:
         """Lets a lease run for its whole length from now. False: it does not hold (any more)."""
@@ -191,6 +194,7 @@ class HandoverServer:
                 answer = self._table.begin(request.lease_id, request.epoch)
         except TransferError as error:
             _log.error("lease %s has ended: its blocks were not written: %s", request.lease_id, error.message)
+            self._engine.note_change()
             return LeaseIs(LeaseAnswer.ENDED)
         if answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
             self._engine.expect(connection, request.lease_id, self._table.lease_seconds)

@@ -18,7 +18,15 @@ from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import LeaseState
 from llmserve.engines.kv_transfer import query_status, release_lease
-from llmserve.engines.kv_transfer.protocol import AskDigest, Done, RequestRefusal, decode_answer, encode
+from llmserve.engines.kv_transfer.protocol import (
+    AskDigest,
+    BeginRead,
+    Done,
+    LeaseIs,
+    RequestRefusal,
+    decode_answer,
+    encode,
+)
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
@@ -134,6 +142,28 @@ def test_lease_changes_are_reported(make_side: Make) -> None:
     assert server.withdraw(RequestId("p1"))
     assert [c.state for c in server.take_changes()] == [LeaseState.RELEASED]
     assert server.take_changes() == []
+
+
+class _Unwritten:
+    """The mark of a step that failed on its device."""
+
+    def reached(self) -> bool:
+        raise TransferError("the device has failed")
+
+
+@pytest.mark.parametrize("end", ["withdraw", "failed writing"])
+def test_the_end_of_a_lease_on_the_owner_s_side_is_announced(make_side: Make, end: str) -> None:
+    server = (owner := make_side(1)).node.server
+    lease_id = server.grant(RequestId("p1"), REMOTE, written=_Unwritten())
+    ends: list[frozenset[RequestId]] = []
+    owner.node.on_change(lambda: ends.append(server.take_ended()))
+    if end == "withdraw":
+        assert server.withdraw(RequestId("p1"))
+    else:
+        assert server._begin(1, BeginRead(lease_id, server._table.epoch)) == LeaseIs(LeaseAnswer.ENDED)
+    assert ends == [{"p1"}]
+    assert not server.withdraw(RequestId("p1"))
+    assert len(ends) == 1, "nothing has ended"
 
 
 def test_grants_are_checked(make_side: Make) -> None:
