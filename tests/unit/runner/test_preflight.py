@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,16 @@ def test_a_draft_needs_no_tokenizer_and_a_model_does(write: Write, draft: Path) 
     (found,) = _refused(path)
     assert "models.primary.source: " in found
     assert "holds no tokenizer" in found
+
+
+def test_a_draft_of_the_hub_without_a_tokenizer_is_looked_at_as_well(
+    write: Write, draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["llmserve.models.resolve"], "cached_snapshot", lambda *asked: draft)
+    (draft / "tokenizer.json").unlink()
+    (draft / "config.json").write_text(json.dumps(_SMALL | {"vocab_size": 4}))
+    (found,) = _refused(write("engine: {device: cpu, speculation: {draft: {source: 'hub:o/head'}}}\n"))
+    assert "has another vocabulary than the model" in found
 
 
 def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
