@@ -228,7 +228,7 @@ async def test_a_load_that_fails_leaves_nothing_behind(followed: Followed, at: s
 
 
 async def test_a_defect_of_a_load_is_told(followed: Followed, caplog: pytest.LogCaptureFixture) -> None:
-    followed.processes.failures["check b"] = ValueError("a defect")  # type: ignore[assignment]
+    followed.processes.failures["check b"] = ValueError("a defect")
     followed.manager.apply([A, order("b", 2)])
     await followed.settle()
     assert followed.manager.reports()[1].message == "the load failed: ValueError('a defect')"

@@ -103,7 +103,7 @@ async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
     ("speculation", "why"),
     [
         ({"method": "draft", "draft": {"source": "dir:DRAFT"}}, "has another vocabulary than the model: 4 "),
-        ({"method": "mtp"}, "the model has no layers that predict further tokens"),
+        ({"method": "mtp"}, "the model has no MTP layers"),
     ],
 )
 async def test_a_load_is_refused_for_what_its_engines_could_not_do(
