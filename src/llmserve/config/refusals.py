@@ -180,7 +180,7 @@ def _too_little_memory(
     has = int(kv_cache.memory_gb * _GIB)
     if needed > has:
         fits = has // (block * token_bytes) * block
-        whose = " with that of the layers that propose" if draft else ""
+        whose = " with that of the draft, head or MTP layers" if draft else ""
         message = (
             f"one request of {tokens} tokens takes {_gib(needed)} GiB of KV{whose}, got "
             f"{kv_cache.memory_gb:g}; "

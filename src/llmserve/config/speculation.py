@@ -130,7 +130,7 @@ class ModelFiles:
     folder: str
 
 
-# The layers of a model that predict further tokens, in config.json.
+# The number of a model's MTP layers, in config.json.
 _MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 # vLLM knows without it how many layers these kinds have.
 _MTP_WITHOUT_A_KEY = ("longcat", "mimo", "step3p")
@@ -149,7 +149,8 @@ def speculation_refusals(
     """Yields why a model cannot speculate in this way. draft: the model that proposes, if one does.
     hands_over: whether KV of prompts goes from one engine to another."""
     if speculation.method == "mtp":
-        yield from _unfit_layers(speculation, model, hands_over)
+        tokens_key = _SHORT_TOKENS if engine.speculative_tokens else _TOKENS
+        yield from _unfit_layers(speculation.tokens, tokens_key, model, hands_over)
     if model.sampling.get("min_p"):
         message = "the model's generation_config.json sets min_p, which engines that speculate do not obey"
         yield Conflict.at(message, _METHOD, "models.primary")
@@ -161,35 +162,42 @@ def speculation_refusals(
             yield Conflict((draft_source(engine),), reason)
 
 
-def _unfit_layers(speculation: Speculation, model: ModelFiles, hands_over: bool) -> Iterator[Conflict]:
-    """With several such layers, vLLM computes the KV of the last few tokens again in each step. For that it
-    needs the model's hidden states of those tokens, which only the engine that computed them has."""
-    layers = _further_layers(model.config)
+def _unfit_layers(tokens: int, tokens_key: str, model: ModelFiles, hands_over: bool) -> Iterator[Conflict]:
+    """With several MTP layers, vLLM computes the KV of the last few tokens again in each step. For that it
+    needs the model's hidden states of those tokens, which only the engine that computed them has. It lets
+    each layer propose equally often when there are more tokens than layers. tokens_key: says the tokens."""
+    layers = _mtp_layer_count(model.config)
     if layers == 0:
-        yield Conflict.at("the model has no layers that predict further tokens", _METHOD, "models.primary")
-    elif layers > 1 and speculation.tokens > 1 and hands_over:
+        message = "the model has no MTP layers (layers that predict further tokens)"
+        yield Conflict.at(message, _METHOD, "models.primary")
+    elif layers > 1 and tokens > 1 and hands_over:
         message = (
-            f"is not available yet with deployment.disaggregated for a model that has {layers} layers which "
-            f"predict further tokens; set {_TOKENS} to 1"
+            f"is not available yet with deployment.disaggregated for a model that has {layers} MTP layers; "
+            f"set {tokens_key} to 1"
         )
-        yield Conflict.at(message, _METHOD, _TOKENS, "deployment.disaggregated")
+        yield Conflict.at(message, _METHOD, tokens_key, "deployment.disaggregated")
+    elif tokens > layers and tokens % layers:
+        message = (
+            f"the model's {layers} MTP layers cannot propose {tokens} tokens; set {tokens_key} to {layers} "
+            "or less, or to a multiple of it"
+        )
+        yield Conflict.at(message, _METHOD, tokens_key, "models.primary")
 
 
-def further_layers(model: Mapping[str, Any], speculation: Speculation | None) -> Mapping[str, Any] | None:
-    """Returns a config.json of those layers of the model that propose, whose KV lies beside that of the
-    others; None: none do."""
+def mtp_layers(model: Mapping[str, Any], speculation: Speculation | None) -> Mapping[str, Any] | None:
+    """Returns a config.json of the MTP layers of a model that propose, whose KV lies beside that of the other
+    layers; None: none do."""
     if speculation is None or speculation.method != "mtp":
         return None
-    return {**language_part(model), "num_hidden_layers": _further_layers(model)}
+    return {**language_part(model), "num_hidden_layers": _mtp_layer_count(model)}
 
 
-def predicts_further(model: Mapping[str, Any]) -> bool:
-    """Returns whether a model has layers that predict further tokens. model: its config.json."""
-    return _further_layers(model) > 0
+def has_mtp_layers(model: Mapping[str, Any]) -> bool:
+    """model: its config.json."""
+    return _mtp_layer_count(model) > 0
 
 
-def _further_layers(model: Mapping[str, Any]) -> int:
-    """Counts the layers that predict further tokens."""
+def _mtp_layer_count(model: Mapping[str, Any]) -> int:
     config = language_part(model)
     known = [int(config[name] or 0) for name in _MTP_LAYERS if name in config]
     return max(known) if known else int(str(config.get("model_type", "")).startswith(_MTP_WITHOUT_A_KEY))

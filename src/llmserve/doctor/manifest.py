@@ -85,10 +85,11 @@ _STILL_TO_DO = {
 }
 
 
-def model(spec: ModelSpec, name: str = "model") -> Checked[Survey]:
-    """name: of the finding."""
+def model(spec: ModelSpec, *, proposes: bool = False) -> Checked[Survey]:
+    """proposes: it is the draft of another model."""
+    name = "draft model" if proposes else "model"
     try:
-        seen = survey(spec)
+        seen = survey(spec, proposes=proposes)
     except ModelNotFound as error:
         return Checked(problem(name, "not found", error.message))
     figures = {"weight_bytes": seen.weight_bytes}
@@ -102,7 +103,7 @@ def loaded(manifest: Manifest) -> list[Checked[Survey]]:
     """Checks what each engine of a manifest of one model loads: the model first, then its draft if it has
     one."""
     draft = loaded_draft(manifest)
-    return [model(manifest.model), *([model(draft, "draft model")] if draft else [])]
+    return [model(manifest.model), *([model(draft, proposes=True)] if draft else [])]
 
 
 def engine_memory(manifest: Manifest, weight_bytes: Mapping[str, int], available_bytes: float) -> Finding:

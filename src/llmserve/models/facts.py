@@ -16,7 +16,7 @@ from llmserve.config.refusals import (
     unknown_layers,
 )
 from llmserve.config.schema import EngineConfig, KvCacheConfig
-from llmserve.config.speculation import predicts_further
+from llmserve.config.speculation import has_mtp_layers
 from llmserve.core.errors import InvalidRequest, ManifestError, ModelNotFound
 from llmserve.models.adapters.tensors import read_header
 from llmserve.models.directory import read_config, weight_files
@@ -39,7 +39,7 @@ class ModelFacts:
     layers: int | None
     kv_bytes_per_token: int | None
     windowed: bool
-    predicts_further: bool
+    has_mtp_layers: bool
     not_served: tuple[str, ...]
 
     @property
@@ -61,7 +61,7 @@ def model_facts(folder: Path) -> ModelFacts:
         layers=layers if isinstance(layers := text.get("num_hidden_layers"), int) else None,
         kv_bytes_per_token=_kv_bytes(config),
         windowed=has_windows(text),
-        predicts_further=predicts_further(config),
+        has_mtp_layers=has_mtp_layers(config),
         not_served=tuple(found.message for found in unknown_layers(config)),
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import model_refusals
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation
-from llmserve.config.speculation import ModelFiles, further_layers, speculation_refusals
+from llmserve.config.speculation import ModelFiles, mtp_layers, speculation_refusals
 from llmserve.models.directory import read_config, read_vocabulary, without_tokenizer
 
 _SOURCE = ("models", "primary", "source")
@@ -26,7 +26,7 @@ def directory_refusals(
     if reason := without_tokenizer(folder):
         yield Conflict((_SOURCE,), reason)
     config = read_config(folder)
-    beside = read_config(draft) if draft else further_layers(config, speculation)
+    beside = read_config(draft) if draft else mtp_layers(config, speculation)
     yield from model_refusals(engine, kv_cache, config, beside)
     if speculation is not None and engine.kind == "vllm":
         model = _files(folder, names_tokens=draft is not None)

@@ -146,12 +146,13 @@ class Survey:
     weight_bytes: int
 
 
-def survey(spec: ModelSpec, cache_dir: Path | None = None) -> Survey:
-    """Looks at a source without preparing it, within milliseconds. Errors: ModelNotFound, as resolve."""
+def survey(spec: ModelSpec, cache_dir: Path | None = None, *, proposes: bool = False) -> Survey:
+    """Looks at a source without preparing it, within milliseconds. proposes: the model only proposes tokens
+    to another one, so that it is whole without a tokenizer. Errors: ModelNotFound, as resolve."""
     source = source_of(spec)
     match source.kind:
         case SourceKind.HUB:
-            return _of_hub(source, spec)
+            return _of_hub(source, spec, proposes)
         case SourceKind.DIRECTORY:
             path = Path(source.place).expanduser()
             check_directory(path, spec.source)
@@ -162,18 +163,20 @@ def survey(spec: ModelSpec, cache_dir: Path | None = None) -> Survey:
             return _of_gguf(Path(source.place).expanduser(), spec, cache_dir)
 
 
-def _of_hub(source: ModelSource, spec: ModelSpec) -> Survey:
+def _of_hub(source: ModelSource, spec: ModelSpec, proposes: bool) -> Survey:
     path = cached_snapshot(source.place, spec.revision)
-    if path is None:
-        return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
-    try:
-        check_directory(path, spec.source)
-        is_whole = without_tokenizer(path) is None  # if it is a head, the next download finds nothing to do
-    except ModelNotFound:
-        is_whole = False
-    if not is_whole:
+    if path is None or not _is_whole(path, spec, proposes):
         return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
     return Survey(PreparationStage.READY, str(path), _weights(path))
+
+
+def _is_whole(path: Path, spec: ModelSpec, proposes: bool) -> bool:
+    """A download that was interrupted may lack the tokenizer alone."""
+    try:
+        check_directory(path, spec.source)
+    except ModelNotFound:
+        return False
+    return proposes or without_tokenizer(path) is None
 
 
 def _of_gguf(file: Path, spec: ModelSpec, cache_dir: Path | None) -> Survey:

@@ -97,14 +97,18 @@ def _refused(manifest: Manifest, folder: Path, draft: Path | None) -> Iterator[C
 def _prepared_draft(manifest: Manifest) -> Generator[Conflict, None, Path | None]:
     """As _prepared. None also without a draft that engines would load."""
     draft = loaded_draft(manifest)
-    return None if draft is None else (yield from _prepared(draft, draft_source(manifest.engine)))
+    if draft is None:
+        return None
+    return (yield from _prepared(draft, draft_source(manifest.engine), proposes=True))
 
 
-def _prepared(model: ModelSpec, key: tuple[str, ...]) -> Generator[Conflict, None, Path | None]:
+def _prepared(
+    model: ModelSpec, key: tuple[str, ...], *, proposes: bool = False
+) -> Generator[Conflict, None, Path | None]:
     """Yields why a model cannot be had. Returns its directory; None: it is still to be prepared. key: of its
-    source."""
+    source. proposes: as for survey."""
     try:
-        seen = survey(model)
+        seen = survey(model, proposes=proposes)
     except ModelNotFound as error:
         yield Conflict((key,), error.message)
         return None

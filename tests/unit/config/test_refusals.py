@@ -65,8 +65,8 @@ def test_the_kv_of_a_draft_needs_room_beside_that_of_the_model() -> None:
     draft = SMOLLM2 | {"num_hidden_layers": 15}
     (found,) = refused({}, {"memory_gb": 0.2}, SMOLLM2, draft)
     assert found.message == (
-        "one request of 8192 tokens takes 0.264 GiB of KV with that of the layers that propose, got 0.2; "
-        "set it to 0.264 or more, or engine.max_model_len to 6208 or less"
+        "one request of 8192 tokens takes 0.264 GiB of KV with that of the draft, head or MTP layers, "
+        "got 0.2; set it to 0.264 or more, or engine.max_model_len to 6208 or less"
     )
     assert refused({}, {"memory_gb": 0.264}, SMOLLM2, draft) == []
     unknown = {name: value for name, value in draft.items() if name != "num_attention_heads"}

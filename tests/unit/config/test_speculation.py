@@ -300,25 +300,54 @@ def test_a_finding_is_reported_where_the_draft_stands() -> None:
         ({"model_type": "llama"}, False),
     ],
 )
-def test_only_some_models_have_layers_that_predict_further(config: dict[str, Any], fits: bool) -> None:
-    refusal = ("engine.speculation.method", "the model has no layers that predict further tokens")
+def test_only_some_models_have_mtp_layers(config: dict[str, Any], fits: bool) -> None:
+    refusal = (
+        "engine.speculation.method",
+        "the model has no MTP layers (layers that predict further tokens)",
+    )
     assert unfit(files(config), None, "mtp") == ([] if fits else [refusal])
 
 
 @pytest.mark.parametrize(
     ("layers", "tokens", "hands_over", "fits"),
-    [(1, 3, True, True), (2, 1, True, True), (2, 3, False, True), (2, 3, True, False)],
+    [(1, 3, True, True), (2, 1, True, True), (2, 4, False, True), (2, 3, True, False)],
 )
-def test_several_layers_that_predict_further_need_what_is_not_handed_over(
+def test_several_mtp_layers_need_what_is_not_handed_over(
     layers: int, tokens: int, hands_over: bool, fits: bool
 ) -> None:
     model = files({"num_nextn_predict_layers": layers})
     message = (
-        "is not available yet with deployment.disaggregated for a model that has 2 layers which predict "
-        "further tokens; set engine.speculation.tokens to 1"
+        "is not available yet with deployment.disaggregated for a model that has 2 MTP layers; set "
+        "engine.speculation.tokens to 1"
     )
     expected = [] if fits else [("engine.speculation.method", message)]
     assert unfit(model, None, "mtp", tokens=tokens, hands_over=hands_over) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "tokens", "fits"),
+    [(1, 3, True), (2, 1, True), (3, 2, True), (3, 3, True), (3, 6, True), (2, 3, False), (3, 4, False)],
+)
+def test_several_mtp_layers_propose_each_as_often_as_the_others(layers: int, tokens: int, fits: bool) -> None:
+    """As vLLM wants it (SpeculativeConfig.__post_init__). Of more layers than tokens some do nothing."""
+    model = files({"num_nextn_predict_layers": layers})
+    message = (
+        f"the model's {layers} MTP layers cannot propose {tokens} tokens; set engine.speculation.tokens to "
+        f"{layers} or less, or to a multiple of it"
+    )
+    expected = [] if fits else [("engine.speculation.method", message)]
+    assert unfit(model, None, "mtp", tokens=tokens, hands_over=False) == expected
+
+
+@pytest.mark.parametrize("hands_over", [True, False])
+def test_the_key_that_the_manifest_has_is_the_one_that_is_to_be_changed(hands_over: bool) -> None:
+    """With the other one the manifest would be refused, since it would say it twice."""
+    given = parse_manifest(MODEL + "engine: {speculation: {method: mtp}, speculative_tokens: 3}", "m.yaml")
+    speculation, model = speculation_of(given), files({"num_nextn_predict_layers": 2})
+    assert speculation is not None
+    (found,) = speculation_refusals(given.engine, speculation, model, None, hands_over=hands_over)
+    assert "; set engine.speculative_tokens to " in found.message
+    assert ("engine", "speculative_tokens") in found.paths
 
 
 def test_sampling_that_engines_would_ignore() -> None:

@@ -93,21 +93,29 @@ def test_cpu_engines_need_memory(tmp_path: Path) -> None:
     assert "engine memory" in _names(_by_title(Subject(path))["Manifest"])
 
 
-def test_engines_need_memory_for_their_draft_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_head_of_hub", [False, True])
+def test_engines_need_memory_for_their_draft_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_head_of_hub: bool
+) -> None:
+    """A head has no tokenizer."""
     for name in ("model", "draft"):
         (tmp_path / name).mkdir()
         for file in ("config.json", "tokenizer.json"):
             (tmp_path / name / file).write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(bytes(1000))
-    path = tmp_path / "m.yaml"
-    model = f"{{primary: {{source: 'dir:{tmp_path}/model'}}}}"
+    path, draft = tmp_path / "m.yaml", tmp_path / "draft"
+    model, source = f"{{primary: {{source: 'dir:{tmp_path}/model'}}}}", f"dir:{draft}"
+    if is_head_of_hub:
+        (draft / "tokenizer.json").unlink()
+        monkeypatch.setattr(sys.modules["llmserve.models.resolve"], "cached_snapshot", lambda *asked: draft)
+        source = "hub:o/head"
 
     def findings(speculation: str) -> dict[str, Finding]:
         path.write_text(f"kind: LLMServe\nmodels: {model}\nengine: {{device: cpu{speculation}}}\n")
         return {one.name: one for one in _by_title(Subject(path))["Manifest"].findings}
 
     plain = findings("")
-    drafted = findings(f", speculation: {{draft: {{source: 'dir:{tmp_path}/draft'}}}}")
+    drafted = findings(f", speculation: {{draft: {{source: '{source}'}}}}")
     assert "draft model" not in plain
     assert drafted["draft model"].figures["weight_bytes"] == 1000
     needed = [found["engine memory"].figures["needed_bytes"] for found in (plain, drafted)]

@@ -44,7 +44,7 @@ def test_a_plain_model(tmp_path: Path) -> None:
         layers=3,
         kv_bytes_per_token=3 * 2 * 2 * 16 * 2,  # layers, K and V, heads, elements, bytes
         windowed=False,
-        predicts_further=False,
+        has_mtp_layers=False,
         not_served=(),
     )
     assert found.parameters == 27
@@ -69,7 +69,7 @@ def test_what_the_configuration_does_not_say(tmp_path: Path) -> None:
 
 def test_further_tokens_and_quantized_weights(tmp_path: Path) -> None:
     found = facts(tmp_path, num_nextn_predict_layers=1, quantization_config={"quant_method": "awq"})
-    assert (found.predicts_further, found.quantization) == (True, "awq")
+    assert (found.has_mtp_layers, found.quantization) == (True, "awq")
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from llmserve.models.resolve import PreparationStage, Survey, survey
 survey_module = sys.modules["llmserve.models.resolve"]
 
 
-def _survey(source: str, cache: Path, **fields: str) -> Survey:
-    return survey(ModelSpec.model_validate({"source": source, **fields}), cache)
+def _survey(source: str, cache: Path, *, proposes: bool = False, **fields: str) -> Survey:
+    return survey(ModelSpec.model_validate({"source": source, **fields}), cache, proposes=proposes)
 
 
 def test_a_directory(model_dir: Path, tmp_path: Path) -> None:
@@ -63,15 +63,25 @@ def test_only_the_hub_has_revisions(model_dir: Path, tmp_path: Path) -> None:
         _survey(f"dir:{model_dir}", tmp_path, revision="abc")
 
 
-@pytest.mark.parametrize("damage", [None, "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("damage", "whole", "proposes_as_it_is"),
+    [(None, True, True), ("model.safetensors", False, False), ("tokenizer.json", False, True)],
+)
 def test_a_model_of_the_hub_that_was_downloaded(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str | None,
+    whole: bool,
+    proposes_as_it_is: bool,
 ) -> None:
+    """Most heads have no tokenizer."""
     monkeypatch.setattr(survey_module, "cached_snapshot", lambda repo, revision: model_dir)
     if damage:
         (model_dir / damage).unlink()
-    stage = PreparationStage.TO_DOWNLOAD if damage else PreparationStage.READY
-    assert _survey("hub:a/b", tmp_path).stage is stage
+    stages = {True: PreparationStage.READY, False: PreparationStage.TO_DOWNLOAD}
+    assert _survey("hub:a/b", tmp_path).stage is stages[whole]
+    assert _survey("hub:a/b", tmp_path, proposes=True).stage is stages[proposes_as_it_is]
 
 
 def test_a_model_of_the_hub_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +174,16 @@ def test_a_draft_needs_no_tokenizer_and_a_model_does(write: Write, draft: Path) 
     assert "holds no tokenizer" in found
 
 
+def test_a_draft_of_the_hub_without_a_tokenizer_is_looked_at_as_well(
+    write: Write, draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["llmserve.models.resolve"], "cached_snapshot", lambda *asked: draft)
+    (draft / "tokenizer.json").unlink()
+    (draft / "config.json").write_text(json.dumps(_SMALL | {"vocab_size": 4}))
+    (found,) = _refused(write("engine: {device: cpu, speculation: {draft: {source: 'hub:o/head'}}}\n"))
+    assert "has another vocabulary than the model" in found
+
+
 def test_a_draft_that_is_not_there(write: Write, model: Path) -> None:
     """It is missed even while the model itself is still to be converted."""
     (found,) = _refused(write(_DRAFTED % "/no/such/draft"))
@@ -220,7 +231,7 @@ def test_a_draft_whose_kv_does_not_fit(write: Write, draft: Path) -> None:
     assert _checked(path).processes
     path = write("engine: {device: cpu, speculation: {method: mtp}}\nkv_cache: {memory_gb: 0.0003}\n")
     (found,) = _refused(path)
-    assert "GiB of KV with that of the layers that propose" in found
+    assert "GiB of KV with that of the draft, head or MTP layers" in found
 
 
 def _predicting(model: Path, layers: int) -> None:
@@ -231,13 +242,19 @@ def _predicting(model: Path, layers: int) -> None:
 def test_a_model_that_cannot_speculate(write: Write, draft: Path) -> None:
     text = "engine: {device: cpu, speculation: {method: mtp}}\n"
     (found,) = _refused(write(text))
-    assert found == "3: engine.speculation.method: the model has no layers that predict further tokens"
+    assert (
+        found
+        == "3: engine.speculation.method: the model has no MTP layers (layers that predict further tokens)"
+    )
     _predicting(draft.parent / "model", layers=2)
     (found,) = _refused(write(text))
     assert found.startswith(
         "3: engine.speculation.method: is not available yet with deployment.disaggregated"
     )
-    assert _checked(write(f"{text}deployment: {{disaggregated: false}}\n")).processes
+    together = "deployment: {disaggregated: false}\n"
+    (found,) = _refused(write(f"{text}{together}"))
+    assert found.startswith("3: engine.speculation.method: the model's 2 MTP layers cannot propose 3 tokens")
+    assert _checked(write(f"{text.replace('mtp', 'mtp, tokens: 4')}{together}")).processes
     (draft.parent / "model" / "generation_config.json").write_text('{"min_p": 0.1}')
     (found,) = _refused(write("engine: {device: cpu, speculation: {method: ngram}}\n"))
     assert "min_p" in found

@@ -133,7 +133,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    seen = survey(_spec(options))
+    seen = survey(_spec(options), proposes=True)  # nothing that is told needs a tokenizer
     if seen.stage is not PreparationStage.READY:
         raise LLMServeError(f"{options.source} is still {seen.stage}: llmserve models pull {options.source}")
     facts = model_facts(Path(seen.place))

@@ -81,7 +81,7 @@ def facts_row(facts: ModelFacts, support: Mapping[str, Support | None]) -> dict[
 def _methods(facts: ModelFacts) -> list[str]:
     """A head (EAGLE) has layers of its own for one model, so that nothing of a model tells of it. Draft
     models need that all layers see the whole prompt."""
-    return ["ngram", *([] if facts.windowed else ["draft"]), *(["mtp"] if facts.predicts_further else [])]
+    return ["ngram", *([] if facts.windowed else ["draft"]), *(["mtp"] if facts.has_mtp_layers else [])]
 
 
 def facts_lines(row: Mapping[str, Any]) -> Iterator[str]:

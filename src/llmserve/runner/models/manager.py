@@ -233,8 +233,10 @@ class ModelManager:
                 return await self._start(held, planned)
             except LLMServeError as error:
                 _log.warning("model %s: %s", held.order.name, error.message)
-                self._say_starting(held, error.message)
-                await asyncio.sleep(_AGAIN_SECONDS)
+                self._say(held, ModelState.STARTING, error.message)
+            finally:
+                held.begun.set()
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     def alone(self, order: ModelOrder) -> Manifest:
         """Returns the manifest of the cluster with this model alone. Errors: InvalidRequest."""
@@ -269,6 +271,7 @@ class ModelManager:
         self._owner.spawn(f"unload.{held.order.name}", self._unload(held))
 
     async def _unload(self, held: HeldModel) -> None:
+        held.begun.set()
         if held.task is not None:
             held.task.cancel()
             await asyncio.wait([held.task])

@@ -113,7 +113,7 @@ def weight_bytes(alone: Manifest, directory: str) -> int:
     returns it."""
     draft = loaded_draft(alone)
     own = sum(file.stat().st_size for file in weight_files(Path(directory)))
-    return own + (survey(draft).weight_bytes if draft else 0)
+    return own + (survey(draft, proposes=True).weight_bytes if draft else 0)
 
 
 async def fetch_model(

@@ -155,7 +155,7 @@ FACTS: dict[str, Any] = {
     "layers": None,
     "kv_bytes_per_token": None,
     "windowed": True,
-    "predicts_further": True,
+    "has_mtp_layers": True,
     "not_served": ("models of x are not available yet",),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.config.wanted_models import ModelOrder, ModelState
-from llmserve.core.errors import LLMServeError, ModelNotFound, StartFailed
+from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.core.tasks import TaskOwner
 from llmserve.runner.models import manager
 from llmserve.runner.models.manager import ModelManager, PlannedModel
@@ -28,7 +28,7 @@ class FakeProcesses:
     """A ModelProcesses whose steps a test lets end, or fail."""
 
     done: list[str] = field(default_factory=list)
-    failures: dict[str, LLMServeError] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
     held_up: dict[str, asyncio.Event] = field(default_factory=dict)
     needed: NeededMemory = NOTHING
     coming: list[Sequence[NeededMemory]] = field(default_factory=list)
@@ -228,7 +228,7 @@ async def test_a_load_that_fails_leaves_nothing_behind(followed: Followed, at: s
 
 
 async def test_a_defect_of_a_load_is_told(followed: Followed, caplog: pytest.LogCaptureFixture) -> None:
-    followed.processes.failures["check b"] = ValueError("a defect")  # type: ignore[assignment]
+    followed.processes.failures["check b"] = ValueError("a defect")
     followed.manager.apply([A, order("b", 2)])
     await followed.settle()
     assert followed.manager.reports()[1].message == "the load failed: ValueError('a defect')"
@@ -384,4 +384,23 @@ async def test_engines_that_an_earlier_manager_began_to_start_fail_as_those_of_a
     (report,) = resumed.reports()
     assert (report.number, report.state, report.message) == (2, ModelState.FAILED, "no such image")
     assert processes.done == ["start b-0", "stop b-0"]
+    await owner.aclose()
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_engines_that_never_say_that_they_start_hold_nobody_up(breaks: bool) -> None:
+    """Because the model leaves before, or because of a mistake in their start."""
+    processes, owner = FakeProcesses(), TaskOwner("test")
+    resumed = ModelManager(MANIFEST, {}, processes, owner, _nothing)
+    worker = ProcessSpec(ProcessRole.AGGREGATED, "b-0", "m", model="b")
+    resumed.resume(order("b", 2), PlannedModel("/models/b", (worker,)), was_ready=True)
+    if breaks:
+        processes.failures["start b-0"] = RuntimeError("a mistake")
+    else:
+        processes.held_up = {"start b-0": asyncio.Event(), "stop b-0": asyncio.Event()}
+    begun = asyncio.ensure_future(resumed.until_begun())
+    resumed.apply([order("b", 2)] if breaks else [])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert begun.done()
     await owner.aclose()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.runner.host import GIB
 from llmserve.runner.machine import HeldPorts
 from llmserve.runner.models.memory import ENGINE_BYTES
-from llmserve.runner.models.processes import LocalProcesses, needed_memory
+from llmserve.runner.models.processes import LocalProcesses, needed_memory, weight_bytes
 
 MANIFEST = Manifest.model_validate(
     {
@@ -102,7 +103,7 @@ async def test_a_plan_that_did_not_start_gives_its_ports_back_to_the_next(
     ("speculation", "why"),
     [
         ({"method": "draft", "draft": {"source": "dir:DRAFT"}}, "has another vocabulary than the model: 4 "),
-        ({"method": "mtp"}, "the model has no layers that predict further tokens"),
+        ({"method": "mtp"}, "the model has no MTP layers"),
     ],
 )
 async def test_a_load_is_refused_for_what_its_engines_could_not_do(
@@ -127,6 +128,18 @@ async def test_a_load_is_refused_for_what_its_engines_could_not_do(
     processes = LocalProcesses(tmp_path / "models", roster, nobody, fetched, nobody)
     with pytest.raises(ManifestError, match=why):
         await processes.prepare(manifest, print)
+
+
+def test_the_sum_of_a_model_has_the_weights_of_a_head_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["llmserve.models.resolve"], "cached_snapshot", lambda *asked: tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    engine = {"speculation": {"method": "eagle", "draft": {"source": "hub:o/head"}}}
+    models = [{"source": "hub:o/b", "name": "b"}]
+    one = Manifest.model_validate({"kind": "LLMServe", "engine": engine, "models": models})
+    assert weight_bytes(one, str(tmp_path)) == 2 * 1000, "the model's own are in the same directory here"
 
 
 def test_the_sum_of_a_model_has_the_keys_of_its_entry(tmp_path: Path) -> None:
