@@ -131,7 +131,7 @@ async def _streamed(
     frames: Callable[[AsyncIterator[_AnswerPart], float], AsyncIterator[str]],
     media_type: str = "text/event-stream",
 ) -> Response:
-    """frames: makes the parts of the body; it is told when the request began. Errors are as in `whole`."""
+    """frames: makes the parts of the body; it is told when the request began. Errors are as in `_whole`."""
     body.stream, began = True, time.monotonic()
     answer = await _answer(body, raw)
     if not isinstance(answer, StreamingResponse):
@@ -294,11 +294,12 @@ def _add_streams(router: APIRouter) -> None:
 def _add_descriptions(router: APIRouter, engine: EngineConfig, doors: ModelDoors) -> None:
     @router.get("/model")
     async def model(raw: Request) -> dict[str, Any]:
-        """Describes the model as TorchWeave does. device: `engine.device`."""
+        """Describes the model as TorchWeave does. eos: null if the tokenizer does not name its text, as
+        vLLM's own of Mistral's models. device: `engine.device`."""
         client = raw.app.state.engine_client
         return {
             "vocab_size": client.model_config.get_vocab_size(),
-            "eos": client.renderer.tokenizer.eos_token,
+            "eos": getattr(client.renderer.tokenizer, "eos_token", None),
             "device": engine.device,
             "max_batch_size": engine.max_decode_concurrency,
         }

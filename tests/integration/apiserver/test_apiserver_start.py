@@ -1,10 +1,12 @@
 """An apiserver that cannot start says why, and one that stopped leaves nothing."""
 
 import asyncio
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -109,3 +111,17 @@ async def test_a_model_of_text_alone_has_its_tokenizer_read_once(
     await made.start()
     await made.aclose()
     assert asked == []
+
+
+async def test_a_model_with_vllm_s_own_tokenizer_of_mistral_is_served(
+    manifest: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    """It lacks much of what those of transformers have."""
+    model = shutil.copytree(tiny_model, tmp_path / "mistral")
+    tekken = Path(mistral_common.__file__).parent / "data/tekken_240911.json"
+    (model / "tekken.json").symlink_to(tekken)
+    engine = {**manifest.get("engine", {}), "options": {"tokenizer_mode": "mistral"}}
+    api = {**manifest.get("api", {}), "original_routes": True}
+    made = role({**manifest, "engine": engine, "api": api}, model)
+    await made.start()
+    await made.aclose()

@@ -113,5 +113,6 @@ def test_they_share_one_budget_and_one_matrix_and_the_pool_has_the_format_of_the
     assert isinstance(spec, StoreSpec)
     assert spec.shared is handover.shared
     assert handover.shared.bucket is not None
+    assert handover.shared.with_store
     block_bytes = spec.config.worker_kv_bytes_per_block
     assert spec._codes() == Codes(grouped(Element.BFLOAT16, block_bytes), Quantize.FP8)

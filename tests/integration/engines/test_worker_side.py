@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmserve.core.errors import ManifestError
-from llmserve.core.ids import WorkerId
+from llmserve.core.ids import RequestId, WorkerId
 from llmserve.engines.connector import worker_side
 from llmserve.engines.connector.memory import kv_layout, packing_of
 from llmserve.engines.connector.settings import ConnectorSettings
@@ -71,6 +71,33 @@ def test_the_memory_of_a_gpu_is_staged_by_its_copies(monkeypatch: pytest.MonkeyP
     assert staging.copies.memory == Memory(1)
 
 
+SETTINGS = ConnectorSettings(
+    worker_id=WorkerId("w"),
+    epoch=1,
+    host="127.0.0.1",
+    model="m",
+    options="",
+    engine_order=("tcp",),
+    lease_seconds=30.0,
+    card_path="",
+    policy=TransferPolicy(),
+    layerwise=True,
+)
+
+
+def test_beside_a_store_not_all_that_is_awaited_is_announced() -> None:
+    side = WorkerSide(SETTINGS, layout_on("cpu"), shared := SharedTransfers())
+    try:
+        awaited = [side.awaits_change]
+        side._node.server.grant(RequestId("r"), [0])
+        awaited.append(side.awaits_change)
+        shared.with_store = True
+        awaited.append(side.awaits_change)
+        assert awaited == [False, True, False]
+    finally:
+        side.close()
+
+
 @pytest.fixture
 def device() -> Iterator[FakeDevice]:
     made = FakeDevice(ordinal=1, lateness_seconds=0.0)
@@ -84,19 +111,7 @@ def test_transports_are_those_that_reach_the_kv(device: FakeDevice, on_device: b
     if on_device:
         region = device.allocate(layout.regions[0].length_bytes)
         layout, shared = replace(layout, regions=(region,)), SharedTransfers(staging=Staging(device))
-    settings = ConnectorSettings(
-        worker_id=WorkerId("w"),
-        epoch=1,
-        host="127.0.0.1",
-        model="m",
-        options="",
-        engine_order=("tcp",),
-        lease_seconds=30.0,
-        card_path="",
-        policy=TransferPolicy(),
-        layerwise=True,
-    )
-    side = WorkerSide(settings, layout, shared)
+    side = WorkerSide(SETTINGS, layout, shared)
     try:
         assert side.endpoint().transports == (("tcp",) if on_device else ("shm", "tcp"))
         assert bool(device.copied_bytes) is on_device, "the pattern of the probe"

@@ -36,8 +36,8 @@ class PieceTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any, executor: Executor) -> "PieceTokenizer | None":
-        """tokenizer: as transformers has it. None: it is none whose text can be cut."""
-        if not getattr(tokenizer, "is_fast", False) or tokenizer.split_special_tokens:
+        """tokenizer: that of a model. None: it is none of transformers, or none whose text can be cut."""
+        if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", True):
             return None
         marks = marks_of(tokenizer.added_tokens_decoder.values())
         if not marks:

@@ -37,7 +37,9 @@ def fitting_renderer(config: VllmConfig) -> Any:
 def _expect_no_processor(model: ModelConfig, tokenizer: Any) -> None:
     """Notes that a model of text alone has no processor with a chat template of its own. vLLM would look for
     one, for which transformers reads the whole tokenizer a second time."""
-    if tokenizer is None or model.is_multimodal_model or get_processor_cls_name_from_config(model.model):
+    if not hasattr(tokenizer, "name_or_path"):  # there is none, or it is vLLM's own of Mistral's models
+        return
+    if model.is_multimodal_model or get_processor_cls_name_from_config(model.model):
         return
     code_revision = model.code_revision if model.tokenizer == model.model else None
     key = (tokenizer.name_or_path, model.tokenizer_revision, code_revision, model.trust_remote_code)

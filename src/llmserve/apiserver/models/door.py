@@ -113,7 +113,8 @@ class ModelDoor:
     def _serve_answers(self, state: State) -> None:
         """Does what only models that generate need."""
         self._responses, client = state.openai_serving_responses, self.client
-        template = state.openai_serving_chat.chat_template or client.renderer.tokenizer.chat_template
+        template = state.openai_serving_chat.chat_template
+        template = template or getattr(client.renderer.tokenizer, "chat_template", None)  # Mistral's has none
         budgets = self._manifest.api.thinking_budgets
         client.set_thinking_budgets(ThinkingBudgets.of(budgets, client.vllm_config, template))
 

@@ -1,7 +1,8 @@
 """The rest of an engine that has nothing to compute while KV is under way, or while a lease holds its blocks.
 
 After a step without tokens, vLLM sleeps for a millisecond, also after the step in which KV has arrived. Here
-it sleeps until a request, KV or the end of a lease comes, and not at all after a step that has brought one.
+it sleeps until a request, KV or the end of a lease comes, for at most 3 ms at a time (1 ms beside a KV store,
+which announces nothing), and not at all after a step that has brought one.
 That needs the rank of the model in the engine's own process; where ranks have processes of their own, they
 wait instead (`WorkerSide.wait_for_kv`).
 """
@@ -55,8 +56,8 @@ def install(
 
 
 def rest(core: "EngineCoreProc", rank: "WorkerSide | None", wake_up: "EngineCoreRequestType") -> None:
-    """Returns when there may be something to do. With several steps in flight (`batch_queue`), the next one
-    may have something that nothing announces."""
+    """Returns when there may be something to do, or after EMPTY_STEP_SECONDS. With several steps in flight
+    (`batch_queue`), the next one may have something that nothing announces."""
     if rank is None:
         time.sleep(_NAP_SECONDS)
         return

@@ -45,7 +45,7 @@ class WorkerSide:
         transports, unusable = make_transports(
             settings.engine_order, settings.host, staging=staging, credentials=credentials
         )
-        self._layout = layout
+        self._layout, self._shared = layout, shared
         self._stream = StreamOrder(staging.copies if staging else HostCopies())
         self._node = HandoverNode(
             worker_id=settings.worker_id,
@@ -126,8 +126,9 @@ class WorkerSide:
 
     @property
     def awaits_change(self) -> bool:
-        """Says whether KV is to arrive here, or a lease to end."""
-        return self._node.awaits_change
+        """Says whether KV is to arrive here, or a lease to end, and no store has a part in it: nothing
+        announces that its KV has come."""
+        return self._node.awaits_change and not self._shared.with_store
 
     def rest_between_steps(self, wake: Callable[[], object]) -> None:
         """The engine rests between its steps from now on, instead of in them. wake: called on any thread when

@@ -105,6 +105,7 @@ class StoreConnector(OffloadingConnector):
         assert self.connector_worker is not None, "the half of a rank"
         assert isinstance(self.connector_worker.spec, StoreSpec)
         self.connector_worker.spec.shared = shared
+        shared.with_store = True
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Names the blocks of a model with one group. vLLM computes from the first of them on."""

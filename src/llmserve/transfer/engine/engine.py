@@ -46,12 +46,13 @@ _REST_STEPS = 256  # NIXL closes 16 connections in each
 class SharedTransfers:
     """What the transfer engines of one process share. bytes_per_second: the rate of all transfers together;
     None: no limit. staging: reaches the memory of its device; None: host memory only. matrix: shows their
-    pairs. bucket: limits their transfers; None: no limit."""
+    pairs. bucket: limits their transfers; None: no limit. with_store: a KV store is one of them."""
 
     def __init__(self, bytes_per_second: float | None = None, staging: Staging | None = None) -> None:
         self.matrix = PairMatrix()
         self.staging = staging
         self.bucket = TokenBucket(bytes_per_second) if bytes_per_second else None
+        self.with_store = False
 
 
 class TransferEngine:

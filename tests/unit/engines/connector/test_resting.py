@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -84,6 +85,39 @@ def test_a_request_that_waits_begins_at_once() -> None:
     core.input_queue.put("a request")
     rest(core, Rank())
     assert waiting.waits == []
+
+
+class Vllm:
+    """The end of its step is that of vLLM's. executed: whether a step computes anything."""
+
+    def __init__(self, executed: bool) -> None:
+        core, self.waiting = core_at_rest()
+        self.input_queue, self.batch_queue = core.input_queue, None
+        self.output_queue: queue.Queue[object] = queue.Queue()
+        self.scheduler = SimpleNamespace(has_requests=lambda: True)
+        self.step_fn: Callable[[], tuple[dict[int, str], bool]] = lambda: ({0: "tokens"}, executed)
+        self.executed: list[bool] = []
+        self.post_step = self.executed.append
+
+    def _process_engine_step(self) -> bool:
+        _, model_executed = self.step_fn()
+        if not model_executed and self.scheduler.has_requests():
+            time.sleep(0.001)
+
+        return model_executed
+
+
+@pytest.mark.parametrize("executed", [True, False])
+def test_the_step_is_vllm_s_but_for_its_rest(monkeypatch: pytest.MonkeyPatch, executed: bool) -> None:
+    monkeypatch.setattr(Vllm, "_process_engine_step", stock := Vllm._process_engine_step)
+    rank: Any = Rank()
+    resting.install(Vllm, lambda: rank, _WAKE_UP)
+    assert Vllm._process_engine_step is not stock
+    core = Vllm(executed)
+    assert core._process_engine_step() is executed
+    assert core.output_queue.get_nowait() == (0, "tokens")
+    assert core.executed == [executed]
+    assert core.waiting.waits == ([] if executed else [resting.EMPTY_STEP_SECONDS])
 
 
 class OtherVllm:
