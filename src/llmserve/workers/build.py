@@ -25,6 +25,7 @@ from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.environment import PRELOAD_VARIABLE, preloaded, set_engine_environment
+from llmserve.engines.vllm.transformers_import import import_transformers
 from llmserve.models import Progress, resolve
 from llmserve.models.adapters.base_weights import read_base_weights
 from llmserve.models.directory import model_identity
@@ -144,6 +145,7 @@ def early_process(engine: EngineConfig) -> Iterator["EarlyProcess | None"]:
         return
     set_engine_environment(compiles=False, on_cpu=True)  # torch reads it when it is imported
     with importing():
+        import_transformers()
         from llmserve.engines.vllm.early_process import made_early
 
     with made_early() as process:

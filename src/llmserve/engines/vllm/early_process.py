@@ -27,7 +27,6 @@ from vllm.v1.engine import utils as vllm_processes
 
 from llmserve.config.plan_types import CORES_VARIABLE, THREADS_VARIABLE
 from llmserve.core.process import importing
-from llmserve.engines.vllm.transformers_import import import_transformers
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +140,6 @@ def starting_in(early: EarlyProcess | None) -> Iterator[None]:
 def made_early() -> Iterator[EarlyProcess | None]:
     """None: the installed vLLM is for GPUs, or there are threads already."""
     with importing():
-        import_transformers()
         for name in _MODULES:
             importlib.import_module(name)
     process = None

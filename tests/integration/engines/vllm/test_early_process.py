@@ -4,6 +4,8 @@ one: tests/e2e/test_a_fresh_cluster.py."""
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,27 @@ from vllm.v1.engine import utils as vllm_processes
 
 from llmserve.engines.vllm import early_process
 from llmserve.engines.vllm.early_process import EarlyProcess, made_early, starting_in
+
+# What a worker has imported when it comes to what imports vLLM, which is not imported here.
+_PROGRAM = """
+import contextlib, os, sys, types
+from llmserve.config.plan_types import BINDING_VARIABLE
+from llmserve.config.schema import EngineConfig
+from llmserve.engines.vllm.environment import PRELOAD_VARIABLE, preloaded
+from llmserve.workers.build import early_process
+os.environ.update({BINDING_VARIABLE: "0", PRELOAD_VARIABLE: preloaded()})
+early = sys.modules["llmserve.engines.vllm.early_process"] = types.ModuleType("early_process")
+early.made_early = contextlib.nullcontext
+before = "transformers" in sys.modules
+with early_process(EngineConfig()):
+    print(before, "transformers.models" in sys.modules, "vllm" in sys.modules)
+"""
+
+
+def test_a_worker_imports_transformers_before_vllm() -> None:
+    """Only so transformers looks through its models once (transformers_import.py)."""
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "True", "False"], done.stderr
 
 
 def _tell(path: Path, word: str) -> None:
