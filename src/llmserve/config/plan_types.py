@@ -77,7 +77,7 @@ def ranges(cores: Sequence[int]) -> str:
 BINDING_VARIABLE, THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
 CORES_VARIABLE = "GOMP_CPU_AFFINITY"
 # Torch then has large tensors in huge pages, where the kernel lets programs ask for them. Peers copy KV out
-# of those at three times the speed: process_vm_readv, by which nixl and shm copy, pins every page.
+# of those in less than half of the time: process_vm_readv, by which nixl and shm copy, pins every page.
 HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 
 

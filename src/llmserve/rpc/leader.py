@@ -17,7 +17,8 @@ from llmserve.rpc.status import from_grpc
 
 # A leader that ended is followed within seconds: those who look for the next one look often.
 _LONGEST_PAUSE_SECONDS = 0.2
-_ALONE_CONNECT_SECONDS = 10.0  # a router without others may be that busy; one that is away is noticed at once
+# A router without others may be that busy. A refused connection is noticed at once, a silent host only then.
+_ALONE_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)

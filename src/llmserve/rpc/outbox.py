@@ -25,7 +25,7 @@ class Outbox(Generic[T]):
             self.hurry(within_seconds)
 
     def hurry(self, within_seconds: float) -> None:
-        """So long what waits may wait from now on, if it has not less time already."""
+        """What waits is sent within this time, or sooner if that was asked before."""
         if not self._waiting or self._ready.is_set():
             return
         loop = asyncio.get_running_loop()

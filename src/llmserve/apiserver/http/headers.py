@@ -93,6 +93,6 @@ class Cors:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What no page of another origin asks for, and none may ask for, gets no header."""
+        """A request without Origin gets no CORS header while no origin is allowed."""
         is_plain = not self._any_allowed and all(name != b"origin" for name, _ in scope.get("headers", ()))
         await (self._app if is_plain else self._cors)(scope, receive, send)

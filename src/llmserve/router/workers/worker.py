@@ -85,8 +85,8 @@ class Backlog:
 
     def remove(self, key: Hashable, now: float) -> float:
         """The prompt has its first token, or is given up. Returns the seconds in which the worker computed
-        it: since it was added, or since the one before it was done; 0 when that was done later, since
-        apiservers tell at different times. Errors: KeyError."""
+        it: since it was added, or since the one before it was done; 0 when a later prompt was reported
+        before this one by another apiserver. Errors: KeyError."""
         seconds, added_at = self._pending.pop(key)
         self.prompts -= 1
         busy = max(0.0, now - max(added_at, self._removed_at))
