@@ -206,6 +206,7 @@ def test_after_a_fence_everybody_connects_again(
         request.finish()
         assert result_of(request).ok
         assert request.arrived
+    far.gate.set()
     decode.pull(prefill.grant("p", [4]), [3])
     assert decode.result().ok
     assert far.generation == 1, "what failed was written again over tcp: all has ended well"
