@@ -20,7 +20,17 @@ from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi
-from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
+from llmserve.k8s.apply import (
+    Action,
+    Change,
+    HalfDone,
+    NothingApplied,
+    apply_changes,
+    delete_all,
+    diff,
+    plan_changes,
+    plan_new,
+)
 from llmserve.k8s.connection import connect
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
 from llmserve.k8s.render.access import certificate_secrets, cluster_secret
@@ -58,10 +68,21 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
     apply_changes(api, changes, _say, force=options.force_conflicts)
     while any(change.action is Action.DELETE for change in changes):
         # What a modelmanager has made before it was deleted is found now, since it may make nothing any more.
-        changes = _plan(api, (secret, *objects), options, manifest)
+        changes = _plan_again(api, (secret, *objects), options, manifest)
         apply_changes(api, changes, _say, force=options.force_conflicts)
     _wait(api, manifest)
     return EXIT_OK
+
+
+def _plan_again(
+    api: KubeApi, objects: Sequence[Object], options: argparse.Namespace, manifest: Manifest
+) -> list[Change]:
+    """As _plan, after changes were made. Errors: HalfDone."""
+    try:
+        return _plan(api, objects, options, manifest)
+    except NothingApplied as error:
+        done = "all changes above were made; only what a modelmanager made meanwhile may be left, because of:"
+        raise HalfDone("\n".join([done, *error.refused])) from error
 
 
 def _secrets(manifest: Manifest) -> list[str]:

@@ -49,7 +49,11 @@ class Change:
 
 
 class NothingApplied(LLMServeError):
-    """The server refused some objects in the dry run, so nothing was applied."""
+    """The server refused some objects in the dry run, so nothing was applied. refused: which, and why."""
+
+    def __init__(self, refused: Sequence[str]) -> None:
+        super().__init__("\n".join(["it cannot be applied (nothing was applied):", *refused]))
+        self.refused = refused
 
 
 def plan_changes(
@@ -71,7 +75,7 @@ def plan_changes(
         except ApiRefused as error:
             refused.append(f"{title(one)}: {error.message}")
     if refused:
-        raise NothingApplied("\n".join(["it cannot be applied (nothing was applied):", *refused]))
+        raise NothingApplied(refused)
     leftovers = _leftovers(api, objects, cluster)
     return [*changes, *(one for one in leftovers if not (keeps_models and _is_of_model(one.before)))]
 

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from llmserve.k8s.api import KubeApi
+from llmserve.k8s.render import Object
 from tests.integration.k8s.conftest import Cli
 from tests.support.kube_server import KubeServer, write_kubeconfig
 
@@ -130,6 +132,27 @@ def test_a_refusal_on_the_way_is_reported_with_what_was_done(cli: Cli, server: K
     assert left.startswith("not tried: Deployment demo-decode,")
     del server.store.denied["Deployment", "demo-prefill"]
     assert cli("up", "--apply").code == 0  # and it goes on from there
+
+
+def test_a_refusal_of_the_last_look_does_not_hide_what_was_done(
+    cli: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After deletions it looks once more, for what a modelmanager made meanwhile."""
+    cli("up", "--apply")
+    cli.manifest(most="{apiserver: null}")
+    delete = KubeApi.delete
+
+    def delete_and_deny(api: KubeApi, one: Object) -> None:
+        delete(api, one)
+        server.store.denied["Deployment", "demo-decode"] = "images must be signed"
+
+    monkeypatch.setattr(KubeApi, "delete", delete_and_deny)
+    said = cli("up", "--apply")
+    assert said.code == 1
+    assert "HorizontalPodAutoscaler demo-apiserver deleted" in said.out
+    assert "all changes above were made; only what a modelmanager made meanwhile may be left" in said.err
+    assert "images must be signed" in said.err
+    assert "nothing was applied" not in said.err
 
 
 def test_a_field_that_cannot_change_is_refused_in_the_server_s_words(cli: Cli, server: KubeServer) -> None:

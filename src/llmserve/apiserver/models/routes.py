@@ -29,6 +29,8 @@ def add_model_manager(app: FastAPI, client: ModelClient, limit_seconds: Callable
         swap, wait, pull = entry.pop("swap", ""), entry.pop("wait", True), entry.pop("pull", False)
         if not isinstance(swap, str) or not isinstance(wait, bool) or not isinstance(pull, bool):
             raise InvalidRequest("swap has to be the name of a model, wait and pull true or false")
+        if pull and swap:  # the router says so, too, but no error of it names a field
+            raise InvalidRequest("swap: a pull starts no engines, so it takes nobody's place", field="swap")
         seconds = limit_seconds() if wait else 0.0
         return model_row(await client.load(json.dumps(entry), seconds, swap=swap, pull=pull))
 

@@ -370,6 +370,9 @@ async def test_admins_load_and_unload_models(cluster: TwoModels) -> None:
         assert (await http.delete(f"{path}/nope")).status_code == 404
         for wrong in ({**entry, "swap": 5}, {**entry, "wait": "no"}):
             assert (await http.post(path, json=wrong)).status_code == 400
+        refused = await http.post(path, json={**entry, "swap": LARGE, "pull": True})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "swap")
+        assert len(cluster.router.model_loads) == 1, "the router is not asked"
     async with cluster.client() as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/models/load", json={"model_id": "o/b"})).status_code == 403
