@@ -16,6 +16,7 @@ from llmserve.config.messages import did_you_mean
 from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, Manifest, State
 from llmserve.core.errors import ManifestError
 
+MODEL_SOURCE = ("models", "primary", "source")
 SEVERAL_BLOCK_SIZES = "models whose layers have KV blocks of different sizes are not available yet"
 NO_FULL_ATTENTION = "models without a layer that sees the whole prompt are not available yet"
 
@@ -24,7 +25,7 @@ _LEAST_BLOCK_TOKENS = 16
 _ANY_LENGTH = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"  # with it vLLM takes any length
 _PAGE_SIZE = "kv_cache.page_size_kb"
 _MAX_MODEL_LEN = "engine.max_model_len"
-_SOURCE = "models.primary.source"
+_SOURCE = ".".join(MODEL_SOURCE)
 # The keys that vLLM's model_arch_config_convertor.py reads; the smallest value counts.
 _LENGTHS = (
     "max_position_embeddings",

@@ -43,6 +43,11 @@ def without_tokenizer(path: Path) -> str | None:
     return f"{path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})"
 
 
+def limits(path: Path) -> str:
+    """Returns what a complete directory is good for; empty when a model in it can be served."""
+    return "" if without_tokenizer(path) is None else "no tokenizer: only as a draft or head"
+
+
 def read_config(path: Path, name: str = "config.json") -> Mapping[str, Any]:
     """Returns a JSON file of the model's settings. Errors: ModelNotFound."""
     file = path / name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound
 from llmserve.models.converted import RECORD_NAME, read_record
-from llmserve.models.directory import check_directory
+from llmserve.models.directory import check_directory, limits
 from llmserve.models.files import file_lock, silent
 from llmserve.models.hub import cache_folder, repo_lock
 
@@ -21,7 +21,8 @@ class LocalModel:
     """name: what commands call it: ORG/NAME of the hub, or the directory of a converted one. source: what a
     manifest calls it; empty for a converted one, which has the source of its GGUF file. folder: what is
     removed with it. lock: whoever makes or removes the model holds this file. revisions: commits, with the
-    names that point to them. missing: why it cannot be loaded; empty when it can."""
+    names that point to them. missing: why it cannot be loaded; empty when it can. note: what it
+    is good for, if it can be loaded and not served."""
 
     name: str
     source: str
@@ -29,6 +30,7 @@ class LocalModel:
     lock: Path
     size_bytes: int
     missing: str = ""
+    note: str = ""
     revisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -69,6 +71,7 @@ def _of_hub() -> Iterator[LocalModel]:
             lock=repo_lock(name),
             size_bytes=_size(folder),
             missing=_missing(folder, name),
+            note=_note(folder, name),
             revisions=commits,
         )
 
@@ -88,6 +91,13 @@ def _missing(folder: Path, name: str) -> str:
     if partial:
         return f"{partial / 1e9:.2f} GB of a file are here: the next pull goes on"
     return reasons[0] if reasons else "nothing of it is here"
+
+
+def _note(folder: Path, name: str) -> str:
+    """Returns what all snapshots that can be loaded are limited to; empty when one can be served."""
+    whole = (path for path in folder.glob("snapshots/*") if not _why_not(path, f"hub:{name}"))
+    notes = [limits(path) for path in whole]
+    return "" if not notes or "" in notes else notes[0]
 
 
 def _why_not(folder: Path, source: str) -> str:

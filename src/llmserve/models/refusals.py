@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.refusals import model_refusals
+from llmserve.config.refusals import MODEL_SOURCE, model_refusals
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation
 from llmserve.config.speculation import ModelFiles, mtp_layers, speculation_refusals
 from llmserve.models.directory import read_config, read_vocabulary, without_tokenizer
-
-_SOURCE = ("models", "primary", "source")
 
 
 def directory_refusals(
@@ -24,7 +22,7 @@ def directory_refusals(
     """folder, draft: prepared directories of the model and of the one that proposes tokens to it. hands_over:
     whether KV of prompts goes from one engine to another. Errors: ModelNotFound."""
     if reason := without_tokenizer(folder):
-        yield Conflict((_SOURCE,), reason)
+        yield Conflict((MODEL_SOURCE,), reason)
     config = read_config(folder)
     beside = read_config(draft) if draft else mtp_layers(config, speculation)
     yield from model_refusals(engine, kv_cache, config, beside)

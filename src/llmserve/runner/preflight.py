@@ -13,7 +13,7 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.plan_types import engine_names
-from llmserve.config.refusals import local_wires, unknown_parsers, unset_api_keys
+from llmserve.config.refusals import MODEL_SOURCE, local_wires, unknown_parsers, unset_api_keys
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
@@ -30,7 +30,6 @@ from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 from llmserve.transfer.pinned import PinnedMemory
 
-_SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
 
 
@@ -54,7 +53,7 @@ def of_models(manifest: Manifest, *, sources: bool = True) -> Iterator[Conflict]
 
 def _sources(manifest: Manifest) -> tuple[tuple[str, ...], ...]:
     """Where the manifest names the places of the model and of its draft."""
-    return _SOURCE, draft_source(manifest.engine)
+    return MODEL_SOURCE, draft_source(manifest.engine)
 
 
 def _of_model(manifest: Manifest) -> Iterator[Conflict]:
@@ -64,7 +63,7 @@ def _of_model(manifest: Manifest) -> Iterator[Conflict]:
     arguments = arguments_here() if manifest.engine.options else None
     if arguments is not None:
         yield from unknown_options(manifest.engine, arguments)
-    folder = yield from _prepared(manifest.model, _SOURCE)
+    folder = yield from _prepared(manifest.model, MODEL_SOURCE)
     draft = yield from _prepared_draft(manifest)
     if folder is not None:
         yield from _refused(manifest, folder, draft)
@@ -91,7 +90,7 @@ def _refused(manifest: Manifest, folder: Path, draft: Path | None) -> Iterator[C
             hands_over=manifest.deployment.disaggregated,
         )
     except ModelNotFound as error:
-        yield Conflict((_SOURCE,), error.message)
+        yield Conflict((MODEL_SOURCE,), error.message)
 
 
 def _prepared_draft(manifest: Manifest) -> Generator[Conflict, None, Path | None]:

@@ -67,10 +67,21 @@ def test_all_are_listed_by_name(cache: Path, snapshot: Snapshot) -> None:
 def test_one_that_is_not_whole_says_why(cache: Path, snapshot: Snapshot) -> None:
     repo = snapshot("config.json", "tokenizer.json")
     assert "holds no weights" in local_model("org/name", cache).missing
+    assert local_model("org/name", cache).note == ""
     (repo / "blobs" / "ab.incomplete").write_bytes(bytes(20_000_000))
     assert local_model("org/name", cache).missing == "0.02 GB of a file are here: the next pull goes on"
     snapshot(*WHOLE, commit="f" * 40)
     assert local_model("hub:org/name", cache).missing == "", "one that is whole is enough"
+
+
+def test_one_without_a_tokenizer_says_what_it_is_good_for(cache: Path, snapshot: Snapshot) -> None:
+    """It is a head, or a download that was interrupted."""
+    snapshot("config.json", "model.safetensors")
+    of_hub, converted = local_models(cache)
+    assert (of_hub.missing, of_hub.note) == ("", "no tokenizer: only as a draft or head")
+    assert converted.note == ""
+    snapshot(*WHOLE, commit="f" * 40)
+    assert local_model("org/name", cache).note == "", "one with a tokenizer is enough"
 
 
 def test_a_link_to_a_file_that_is_gone_is_no_weights(cache: Path, snapshot: Snapshot) -> None:

@@ -16,6 +16,7 @@ from llmserve.core.errors import InvalidRequest, LLMServeError, Unavailable
 from llmserve.engines.vllm.architectures import support_here
 from llmserve.models import default_cache_dir, resolve
 from llmserve.models.converted import convert_to
+from llmserve.models.directory import limits
 from llmserve.models.facts import model_facts
 from llmserve.models.local import local_model, local_models, remove
 from llmserve.models.resolve import PreparationStage, survey
@@ -94,7 +95,7 @@ def _ls(options: argparse.Namespace) -> int:
 def _pull(options: argparse.Namespace) -> int:
     for spec in _wanted(options):
         model = resolve(spec, progress=_say)
-        print(f"{spec.source} is ready in {model.path}")
+        print(f"{spec.source} is ready in {model.path}{_note(model.path)}")
     return EXIT_OK
 
 
@@ -149,8 +150,12 @@ def _convert(options: argparse.Namespace) -> int:
         convert_to(options.source.absolute(), options.out.absolute(), _say)
     except OSError as error:
         raise LLMServeError(f"{options.out} cannot be written: {error}") from error
-    print(f"{options.out} is ready: use it as dir:{options.out.absolute()}")
+    print(f"{options.out} is ready: use it as dir:{options.out.absolute()}{_note(options.out)}")
     return EXIT_OK
+
+
+def _note(folder: Path) -> str:
+    return f" ({found})" if (found := limits(folder)) else ""
 
 
 def _rm(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ def local_row(model: LocalModel, users: Sequence[str]) -> dict[str, Any]:
         "size_bytes": model.size_bytes,
         "folder": str(model.folder),
         "missing": model.missing,
+        "note": model.note,
         "revisions": {commit: list(names) for commit, names in model.revisions.items()},
         "used_by": list(users),
     }
@@ -36,7 +37,7 @@ def local_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         cells = (
             row["name"],
             size(row["size_bytes"]),
-            row["missing"] or "ready",
+            row["missing"] or row["note"] or "ready",
             "\n".join(_revision(commit, names) for commit, names in row["revisions"].items()) or "-",
             "\n".join(row["used_by"]) or "-",
         )

@@ -20,14 +20,13 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.refusals import NO_FULL_ATTENTION, SEVERAL_BLOCK_SIZES, kinds_of_layers
+from llmserve.config.refusals import MODEL_SOURCE, NO_FULL_ATTENTION, SEVERAL_BLOCK_SIZES, kinds_of_layers
 from llmserve.core.kv_params import BlockRun, BlockTable
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 NULL_BLOCK = 0  # BlockPool.null_block: the first that it gives out
-_SOURCE = ("models", "primary", "source")
 _DIGEST_LENGTH = 16
 
 
@@ -90,11 +89,11 @@ def _without_nulls(block_ids: Sequence[int], first: int, end: int) -> BlockRun:
 def _obstacles(specs: Sequence["KVCacheSpec"]) -> Iterator[Conflict]:
     others = {type(spec).__name__ for spec in specs if not _is_known(spec)}
     if others:
-        yield Conflict((_SOURCE,), kinds_of_layers(others))
+        yield Conflict((MODEL_SOURCE,), kinds_of_layers(others))
     if len({(spec.block_size, spec.page_size_bytes) for spec in specs}) > 1:
-        yield Conflict((_SOURCE,), SEVERAL_BLOCK_SIZES)
+        yield Conflict((MODEL_SOURCE,), SEVERAL_BLOCK_SIZES)
     if len(specs) > 1 and all(map(_window, specs)):
-        yield Conflict((_SOURCE,), NO_FULL_ATTENTION)
+        yield Conflict((MODEL_SOURCE,), NO_FULL_ATTENTION)
 
 
 def _is_known(spec: "KVCacheSpec") -> bool:

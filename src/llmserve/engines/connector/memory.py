@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import MODEL_SOURCE
 from llmserve.core.errors import ManifestError
 from llmserve.engines.kv_transfer import HeadShard, KvGeometry, KvLayout, KvPart
 from llmserve.engines.kv_transfer.layout.placement import LayerView, place
@@ -167,4 +168,4 @@ def _block_bytes(view: LayerView, total_blocks: int) -> int:
 
 
 def _refusal(message: str) -> ManifestError:
-    return Conflict((("models", "primary", "source"),), message).as_error()
+    return Conflict((MODEL_SOURCE,), message).as_error()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import MODEL_SOURCE
 from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 
 _CAUSE_FILE = "cause.json"
@@ -43,7 +44,7 @@ _KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"CUDA|NVML|NVIDIA|device type|OMP_THREADS_BIND", ("engine", "device")),
     (
         r"architecture|model type|safetensors|deserializing|weights?|tokenizer|config\.json",
-        ("models", "primary", "source"),
+        MODEL_SOURCE,
     ),
 )
 _ENGINE = ("engine",)

@@ -73,6 +73,37 @@ def test_ls_lists_models_with_their_users(
     assert "ready" in table
 
 
+def test_ls_and_pull_tell_of_a_model_without_a_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = tmp_path / "hub" / "models--org--head" / "snapshots" / ("a" * 40)
+    head.mkdir(parents=True)
+    (head / "config.json").write_text("{}")
+    (head / "model.safetensors").write_text("{}")
+    note = "no tokenizer: only as a draft or head"
+    assert main(["models", "ls", "--json"]) == EXIT_OK
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["note"] for row in rows} == {NAME: "", "org/head": note}
+    assert main(["models", "ls"]) == EXIT_OK
+    assert note in capsys.readouterr().out
+    assert main(["models", "pull", f"dir:{head}"]) == EXIT_OK
+    assert capsys.readouterr().out.endswith(f"dir:{head} is ready in {head} ({note})\n")
+    (head / "tokenizer.json").write_text("{}")
+    assert main(["models", "pull", f"dir:{head}"]) == EXIT_OK
+    assert capsys.readouterr().out.endswith(f"dir:{head} is ready in {head}\n")
+
+
+def test_a_conversion_without_a_tokenizer_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llmserve.cli.models.convert_to", lambda source, out, say: out.mkdir())
+    out = tmp_path / "out"
+    assert main(["models", "convert", str(tmp_path), str(out)]) == EXIT_OK
+    assert capsys.readouterr().out == (
+        f"{out} is ready: use it as dir:{out} (no tokenizer: only as a draft or head)\n"
+    )
+
+
 def test_rm_refuses_what_a_manifest_uses(
     here: Path, gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
