@@ -21,9 +21,9 @@ def directory_refusals(
 ) -> Iterator[Conflict]:
     """folder, draft: prepared directories of the model and of the one that proposes tokens to it. hands_over:
     whether KV of prompts goes from one engine to another. Errors: ModelNotFound."""
+    config = read_config(folder)
     if reason := without_tokenizer(folder):
         yield Conflict((MODEL_SOURCE,), reason)
-    config = read_config(folder)
     beside = read_config(draft) if draft else mtp_layers(config, speculation)
     yield from model_refusals(engine, kv_cache, config, beside)
     if speculation is not None and engine.kind == "vllm":
