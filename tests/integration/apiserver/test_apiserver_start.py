@@ -6,10 +6,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mistral_common
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bench.ports import free_port
 from llmserve.apiserver.http.app import asked_once
 from llmserve.apiserver.options import ApiserverOptions, ModelDirectory
 from llmserve.apiserver.role import ApiserverRole
@@ -122,6 +124,11 @@ async def test_a_model_with_vllm_s_own_tokenizer_of_mistral_is_served(
     (model / "tekken.json").symlink_to(tekken)
     engine = {**manifest.get("engine", {}), "options": {"tokenizer_mode": "mistral"}}
     api = {**manifest.get("api", {}), "original_routes": True}
-    made = role({**manifest, "engine": engine, "api": api}, model)
+    made = role({**manifest, "engine": engine, "api": api}, model, http := f"127.0.0.1:{free_port()}")
     await made.start()
+    async with httpx.AsyncClient(base_url=f"http://{http}") as client:
+        described = await client.get("/model")
+        chat = await client.post("/tokenize", json={"messages": [{"role": "user", "content": "hello"}]})
     await made.aclose()
+    assert described.json()["eos"] is None
+    assert chat.json()["count"] == len(chat.json()["tokens"]) > 3, chat.text
