@@ -72,6 +72,7 @@ class Volume:
         place = self._folder / loaded.model.served_name
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(CONFIG))
+        (place / "tokenizer.json").write_text("{}")
         return str(place)
 
 

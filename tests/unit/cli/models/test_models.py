@@ -177,6 +177,16 @@ def test_inspect_tells_what_a_model_is(
     assert "hub:org/name is still to be downloaded: llmserve models pull" in capsys.readouterr().err
 
 
+def test_inspect_needs_no_tokenizer(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most heads have none."""
+    monkeypatch.setattr(sys.modules["llmserve.models.resolve"], "cached_snapshot", lambda *asked: here)
+    (here / "tokenizer.json").unlink()
+    assert main(["models", "inspect", "hub:org/head", "--json"]) == EXIT_OK
+    assert json.loads(capsys.readouterr().out)["parameters"] == 12
+
+
 FACTS: dict[str, Any] = {
     "architectures": ("Odd",),
     "dtypes": {"BF16": 1_500_000_000},
