@@ -7,6 +7,8 @@ An answer that is computed from one wrong block is nearly always another one (20
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.tiny_llama import write_tokenizer
+
 WINDOW_TOKENS = 128
 VOCAB = 2048
 MAX_MODEL_LEN = 2048
@@ -37,6 +39,7 @@ def make_tiny_hybrid(directory: Path) -> Path:
         dtype="float32",
     )
     Gemma3ForCausalLM(config).save_pretrained(directory)
+    write_tokenizer(directory, VOCAB)  # without one it is refused
     return directory
 
 

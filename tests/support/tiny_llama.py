@@ -40,11 +40,11 @@ def make_tiny_llama(
         dtype="float32",
     )
     LlamaForCausalLM(config).save_pretrained(directory)
-    _write_tokenizer(directory, vocab)
+    write_tokenizer(directory, vocab)
     return directory
 
 
-def _write_tokenizer(directory: Path, vocab: int) -> None:
+def write_tokenizer(directory: Path, vocab: int) -> None:
     """vLLM wants one. Token 7 is the letter that is the seventh after the first printable one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
