@@ -79,7 +79,8 @@ def test_a_copy_that_fails_fails_its_pull_only(make: Make, failing: str) -> None
         decode.pull(prefill.params(name))
         eventually(lambda name=name: decode.ended(name))  # type: ignore[misc]
         assert decode.received[name] is works
-        assert decode.has(OLD, TARGET) is works
+        if works:  # else the copy that failed may have been that of the digest, with all bytes here
+            assert decode.has(OLD, TARGET)
         eventually(lambda name=name: name in prefill.side.take_sent())  # type: ignore[misc]
 
 

@@ -26,7 +26,8 @@ from llmserve.runner.up import clear_leftovers
 
 _PREPARED = """
 import json, pathlib, sys
-pathlib.Path(sys.argv[1], "config.json").write_text("{}")
+for name in ("config.json", "tokenizer.json"):
+    pathlib.Path(sys.argv[1], name).write_text("{}")
 print("LLMSERVE_MODEL", json.dumps({"name": sys.argv[2], "path": sys.argv[1]}))
 """
 
