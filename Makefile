@@ -69,6 +69,9 @@ services: unit
 e2e: unit
 	$(call tests,tests/e2e)
 
+# These engines have both cores and share them with other tests: a thread that waits in a loop would take one away.
+engines ranks: export OMP_WAIT_POLICY = passive
+
 engines: unit
 	$(call tests,tests/conformance --ignore=$(RANKS) $(REAL_ENGINES))
 
