@@ -112,7 +112,7 @@ sbom: $(DEV)  ## Write sbom.json: all packages of the installation, with version
 	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o sbom.json $(BIN)/python
 
 # In an environment of its own: what it needs is none of ours.
-audit:  ## List known vulnerabilities of the packages for DEVICE; asks pypi.org, and says which it does not know
+audit:  ## List known vulnerabilities of the packages for DEVICE; asks the package index, and says which it does not know
 	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --progress-spinner off -r $(PACKAGES)
 
