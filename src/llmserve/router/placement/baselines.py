@@ -87,10 +87,11 @@ class LeastLoaded:
         return _Scored(ties[int(self._rng.random() * len(ties))], best)
 
     def _totals(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
-        weighted = [
-            [weight * score for score in scorer.scores(members, request)] for weight, scorer in self._scorers
-        ]
-        return [sum(scores) for scores in zip(*weighted, strict=True)]
+        totals = [0.0] * len(members)
+        for weight, scorer in self._scorers:
+            scored = zip(totals, scorer.scores(members, request), strict=True)
+            totals = [total + weight * score for total, score in scored]
+        return totals
 
 
 def _plan(prefill: ClusterMember | None, decode: ClusterMember, request: PlacementRequest) -> Plan:
