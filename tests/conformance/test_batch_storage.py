@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from llmserve.apiserver.batches.bucket import BucketStorage
 from llmserve.apiserver.batches.disk import DiskStorage
 from llmserve.apiserver.batches.storage import BatchStorage
 from llmserve.buckets.connect import BucketAddress, connect
+from llmserve.core.errors import StorageFull
 from tests.support.seaweed import BUCKET, REGION, Seaweed, credentials
 
 CLAIM_SECONDS = 0.8
@@ -123,3 +125,37 @@ async def test_a_holder_notices_that_another_has_its_claim(
         await claim.lost.wait()
     await claim.release()
     assert await storage.get("open/1") == b"another's"
+
+
+async def test_a_holder_gives_up_the_claim_that_a_full_bucket_does_not_renew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = BucketStorage(MemoryStore(), 0.2)
+    await storage.put("open/1", b"")
+    claim = await storage.claim("open/1")
+    assert claim is not None
+    tries = itertools.count()
+
+    async def full(*_: object, **__: object) -> None:
+        next(tries)
+        raise StorageFull("the bucket of batches is full")
+
+    monkeypatch.setattr(storage, "replace", full)
+    async with asyncio.timeout(10):
+        await claim.lost.wait()
+    await claim.release()
+    assert next(tries) > 1  # it was tried again before
+
+
+async def test_claims_of_others_are_not_remembered_for_ever() -> None:
+    store = MemoryStore()
+    holder, watcher = BucketStorage(store, 60.0), BucketStorage(store, 0.001)
+    for number in range(20):
+        await holder.put(f"open/{number}", b"")
+        claim = await holder.claim(f"open/{number}")
+        assert claim is not None
+        assert await watcher.claim(f"open/{number}") is None
+        await holder.delete(f"open/{number}")
+        await claim.release()
+        await asyncio.sleep(0.002)
+    assert len(watcher._seen) < 20

@@ -32,6 +32,8 @@ _PARTS_AT_ONCE = 8
 # its holder gives it up because that did not work.
 CLAIM_SECONDS = 30.0
 _RENEWED, _GIVEN_UP = 0.25, 0.75
+# And when another's claim that does not change is forgotten: its batch has ended.
+_FORGOTTEN = 10.0
 
 
 class _Tag(NamedTuple):
@@ -68,7 +70,7 @@ class ObjectClaim:
             await asyncio.sleep(_RENEWED * self._seconds)
             try:
                 return await self._storage.replace(self._path, self._tag)
-            except RequestFailed as failed:
+            except (RequestFailed, StorageFull) as failed:
                 _log.warning("a claim could not be renewed, and is tried again: %s", failed.message)
 
     async def release(self) -> None:
@@ -85,7 +87,8 @@ class BucketStorage:
         self._store, self._claim_seconds = store, claim_seconds
         born = time.time_ns()
         self._parts = (f"{born:020d}-{number:010d}" for number in count())
-        self._seen: dict[str, tuple[_Tag, float]] = {}  # the tag of another's claim, and when it was new
+        # The tag of another's claim, and when it was new. The latest is the last.
+        self._seen: dict[str, tuple[_Tag, float]] = {}
 
     async def put(self, path: str, data: bytes) -> None:
         await self._try(lambda: obstore.put_async(self._store, path, data, use_multipart=False))
@@ -157,9 +160,15 @@ class BucketStorage:
         now = time.monotonic()
         seen, since = self._seen.get(path, (None, now))
         if seen != tag:
-            self._seen[path] = tag, now
+            self._see(path, tag, now)
             return False
         return now - since >= self._claim_seconds
+
+    def _see(self, path: str, tag: _Tag, now: float) -> None:
+        self._seen.pop(path, None)
+        self._seen[path] = tag, now
+        while now - next(iter(self._seen.values()))[1] > _FORGOTTEN * self._claim_seconds:
+            del self._seen[next(iter(self._seen))]
 
     async def _get(self, path: str) -> tuple[bytes, _Tag] | None:
         async def got() -> tuple[bytes, _Tag] | None:
