@@ -113,22 +113,23 @@ class FileStore:
         file_id, keep = new_file_id(now), new.keep_seconds or self._limits.keep_seconds
         try:
             size = await self._append_all(file_id, pieces, most_bytes)
+            if not size:
+                return None
+            made = FileObject(
+                id=file_id,
+                bytes=size,
+                created_at=int(now),
+                filename=new.filename,
+                object="file",
+                purpose=new.purpose,  # type: ignore[arg-type]
+                status="processed",
+                expires_at=int(now + keep),
+            )
+            text = made.model_dump_json().encode()
+            await self._storage.put(file_path(folder_of(new.tenant), file_id), text)
         except BaseException:
-            await self._storage.delete(contents_path(file_id))
+            await self._drop(folder_of(new.tenant), file_id)
             raise
-        if not size:
-            return None
-        made = FileObject(
-            id=file_id,
-            bytes=size,
-            created_at=int(now),
-            filename=new.filename,
-            object="file",
-            purpose=new.purpose,  # type: ignore[arg-type]
-            status="processed",
-            expires_at=int(now + keep),
-        )
-        await self._storage.put(file_path(folder_of(new.tenant), file_id), made.model_dump_json().encode())
         return made
 
     async def _append_all(self, file_id: str, pieces: AsyncIterable[bytes], most_bytes: int | None) -> int:

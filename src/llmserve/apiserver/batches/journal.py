@@ -36,7 +36,7 @@ class Journal:
         self._lead = b""  # ends what a process that died has left half
 
     async def load(self) -> None:
-        """Reads what is there. Errors: those of the storage."""
+        """Counts what is there, and was not counted yet. Errors: those of the storage."""
         async for result in self.results():
             self._count(result)
         self._lead = b"\n"
@@ -93,6 +93,8 @@ class Journal:
                 await asyncio.sleep(backoff.next())
 
     def _count(self, result: LineResult) -> None:
+        if result.number in self.done:
+            return
         self.done.add(result.number)
         if result.answer is None:
             self.failed += 1

@@ -1,6 +1,7 @@
 """The lines of a batch: read from its input file, and written to its output and error files. Pure."""
 
 import json
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 _FIRST_ERROR_STATUS = 400
 _TOO_LONG = b"\n"  # stands for a line that was not kept; no line has its end within
-_LONGEST_ID = 512
+_LONGEST_ID = _LONGEST_MODEL = 512
+_LONGEST_SHOWN = 200  # of a value that is wrong
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # What the answer to a line would not be.
 _REFUSED = {
     "stream": "a batch has no streams: leave it out",
@@ -97,7 +100,7 @@ class LineReader:
         if (problem := self._problem(number, custom_id, fields)) is not None:
             return problem
         body = fields["body"]
-        return BatchLine(number, custom_id, str(body.get("model", "")), json.dumps(body).encode())
+        return BatchLine(number, custom_id, body.get("model") or "", json.dumps(body).encode())
 
     def _problem(self, number: int, custom_id: str, fields: dict[str, Any]) -> LineProblem | None:
         first = self._first.setdefault(custom_id, number)
@@ -111,15 +114,30 @@ class LineReader:
     def _wrong(self, fields: dict[str, Any]) -> list[str]:
         wrong = []
         if fields.get("method") != "POST":
-            wrong.append(f"method must be POST, got {fields.get('method')!r}")
+            wrong.append(f"method must be POST, got {_shown(fields.get('method'))}")
         if fields.get("url") != self._endpoint:
-            wrong.append(f"url must be the batch's endpoint, {self._endpoint}, got {fields.get('url')!r}")
+            wrong.append(
+                f"url must be the batch's endpoint, {self._endpoint}, got {_shown(fields.get('url'))}"
+            )
         body = fields.get("body")
         if not isinstance(body, dict):
             wrong.append("body must be a JSON object")
         else:
             wrong += [f"body.{name}: {why}" for name, why in _REFUSED.items() if body.get(name)]
+            if not _may_be_model(body.get("model")):
+                wrong.append(f"body.model must be a text of up to {_LONGEST_MODEL} characters")
         return wrong
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:_LONGEST_SHOWN]
+
+
+def _may_be_model(name: object) -> bool:
+    """Returns whether a batch can have the model's name in it. JSON's text may be none of Unicode."""
+    if name is None:
+        return True
+    return isinstance(name, str) and len(name) <= _LONGEST_MODEL and not _SURROGATE.search(name)
 
 
 # -- results

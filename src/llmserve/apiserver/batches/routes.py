@@ -98,7 +98,7 @@ def _add_files(app: FastAPI, files: FileStore) -> None:
         found = await files.get(_tenant(), file_id)
         headers = {
             "content-length": str(found.bytes),
-            "content-disposition": f"attachment; filename*=UTF-8''{quote(found.filename)}",
+            "content-disposition": f"attachment; filename*=UTF-8''{quote(found.filename, safe='')}",
         }
         return StreamingResponse(files.contents(file_id), headers=headers, media_type="application/jsonl")
 
@@ -193,7 +193,7 @@ def _uploaded(form: FormData) -> tuple[UploadFile, NewFile]:
     if purpose != _PURPOSE:
         message = f"files are kept for batches only: purpose must be {_PURPOSE!r}, got {purpose!r}"
         raise InvalidRequest(message, field="purpose")
-    name = (file.filename or "file")[:_LONGEST_NAME]
+    name = (file.filename or "file")[:_LONGEST_NAME].encode(errors="replace").decode()
     return file, NewFile(_tenant(), name, _PURPOSE, _kept_seconds(form))
 
 

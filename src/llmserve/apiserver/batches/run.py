@@ -152,6 +152,7 @@ class BatchRun:
 
     async def _ended(self, end: RunEnd) -> None:
         """Notes why no more lines run, so that whoever goes on from here comes to the same end."""
+        await self._journal.load()  # what was being written when the lines were given up
         match end:
             case RunEnd.CANCELLED:
                 self._batch.cancelling_at = await self._parts.store.cancelling_at(self._batch.id)
@@ -174,6 +175,7 @@ class BatchRun:
             await self._reach("finalizing")
         if batch.output_file_id is None:
             batch.output_file_id = await self._keep("output", success=True)
+            await self._parts.store.save(self._stored)  # whoever goes on from here writes it no second time
         if batch.error_file_id is None:
             batch.error_file_id = await self._keep("error", success=False)
         batch.usage = self._journal.usage

@@ -59,10 +59,12 @@ class LineSender:
         self._texts, self._journal = texts, journal
         self._line_caller, self._slots, self._metrics = caller, slots, metrics
         self._running: set[asyncio.Task[None]] = set()
+        self._defect: BaseException | None = None
 
     async def send_all(self) -> None:
         """Returns when all lines have a result. With those that pause, no more are in memory than there are
-        slots. When it is cancelled, it gives up the lines that run."""
+        slots. When it is cancelled, it gives up the lines that run. Errors: what a line has failed on without
+        a result."""
         try:
             await self._send_unfinished()
         finally:
@@ -90,9 +92,16 @@ class LineSender:
                     await asyncio.wait(set(self._running), return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._send(line), name=request_name(self._batch.id, line.number))
                 self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                task.add_done_callback(self._ended)
         while self._running:
             await asyncio.wait(set(self._running))
+        if self._defect is not None:
+            raise self._defect
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            self._defect = self._defect or task.exception()
 
     async def _unfinished(self) -> AsyncGenerator[BatchLine | LineProblem, None]:
         reader = LineReader(self._batch.endpoint)

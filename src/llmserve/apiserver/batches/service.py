@@ -112,8 +112,10 @@ class BatchService:
 
 @contextmanager
 def _logged(what: str = "the storage of batches cannot be used") -> Iterator[None]:
-    """Errors of the storage pass: what needs it is done later."""
+    """Errors pass, those of the storage and those that are defects: what they have ended is done later."""
     try:
         yield
     except LLMServeError as error:
         _log.warning("%s: %s", what, error.message)
+    except Exception:
+        _log.exception("%s", what)

@@ -80,6 +80,18 @@ async def test_contents_that_were_never_finished_go(bench: Bench) -> None:
     assert await bench.storage.names(CONTENTS) == [kept.id]
 
 
+async def test_contents_go_when_nothing_can_be_said_of_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(path: str, data: bytes) -> None:
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(bench.storage, "put", full)
+    with pytest.raises(StorageFull):
+        await bench.files.upload(NEW, pieces(b"a"))
+    assert await bench.storage.names(CONTENTS) == []
+
+
 async def test_a_disk_that_is_full_or_away(tmp_path: Path) -> None:
     full = DiskStorage(tmp_path)
     (tmp_path / FILES).symlink_to("/dev/full")

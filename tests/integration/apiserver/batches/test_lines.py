@@ -72,6 +72,9 @@ def test_a_right_line() -> None:
         (line("a", body="x"), "invalid_request", "body must be a JSON object"),
         (line("a", body={"stream": True}), "invalid_request", "body.stream: a batch has no streams"),
         (line("a", body={"background": True}), "invalid_request", "body.background"),
+        (line("a", body={"model": 1}), "invalid_request", "body.model must be a text of up to 512"),
+        (line("a", body={"model": "m" * 513}), "invalid_request", "body.model must be a text of up to 512"),
+        (line("a", body={"model": "\ud800"}), "invalid_request", "body.model must be a text of up to 512"),
         (line("first"), "duplicate_custom_id", "'first' is that of line 1, too"),
     ],
 )
@@ -84,8 +87,16 @@ def test_wrong_lines(text: bytes, code: str, words: str) -> None:
     assert words in problem.message
 
 
+def test_what_is_wrong_is_not_repeated_at_any_length() -> None:
+    problem = LineReader(CHAT).read(1, line("a", url="x" * 100_000, method=["y" * 100_000]))
+    assert isinstance(problem, LineProblem)
+    assert len(problem.message) < 1000
+
+
 def test_fields_that_say_nothing_are_right() -> None:
-    assert isinstance(LineReader(CHAT).read(1, line("a", body={"stream": False})), BatchLine)
+    read = LineReader(CHAT).read(1, line("a", body={"stream": False, "model": None}))
+    assert isinstance(read, BatchLine)
+    assert read.model == ""
 
 
 def _row(result: LineResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a batch may be of."""
+"""What a batch may be of, and files whose names are odd."""
 
 import httpx
 import pytest
@@ -24,3 +24,22 @@ async def test_a_batch_is_of_what_any_model_serves_by_then(bench: Bench) -> None
         served.add(EMBEDDINGS)
         with pytest.raises(NotFound, match="file-x"):
             await http.post("/v1/batches", json=body)
+
+
+async def test_a_file_whose_name_is_odd(bench: Bench) -> None:
+    """The client chooses the charset of the form, and with it what the bytes of the name mean."""
+    app = FastAPI()
+    add_batches(app, BatchService(bench.storage, bench.parts, 1.0), lambda path: True)
+    enter_scope(RequestScope())
+    form = (
+        b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--x\r\ncontent-disposition: form-data; name="file"; filename="../a/+2AA-b"\r\n\r\n'
+        b"hello\r\n--x--\r\n"
+    )
+    kind = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        made = (await http.post("/v1/files", content=form, headers=kind)).json()
+        found = await http.get(f"/v1/files/{made['id']}/content")
+    assert made["filename"] == "../a/?b"
+    assert found.text == "hello"
+    assert found.headers["content-disposition"] == "attachment; filename*=UTF-8''..%2Fa%2F%3Fb"

@@ -1,7 +1,7 @@
 """Batches from their claim to their end, in one service or several, which may die."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from llmserve.apiserver.batches.names import OPEN, folder_of, open_path
 from llmserve.apiserver.batches.service import BatchService
 from llmserve.apiserver.batches.storage import Claim
 from llmserve.apiserver.batches.store import ENDED, NewBatch, OpenBatch
+from llmserve.core.aio import wait_ended
 from llmserve.core.errors import StorageFull
 from llmserve.core.ids import TenantId
 from tests.integration.apiserver.batches.conftest import CHAT, RED, Bench, eventually, line, pieces
@@ -242,6 +243,60 @@ async def test_a_cancelled_batch_ends_with_what_it_has(bench: Bench) -> None:
     assert bench.caller.running == 0
 
 
+async def test_a_result_that_is_written_while_the_batch_is_cancelled_counts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, writing, go = bench.storage.append, asyncio.Event(), asyncio.Event()
+
+    async def slowly(path: str, data: bytes) -> None:
+        async def written() -> None:
+            await go.wait()
+            await append(path, data)
+
+        if path.startswith("journals/"):
+            writing.set()
+            await wait_ended([written()])  # as a thread that writes
+
+    batch = await bench.submit(line("a"))
+    monkeypatch.setattr(bench.storage, "append", slowly)
+    async with serving(bench):
+        await writing.wait()
+        await bench.store.cancel(RED, batch.id)
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(bench.storage, "append", append)
+        go.set()
+        batch = await ended(bench, batch)
+    assert (batch.status, await bench.results(batch.id)) == ("cancelled", {"a": "a"})
+    assert counts(batch) == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_a_defect_ends_neither_the_batch_nor_the_service(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service_module, "_PAUSE_SECONDS", 0.01)
+    defects: list[Exception] = [TypeError("of the journal"), KeyError("of the search")]
+    append, open_batches = bench.storage.append, bench.store.open_batches
+
+    async def appended(path: str, data: bytes) -> None:
+        if len(defects) == 2 and path.startswith("journals/"):
+            raise defects.pop(0)
+        await append(path, data)
+
+    async def found() -> Sequence[OpenBatch]:
+        if len(defects) == 1:
+            raise defects.pop(0)
+        return await open_batches()
+
+    batch = await bench.submit(line("a"))
+    monkeypatch.setattr(bench.storage, "append", appended)
+    monkeypatch.setattr(bench.store, "open_batches", found)
+    async with serving(bench):
+        batch = await ended(bench, batch)
+    assert (batch.status, await bench.results(batch.id)) == ("completed", {"a": "a"})
+    assert "of the journal" in caplog.text
+    assert "of the search" in caplog.text
+
+
 async def test_a_batch_expires_with_an_error_for_each_line_that_is_left(bench: Bench) -> None:
     bench.caller.hold = {"b"}
     batch = await bench.submit(line("a"), line("b"), b"bad", line("c"), seconds=60)
@@ -309,7 +364,7 @@ async def test_the_end_is_reached_after_a_death_before_it(
     async with serving(bench):
         batch = await ended(bench, batch)
     assert batch.status == "completed"
-    assert [name.rpartition("_")[2] for name in tries] == ["output.jsonl", "error.jsonl"] * 2
+    assert [name.rpartition("_")[2] for name in tries] == ["output.jsonl", "error.jsonl", "error.jsonl"]
     assert await bench.results(batch.id) == {"a": "a", "b": "b", None: "invalid_json_line"}
     assert sorted(bench.caller.prompts) == ["a", "b"]
 
