@@ -74,5 +74,8 @@ class RemovalLog:
         return ""
 
     async def _write_later(self) -> None:
-        await asyncio.sleep(self._pause_seconds)
-        await self.flush()
+        """What is removed while the list is on its way is written down by the next one."""
+        while self._is_dirty:
+            await asyncio.sleep(self._pause_seconds)
+            if await self.flush():
+                return

@@ -1,10 +1,19 @@
 """The list of what was removed."""
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
 import pytest
 import xxhash
 
+from llmserve.buckets.failures import FailureKind, RequestFailed
+from llmserve.core.tasks import TaskOwner
+from llmserve.kvstore.tiers.object.bucket import Bucket
+from llmserve.kvstore.tiers.object.catalog import Catalog
 from llmserve.kvstore.tiers.object.layout import PackDamaged
-from llmserve.kvstore.tiers.object.removals import decode_removals, encode_removals
+from llmserve.kvstore.tiers.object.removals import RemovalLog, decode_removals, encode_removals
 
 
 def test_it_comes_back() -> None:
@@ -33,3 +42,52 @@ def test_a_list_that_somebody_made_up(body: bytes) -> None:
     """Its checksum fits."""
     with pytest.raises(PackDamaged):
         decode_removals(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
+
+
+class OneObject:
+    """A bucket: counts the PUTs, and calls `meanwhile` while one is on its way."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def put(self, path: str, body: memoryview) -> None:
+        self.puts += 1
+        await asyncio.sleep(0)
+        self.meanwhile()
+
+
+@asynccontextmanager
+async def removal_log(bucket: OneObject) -> AsyncIterator[tuple[RemovalLog, TaskOwner]]:
+    tasks = TaskOwner("test")
+    yield RemovalLog("removals", cast("Bucket", bucket), Catalog(), tasks, 0.0), tasks
+    await tasks.aclose()
+
+
+async def written(tasks: TaskOwner) -> None:
+    """Each PUT takes one turn of the loop, and each pause as much."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not len(tasks)
+
+
+async def test_what_is_removed_while_the_list_is_written_is_written_next() -> None:
+    """The list that is on its way does not have it, and nothing else may ever be removed."""
+    bucket = OneObject()
+    async with removal_log(bucket) as (log, tasks):
+        bucket.meanwhile = lambda: log.note() if bucket.puts == 1 else None
+        log.note()
+        await written(tasks)
+        assert bucket.puts == 2
+
+
+async def test_a_list_that_cannot_be_written_waits_for_the_next_removal() -> None:
+    def fails() -> None:
+        raise RequestFailed(FailureKind.SLOW, "no answer")
+
+    bucket = OneObject()
+    bucket.meanwhile = fails
+    async with removal_log(bucket) as (log, tasks):
+        log.note()
+        await written(tasks)
+        assert bucket.puts == 1
