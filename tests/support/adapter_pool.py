@@ -132,6 +132,8 @@ class SlotEngine:
             await self.add_gate.wait()
         if request.request_id == "bad":
             raise InvalidRequest("the request is bad")
+        if request.request_id == "unforeseen":
+            raise RuntimeError("the engine has a bug")
         assert request.adapter in self.loaded or not request.adapter, "its adapter is not loaded"
         self.requests[request.request_id] = request.adapter
 

@@ -115,16 +115,17 @@ class RouterMembership:
                 _log.info("the router does not know this worker: registering again")
                 self.registered.clear()
                 continue
-            except LLMServeError as error:
+            except Exception as error:  # one that nobody foresaw must not end the heartbeats
                 self._lost(error)
             await self._routers.failed()
 
-    def _lost(self, error: LLMServeError) -> None:
+    def _lost(self, error: Exception) -> None:
         """With several routers, the worker registers with the next one. The loss is logged once."""
         if self._routers.has_others:
             self.registered.clear()
         if not self._away:
-            _log.warning("no contact with the router, trying again: %s", error.message)
+            trace = None if isinstance(error, LLMServeError) else error
+            _log.warning("no contact with the router, trying again: %s", error, exc_info=trace)
         self._away = True
 
     async def _stay(self) -> None:

@@ -183,3 +183,19 @@ async def test_all_travel_when_nobody_knows_what_the_router_has_heard(
     await worker.heartbeat()
     assert worker.router.told[-1] == 1000
     assert worker.router.knows == worker.reports
+
+
+async def test_heartbeats_go_on_after_an_error_that_nobody_foresaw(
+    worker: ReportingWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that is silent is given up, with all that it runs."""
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    worker.router.lost, worker.router.on_loss = "answer", fail
+    await worker.heartbeat()
+    assert "a bug" in caplog.text
+    heard = len(worker.router.told)
+    await worker.heartbeat()
+    assert len(worker.router.told) == heard + 1

@@ -1,6 +1,7 @@
 """The legs of an engine, each of which has its adapter in a device slot for as long as the engine has it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine
 from llmserve.workers.adapters.pool import AdapterPool
+
+_log = logging.getLogger(__name__)
 
 OnError = Callable[[LLMServeError], None]
 
@@ -52,8 +55,8 @@ class EngineLegs:
             return
         try:
             await self.engine.add(request)
-        except LLMServeError as error:
-            on_error(error)
+        except Exception as error:
+            on_error(_of_request(error))
 
     async def _run(self, leg: _AdapterLeg, request: EngineRequest, on_error: OnError) -> None:
         try:
@@ -62,10 +65,10 @@ class EngineLegs:
                 await self.engine.add(request)
                 leg.added.set()
                 await leg.over.wait()
-        except LLMServeError as error:
+        except Exception as error:
             if self.open_legs.get(request.request_id) is leg:
                 del self.open_legs[request.request_id]
-                on_error(error)
+                on_error(_of_request(error))
         finally:
             leg.added.set()
 
@@ -103,3 +106,11 @@ class EngineLegs:
         for leg in self.open_legs.values():
             leg.give_up()
         self.open_legs.clear()
+
+
+def _of_request(error: Exception) -> LLMServeError:
+    """An error that nobody foresaw is one of its request alone, too: the stream brings other requests."""
+    if isinstance(error, LLMServeError):
+        return error
+    _log.error("the engine did not take a request", exc_info=error)
+    return LLMServeError(f"the engine did not take the request: {error!r}")

@@ -71,6 +71,20 @@ async def test_what_cannot_be_loaded_or_added_is_said(rig: Rig, errors: list[LLM
     assert len(rig.tasks) == 1, "that of the slot"
 
 
+@pytest.mark.parametrize("adapter", ["", "a"])
+async def test_an_error_that_nobody_foresaw_ends_its_request_alone(
+    rig: Rig, errors: list[LLMServeError], caplog: pytest.LogCaptureFixture, adapter: str
+) -> None:
+    """The reader of the apiserver's stream calls this, and has to read on."""
+    rig.serve("a")
+    await rig.legs.add(request("unforeseen", adapter), errors.append)
+    await asyncio.sleep(2)
+    assert [type(error) for error in errors] == [LLMServeError]
+    assert rig.pool.legs() == {}
+    assert not rig.legs.open_legs
+    assert "the engine has a bug" in caplog.text
+
+
 @pytest.mark.parametrize("after_seconds", [0.0, 0.5, 1.5])
 async def test_an_abort_ends_it_whatever_it_does(
     rig: Rig, errors: list[LLMServeError], after_seconds: float
