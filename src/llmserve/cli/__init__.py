@@ -73,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `llmserve schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # a file that an option names
+        return EXIT_WRONG_USE
     except LLMServeError as error:
         print(error.message, file=sys.stderr)
         return EXIT_WRONG_USE if isinstance(error, InvalidRequest | NotFound) else EXIT_FAILED

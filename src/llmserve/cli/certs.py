@@ -32,7 +32,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     issue = actions.add("issue", _issue, "replace the certificates of roles, all by default")
     issue.add_argument(
-        "--role", choices=[*CallerRole], action="append", help="only of this role; may be repeated"
+        "--role",
+        choices=[role.value for role in CallerRole],
+        action="append",
+        help="only of this role; may be repeated",
     )
     issue.add_argument("--name", metavar="NAME", default="*", help="only for this process, such as decode-0")
     issue.add_argument("--days", metavar="N", type=positive, default=90.0, help="default: 90")
@@ -75,9 +78,9 @@ def _show(options: argparse.Namespace) -> None:
     rows = list(_rows(options.directory))
     if not rows:
         raise NotFound(f"{options.directory} has no folder of a role with a certificate")
-    print(f"{'ROLE':<12}{'NAME':<16}{'DAYS LEFT':>9}  SUBJECT")
+    print(f"{'ROLE':<14}{'NAME':<16}{'DAYS LEFT':>9}  SUBJECT")
     for role, name, days, subject in rows:
-        print(f"{role:<12}{name:<16}{days:>9.1f}  {subject}")
+        print(f"{role:<14}{name:<16}{days:>9.1f}  {subject}")
 
 
 def _rows(directory: Path) -> Iterator[tuple[str, str, float, str]]:

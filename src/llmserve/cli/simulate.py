@@ -156,10 +156,7 @@ def _requests(options: argparse.Namespace) -> list[TracedRequest]:
 def _plot(simulation: Simulation, requests: list[TracedRequest], path: Path) -> None:
     tenants: list[TenantId] = sorted({request.tenant for request in requests})
     seconds = max(2, int(requests[-1].arrived_at)) if requests else 2
-    try:
-        path.write_text(shares_svg(simulation.timeline, tenants, seconds, "share of the tokens computed"))
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    path.write_text(shares_svg(simulation.timeline, tenants, seconds, "share of the tokens computed"))
 
 
 COMMAND = Command("simulate", "how a load would be served, in virtual time", _ABOUT, _configure, _run)

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotAuthenticated, Unavailable
 from llmserve.loadgen.answer import Answer, AnswerFailure, Failure, error_text
 from llmserve.loadgen.prompts import WORDS, PromptForm, Scale
 
@@ -127,7 +127,9 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 
 
 def base_url(text: str) -> str:
-    """The URL without a `/v1` or `/` at its end."""
+    """The URL without a `/v1` or `/` at its end. Errors: InvalidRequest for what is no URL of HTTP."""
+    if not text.startswith(("http://", "https://")):
+        raise InvalidRequest(f"--url {text!r}: write http://HOST:PORT")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -119,6 +119,7 @@ def ready_banner(
         *_python(url, model, keyed),
         *(_OWN_AUTHORITY if manifest.security.tls else ()),
         "",
+        f"  Console: {url}/ui",
         f"  Logs: {log_dir}",
         *([f"  Metrics: http://{metrics}/metrics"] if metrics else []),
         "  State: llmserve status    Stop: Ctrl-C, or llmserve down",

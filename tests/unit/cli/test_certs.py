@@ -17,7 +17,7 @@ def test_each_role_gets_a_certificate_of_the_cluster(
     for role in CallerRole:
         owner = CertificateFolder(tmp_path / role).current().owner
         assert (owner.cluster, owner.role, owner.name) == ("mine", role, "*")
-        assert f"{role:<12}{'*':<16}{7.0:>9.1f}  CN={role} *" in shown
+        assert f"{role:<14}{'*':<16}{7.0:>9.1f}  CN={role} *" in shown
 
 
 def test_certificates_are_replaced_one_by_one_or_all(
@@ -56,3 +56,11 @@ def test_a_second_authority_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["certs", "init", str(tmp_path)]) == 0
     assert main(["certs", "init", str(tmp_path)]) != 0
     assert "has an authority already" in capsys.readouterr().err
+
+
+def test_a_role_that_is_none_is_answered_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["certs", "issue", str(tmp_path), "--role", "nobody"])
+    assert "(choose from 'apiserver', 'router', 'worker'," in capsys.readouterr().err

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
-from llmserve.cli import COMMANDS, import_command, main
+from llmserve.cli import COMMANDS, explain, import_command, main, profile
 
 ROOT = Path(__file__).parents[3]
 SIM = str(ROOT / "examples" / "sim.yaml")
@@ -103,3 +105,19 @@ def test_versions_name_what_does_the_work(capsys: pytest.CaptureFixture[str]) ->
     assert versions["grpcio"]
     assert main(["version"]) == 0
     assert versions["llmserve"] in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = [{"name": "router-0", "role": "router", "pid": 1, "listen": "h:1"}]
+    found = SimpleNamespace(state=SimpleNamespace(roles=roles, name="c"), credentials=None, routers=None)
+    for module in (explain, profile):
+        monkeypatch.setattr(module, "find_cluster", lambda options: found)
+    monkeypatch.setattr(explain, "explain_request", AsyncMock(return_value="{}"))
+    monkeypatch.setattr(explain, "chrome_trace", lambda record: record)
+    (tmp_path / "file").touch()
+    for arguments in (["profile", "router-0", "--out"], ["explain", "some-id", "--trace"]):
+        nowhere = str(tmp_path / "file" / "x")
+        assert main([*arguments, nowhere]) == 2
+        assert capsys.readouterr().err == f"{nowhere}: Not a directory\n"

@@ -185,6 +185,10 @@ def test_the_python_example_is_a_program() -> None:
         assert {f"{URL}/v1", "my-model"} <= strings
 
 
+def test_it_says_where_the_console_is() -> None:
+    assert f"  Console: {URL}/ui\n" in greeted()
+
+
 def test_where_the_metrics_are_is_said_where_there_are_any() -> None:
     assert "Metrics:" not in greeted()
     manifest = Manifest.model_validate(

@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from llmserve.cli.bench.options import AGGREGATED, DISAGGREGATED
-from llmserve.cli.bench.page import contrast_page, watched, write_page
+from llmserve.cli.bench.page import contrast_page, watched
 from llmserve.cli.bench.run import load_of, target_of, trust_in, ways_of
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
@@ -177,7 +177,7 @@ def run(options: argparse.Namespace) -> int:
         rounds.append(_round(turns[base], turns[other], reports[-1][base], reports[-1][other]))
     found = Comparison.of(base, other, rounds, reports)
     if options.html:
-        write_page(Path(options.html), comparison_page(found))
+        Path(options.html).write_text(comparison_page(found), encoding="utf-8")
     if options.json:
         print(json.dumps(_as_json(found)))
     else:

@@ -4,14 +4,12 @@ import asyncio
 import statistics
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmserve.core.errors import InvalidRequest
 from llmserve.core.tasks import running_beside
 from llmserve.loadgen.comparison import ComparisonFinding, Contrast
 from llmserve.loadgen.comparison_page import figure_cells
@@ -141,11 +139,3 @@ def _table(first: str, *others: str) -> Table:
     for title in others:
         table.add_column(title, justify="right")
     return table
-
-
-def write_page(path: Path, text: str) -> None:
-    """Errors: InvalidRequest."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import uvloop
 
 from llmserve.cli.bench.options import KEY_VARIABLE, SECONDS
-from llmserve.cli.bench.page import report_page, watched, write_page
+from llmserve.cli.bench.page import report_page, watched
 from llmserve.cli.cluster import find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         report = make_report(outcome.records, outcome.about, slo, weights)
         file.ended(report)
     if options.html:
-        write_page(Path(options.html), page(report, outcome.records))
+        Path(options.html).write_text(page(report, outcome.records), encoding="utf-8")
     if options.json:
         print(json.dumps(asdict(report), indent=2))
     else:

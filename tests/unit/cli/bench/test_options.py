@@ -158,3 +158,9 @@ def test_one_of_several_models_is_compared_alone(tmp_path: Path) -> None:
 def test_one_engine_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="two engines"):
         shapes(tmp_path, False, decode=1)
+
+
+def test_what_is_no_url_is_refused_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("127.0.0.1:8000", "nonsense", "ftp://h"):
+        assert main(["bench", "--url", url]) == 2
+        assert capsys.readouterr().err == f"--url {url!r}: write http://HOST:PORT\n"
