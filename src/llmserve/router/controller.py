@@ -41,6 +41,7 @@ class Controller:
     def __init__(
         self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
     ) -> None:
+        self._clock = clock
         self.membership = membership = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds)
         self.speeds = speeds = WorkerSpeeds(clock, settings.slow)
         self.prefixes = prefixes = PrefixLookup(
@@ -253,7 +254,8 @@ class Controller:
         for request in held:
             if request.request_id not in self._entries:
                 prefill = self._slots(request.prefill) if request.prefill else None
-                work = Work(choices=request.choices, adapter=request.adapter)
+                now = self._clock.now()
+                work = Work(placed_at=now, choices=request.choices, adapter=request.adapter)
                 hold = PlacementHold(prefill, self._slots(request.decode), work)
                 self.requests.adopt(session, request, hold, charged=charged)
 

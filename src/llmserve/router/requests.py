@@ -307,7 +307,7 @@ class Requests:
     def _handed_over(self, work: Work, prompt_tokens: int, added_seconds: float) -> None:
         """Prompts that share the steps of an engine say too little of what each of them took."""
         plan = work.plan
-        if work.first_token_at is None or not work.alone:
+        if work.first_token_at is None or work.prompt is None or not work.prompt.alone:
             return
         if plan is None or plan.prefill is None or plan.handover is None:
             return

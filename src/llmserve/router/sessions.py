@@ -13,6 +13,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, WorkerId
 from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan
 from llmserve.router.prefix.index import NO_PROMPT, HashedPrompt
+from llmserve.router.workers.backlog import PlacedPrompt
 from llmserve.router.workers.worker import WorkerSlots
 
 
@@ -20,16 +21,17 @@ from llmserve.router.workers.worker import WorkerSlots
 class Work:
     """What a placed request makes its workers do. plan None: an earlier router placed it. Times are on the
     router's clock. kv_tokens: tokens of its prompt and its expected answers. choices: sequences that decode
-    side by side. compute_seconds: time in which its prompt was computed, known from the first token on.
-    alone: the worker computed no other prompt meanwhile."""
+    side by side. prompt: in the backlog of the worker that computes it; None: an earlier router placed the
+    request, and its prompt is computed. compute_seconds: time in which its prompt was computed, known from
+    the first token on."""
 
     plan: Plan | None = None
     placed_at: float = 0.0
     kv_tokens: int = 0
     first_token_at: float | None = None
     running_at_first_token: int = 0
+    prompt: PlacedPrompt | None = None
     compute_seconds: float = 0.0
-    alone: bool = False
     choices: int = 1
     adapter: AdapterDigest = BASE_MODEL
 
@@ -47,13 +49,12 @@ class PlacementHold:
 
     def __init__(self, prefill: WorkerSlots | None, decode: WorkerSlots, work: Work | None = None) -> None:
         self._prefill, self.decode, self.work = prefill, decode, work or Work()
-        self.work.alone = self.computing.placed_requests == 0
         adapter = self.work.adapter
         for slots in self.slots():
             slots.take(adapter, self._adapter_ready_at(slots) if adapter else 0.0)
         decode.kv_tokens += self.work.kv_tokens
-        if self.work.plan:
-            self.computing.backlog.add(self, self._prompt_seconds(), self.work.placed_at)
+        if prefill or self.work.plan:
+            self.work.prompt = self.computing.backlog.add(self._prompt_seconds(), self.work.placed_at)
 
     def slots(self) -> list[WorkerSlots]:
         """The slots, each as often as this request holds it."""
@@ -78,11 +79,10 @@ class PlacementHold:
         return self._prefill or self.decode
 
     def first_token(self, now: float) -> float:
-        """Called once. Returns the seconds in which the worker computed this prompt; 0 when an earlier router
-        placed it."""
+        """Called once. Returns the seconds in which the worker computed this prompt, as far as this router
+        has seen it."""
         work = self.work
-        busy = self.computing.backlog.remove(self, now) if work.plan else 0.0
-        work.alone = work.alone and self.computing.placed_requests == 1
+        busy = self.computing.backlog.remove(work.prompt, now) if work.prompt else 0.0
         work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
         if self._prefill:
             self._prefill.give_back(work.adapter)

@@ -35,10 +35,18 @@ def test_without_a_snapshot_nothing_is_charged_yet(clock: VirtualClock) -> None:
     assert not takeover.already_charged(A)
 
 
-def test_a_prompt_without_a_prediction_has_taken_no_known_time() -> None:
+def test_a_prompt_of_an_earlier_router_is_in_the_backlog_while_it_has_no_first_token() -> None:
     prefill, decode = WorkerSlots(), WorkerSlots()
-    assert PlacementHold(prefill, decode).first_token(5.0) == 0.0
-    assert (prefill.placed_requests, decode.placed_requests) == (0, 1)
+    hold = PlacementHold(prefill, decode, Work(placed_at=2.0))
+    assert (prefill.backlog.prompts, decode.backlog.prompts) == (1, 0)
+    assert hold.first_token(5.0) == 3.0
+    assert (prefill.placed_requests, prefill.backlog.prompts, decode.placed_requests) == (0, 0, 1)
+
+
+def test_a_request_of_an_earlier_router_that_decodes_has_no_prompt_to_compute() -> None:
+    decode = WorkerSlots()
+    assert PlacementHold(None, decode).first_token(5.0) == 0.0
+    assert decode.backlog.prompts == 0
 
 
 def test_a_prompt_is_in_the_backlog_until_its_first_token_also_without_a_prediction(

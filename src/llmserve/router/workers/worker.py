@@ -2,7 +2,7 @@
 Pure.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.router.workers.adapter_slots import AdapterSlots
+from llmserve.router.workers.backlog import Backlog
 from llmserve.router.workers.latency import LatencyModel
 
 REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
@@ -60,48 +61,6 @@ def _measured(pair: PairStatus) -> KvLink:
         seconds = (pair.seconds - pair.bytes / pair.bytes_per_second) / pair.transfers
         fixed = max(fixed, seconds)
     return KvLink(fixed, pair.bytes_per_second, transport=pair.transport)
-
-
-class Backlog:
-    """Prompts that one incarnation of a worker is to compute: placed there, without a first token. They are
-    computed in the order of their placement. An engine's own report is a heartbeat old; this is known at
-    once. prompts: their number, which every placement reads of every worker. Times are on the router's
-    clock."""
-
-    __slots__ = ("_pending", "_removed_at", "_seconds", "prompts")
-
-    def __init__(self) -> None:
-        self._pending: dict[Hashable, tuple[float, float]] = {}  # expected seconds, when it was added
-        self._seconds = 0.0
-        self._removed_at = float("-inf")  # when the latest was removed, and the next could be begun
-        self.prompts = 0
-
-    def add(self, key: Hashable, seconds: float, now: float) -> None:
-        """seconds: expected time to compute it alone. A key is added once."""
-        assert key not in self._pending, key
-        self._pending[key] = (seconds, now)
-        self.prompts += 1
-        self._seconds += seconds
-
-    def remove(self, key: Hashable, now: float) -> float:
-        """The prompt has its first token, or is given up. Returns the seconds in which the worker computed
-        it: since it was added, or since the one before it was done; 0 when a later prompt was reported
-        before this one by another apiserver. Errors: KeyError."""
-        seconds, added_at = self._pending.pop(key)
-        self.prompts -= 1
-        busy = max(0.0, now - max(added_at, self._removed_at))
-        self._removed_at = max(now, self._removed_at)
-        # Rounding would add up: an empty backlog is empty.
-        self._seconds = max(0.0, self._seconds - seconds) if self._pending else 0.0
-        return busy
-
-    def seconds(self, now: float) -> float:
-        """Time until a prompt that is added now would be begun. The first prompt counts less the longer it
-        runs; when it is overdue it takes nothing off the others."""
-        if not self._pending:
-            return 0.0
-        first, added_at = next(iter(self._pending.values()))
-        return self._seconds - min(first, now - max(added_at, self._removed_at))
 
 
 _SIZES = ("block_size_tokens", "tensor_parallel")

@@ -115,7 +115,7 @@ def test_a_prompt_waits_and_is_computed(
     forecast: Forecast, member: Callable[..., ClusterMember], clock: VirtualClock
 ) -> None:
     worker = member("prefill-0")
-    worker.slots.backlog.add("other", 0.5, clock.now() - 0.2)
+    worker.slots.backlog.add(0.5, clock.now() - 0.2)
     cost = forecast().prompt(worker)
     assert cost == pytest.approx((0.3, 0.0, seconds_for(160), 160))
     assert cost.seconds == pytest.approx(0.3 + seconds_for(160))
@@ -232,7 +232,7 @@ def test_workers_are_ranked_by_the_sum_of_a_placement_s_parts(
     forecast: Forecast, member: Callable[..., ClusterMember], clock: VirtualClock, crowded: bool
 ) -> None:
     worker = member(running=3)
-    worker.slots.backlog.add("other", 0.5, clock.now())
+    worker.slots.backlog.add(0.5, clock.now())
     name = worker.spec.worker_id
     costs = forecast(PrefixMatch({name: 4}))
     look = _Look(costs, frozenset({name} if crowded else ()))

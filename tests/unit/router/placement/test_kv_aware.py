@@ -97,7 +97,7 @@ def field(clock: VirtualClock, make_spec: MakeSpec) -> Field:
 def test_the_parts_of_a_prediction(field: Field) -> None:
     field.add("prefill-0", "decode-0")
     field.run("decode-0", 2)
-    field["prefill-0"].slots.backlog.add("other", 0.5, field.clock.now())
+    field["prefill-0"].slots.backlog.add(0.5, field.clock.now())
     link = _link("prefill-0", 10.0)
     field.membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad(pairs=(link,)))
     predicted = field.plan().predicted
@@ -114,9 +114,9 @@ def test_the_parts_of_a_prediction(field: Field) -> None:
 
 def test_a_worker_with_work_is_avoided_until_it_is_done(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "decode-0")
-    field["prefill-0"].slots.backlog.add("other", 1.0, field.clock.now())
+    other = field["prefill-0"].slots.backlog.add(1.0, field.clock.now())
     assert {field.chosen()[0] for _ in range(10)} == {"prefill-1"}
-    field["prefill-0"].slots.backlog.remove("other", field.clock.now())
+    field["prefill-0"].slots.backlog.remove(other, field.clock.now())
     assert {field.chosen()[0] for _ in range(30)} == {"prefill-0", "prefill-1"}
 
 
@@ -143,7 +143,7 @@ def test_what_is_cached_need_not_be_computed(field: Field) -> None:
 
 def test_a_queue_that_is_longer_than_what_the_cache_saves(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "decode-0")
-    field["prefill-1"].slots.backlog.add("other", 1.0, field.clock.now())
+    field["prefill-1"].slots.backlog.add(1.0, field.clock.now())
     assert field.chosen(_held(800, "prefill-1"))[0] == "prefill-0"
 
 
@@ -275,7 +275,7 @@ def test_differences_that_no_prediction_makes_out_are_left_to_chance(
 ) -> None:
     """A request of 31 ms: 2 % and half a millisecond are 1.1 ms."""
     field.add("aggregated-0", "aggregated-1")
-    field["aggregated-0"].slots.backlog.add("other", ahead_seconds, field.clock.now())
+    field["aggregated-0"].slots.backlog.add(ahead_seconds, field.clock.now())
     short = PlacementRequest("m", 10)
     assert len({field.chosen(short) for _ in range(30)}) == workers
 
@@ -283,7 +283,7 @@ def test_differences_that_no_prediction_makes_out_are_left_to_chance(
 def test_the_best_candidates_are_told_the_chosen_one_first(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "prefill-2", "decode-0")
     for seconds, name in enumerate(("prefill-0", "prefill-1", "prefill-2")):
-        field[name].slots.backlog.add("other", float(seconds), field.clock.now())
+        field[name].slots.backlog.add(float(seconds), field.clock.now())
     candidates = field.plan().candidates
     assert [candidate.prefill for candidate in candidates] == ["prefill-0", None, "prefill-1"]
     assert [c.total_seconds for c in candidates] == sorted(c.total_seconds for c in candidates)
@@ -304,7 +304,7 @@ def test_the_worked_example_of_the_docs(field: Field) -> None:
         field[name].slots.latency = LatencyModel(LineFit(0.005, 0.0001, 1000.0), LineFit(0.02, 0.0002, 10.0))
         field.run(name, running)
         field.membership.heartbeat(WorkerId(name), 1, EngineLoad(pairs=links))
-    field["prefill-1"].slots.backlog.add("other", 0.1, field.clock.now())
+    field["prefill-1"].slots.backlog.add(0.1, field.clock.now())
     match = PrefixMatch({WorkerId("prefill-1"): 200}, (TierRun(KvTier.DRAM, 100),))
     plan = field.plan(PlacementRequest("m", 4000, match=match))
     assert [(c.prefill, c.decode, round(c.total_seconds, 3)) for c in plan.candidates] == [
@@ -397,8 +397,8 @@ def test_a_crowded_prefill_worker_keeps_nobody_off_the_shortlist(field: Field) -
     field.add(*(f"prefill-{number}" for number in range(5)), "decode-0")
     _crowd(field, "prefill-0", "decode-0")
     _linked(field, "prefill-4")
-    field["prefill-0"].slots.backlog.add("other", 0.2, field.clock.now())
-    field["prefill-4"].slots.backlog.add("other", 0.1, field.clock.now())
+    field["prefill-0"].slots.backlog.add(0.2, field.clock.now())
+    field["prefill-4"].slots.backlog.add(0.1, field.clock.now())
     assert field.chosen(_held(800, "prefill-0"))[0] == "prefill-4"
 
 
@@ -406,7 +406,7 @@ def test_the_fifth_best_prefill_worker_is_not_on_the_shortlist(field: Field) -> 
     """Though the pair with it would cost least."""
     field.add(*(f"prefill-{number}" for number in range(5)), "decode-0")
     for number in range(5):
-        field[f"prefill-{number}"].slots.backlog.add("other", number / 100, field.clock.now())
+        field[f"prefill-{number}"].slots.backlog.add(number / 100, field.clock.now())
     _linked(field, "prefill-4")
     assert field.chosen()[0] != "prefill-4"
     field.membership.suspect(WorkerId("prefill-3"), 1, "gone")
@@ -416,8 +416,8 @@ def test_the_fifth_best_prefill_worker_is_not_on_the_shortlist(field: Field) -> 
 def test_a_cached_prefill_worker_is_on_the_shortlist(field: Field) -> None:
     field.add(*(f"prefill-{number}" for number in range(6)), "decode-0")
     for number in range(5):
-        field[f"prefill-{number}"].slots.backlog.add("other", 0.7, field.clock.now())
-    field["prefill-5"].slots.backlog.add("other", 1.4, field.clock.now())
+        field[f"prefill-{number}"].slots.backlog.add(0.7, field.clock.now())
+    field["prefill-5"].slots.backlog.add(1.4, field.clock.now())
     assert field.chosen(_held(800, "prefill-5"))[0] == "prefill-5"
 
 
@@ -434,7 +434,7 @@ def test_a_crowded_decode_worker_keeps_nobody_off_the_shortlist(field: Field) ->
 def test_a_crowded_worker_for_both_keeps_nobody_off_the_shortlist(field: Field) -> None:
     field.add(*(f"aggregated-{number}" for number in range(2)))
     _crowd(field, "aggregated-0")
-    field["aggregated-1"].slots.backlog.add("other", 1.0, field.clock.now())
+    field["aggregated-1"].slots.backlog.add(1.0, field.clock.now())
     plan = field.plan(_held(800, "aggregated-0"))
     # 1.6 s for itself and as much for another, as if nothing were cached, against a second more.
     assert [(c.decode, round(c.total_seconds, 1)) for c in plan.candidates] == [
@@ -446,7 +446,7 @@ def test_a_crowded_worker_for_both_keeps_nobody_off_the_shortlist(field: Field) 
 def test_prompts_that_a_decode_worker_computes_delay_its_steps(field: Field) -> None:
     field.add("prefill-0", "decode-0", "decode-1")
     before = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
-    field["decode-0"].slots.backlog.add("other", 0.01, field.clock.now())
+    field["decode-0"].slots.backlog.add(0.01, field.clock.now())
     after = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
     assert after["decode-0"] - before["decode-0"] == pytest.approx(0.01)
     assert after["decode-1"] == before["decode-1"]

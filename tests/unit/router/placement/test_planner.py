@@ -169,23 +169,25 @@ def test_what_an_engine_has_before_it_is_bounded(clock: VirtualClock, make_spec:
     rule = NotBackedUp(clock, seconds=0.5)
     member = ClusterMember(make_spec("prefill-0"), WorkerSlots(), heard_at=0.0)
     request = PlacementRequest("m")
-    for name, room in (("a", True), ("b", False)):
-        member.slots.backlog.add(name, 3.0, clock.now())
-        assert bool(rule.keep([member], request)) is room
-    member.slots.backlog.remove("a", clock.now())
+    backlog = member.slots.backlog
+    a = backlog.add(3.0, clock.now())
     assert rule.keep([member], request)
-    for number in range(9):
-        member.slots.backlog.add(number, 0.05, clock.now())
-    member.slots.backlog.remove("b", clock.now())
+    b = backlog.add(3.0, clock.now())
+    assert not rule.keep([member], request)
+    backlog.remove(a, clock.now())
+    assert rule.keep([member], request)
+    for _ in range(9):
+        backlog.add(0.05, clock.now())
+    backlog.remove(b, clock.now())
     assert rule.keep([member], request), "many short ones are 0.45 s"
-    member.slots.backlog.add("one more", 0.1, clock.now())
+    backlog.add(0.1, clock.now())
     assert not rule.keep([member], request)
 
 
 def test_prompts_that_take_just_the_bound_are_too_much(clock: VirtualClock, make_spec: MakeSpec) -> None:
     member = ClusterMember(make_spec("prefill-0"), WorkerSlots(), heard_at=0.0)
-    for name in "ab":
-        member.slots.backlog.add(name, 0.25, clock.now())
+    for _ in range(2):
+        member.slots.backlog.add(0.25, clock.now())
     assert NotBackedUp(clock, seconds=0.5).keep([member], REQUEST) == []
 
 
@@ -278,11 +280,12 @@ def test_prompts_leave_the_places_that_are_kept_for_decoding(
     """Of four places two are kept: a third prompt waits, until one of the others decodes."""
     membership.register(replace(make_spec(f"{role}-0", slots=4), min_decode_slots=2))
     (member,) = membership
-    for name, has_place in (("a", True), ("b", True), ("c", False)):
+    prompts = []
+    for has_place in (True, True, False):
         assert isinstance(auto.plan(REQUEST), Plan) is has_place
-        member.slots.backlog.add(name, 1.0, clock.now())
-    member.slots.backlog.remove("a", clock.now())
-    member.slots.backlog.remove("b", clock.now())
+        prompts.append(member.slots.backlog.add(1.0, clock.now()))
+    for prompt in prompts[:2]:
+        member.slots.backlog.remove(prompt, clock.now())
     assert _names(auto.plan(REQUEST)) == ("", f"{role}-0")
 
 
@@ -291,7 +294,7 @@ def test_a_request_that_only_decodes_takes_a_place_that_is_kept(
 ) -> None:
     membership.register(make_spec("prefill-0"))
     membership.register(replace(make_spec("decode-0", slots=2), min_decode_slots=1))
-    next(m for m in membership if m.spec.worker_id == "decode-0").slots.backlog.add("a", 1.0, clock.now())
+    next(m for m in membership if m.spec.worker_id == "decode-0").slots.backlog.add(1.0, clock.now())
     assert _names(planner.plan(REQUEST)) == ("prefill-0", "decode-0")
 
 

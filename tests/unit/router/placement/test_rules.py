@@ -54,8 +54,8 @@ def test_the_bound_of_an_engines_queue_is_the_new_one(
     placement_rules: PlacementRules, clock: VirtualClock, make_spec: Callable[..., WorkerSpec]
 ) -> None:
     member = ClusterMember(make_spec("prefill-0"), WorkerSlots(), heard_at=0.0)
-    for name in "ab":
-        member.slots.backlog.add(name, 0.5, clock.now())
+    for _ in range(2):
+        member.slots.backlog.add(0.5, clock.now())
     for bound_seconds, taken in ((0.9, False), (1.1, True)):
         filters = placement_rules.rules(PlacementPolicy(engine_queue_seconds=bound_seconds)).filters
         (backed_up,) = (one for one in filters if isinstance(one, NotBackedUp))

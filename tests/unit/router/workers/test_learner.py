@@ -224,6 +224,47 @@ def test_prompts_that_are_computed_side_by_side_teach_nothing_of_hand_overs(
     assert len(alone) == 1
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+@pytest.mark.parametrize(
+    ("ended_at", "measured"), [(0.5, [0.5, 0.25]), (0.75, [])], ids=["alone", "beside b"]
+)
+def test_hand_overs_of_several_apiservers_count_by_when_their_prompts_were_computed(
+    make_cluster: MakeCluster, first: str, ended_at: float, measured: list[float]
+) -> None:
+    """The router hears of each first token a while after it came, and of one apiserver before the other."""
+    cluster, heard = make_cluster("prefill-0", "decode-0", slots=8), []
+    cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured[2].compute_seconds)
+    sessions = {"a": cluster.open("api-0"), "b": cluster.open("api-1")}
+    cluster.admit(sessions["a"], "a")
+    cluster.clock.advance(0.625)  # a may be computed, and api-0 waits for company
+    cluster.admit(sessions["b"], "b")
+    cluster.clock.advance(0.375)  # now both are
+    ages = {"a": 1.0 - ended_at, "b": 0.125}
+    for name in sorted(sessions, reverse=first == "b"):
+        cluster.controller.requests.first_token(sessions[name], RequestId(name), ages[name])
+    for name, session in sessions.items():
+        _handed_over(cluster, session, name)
+    assert heard == measured
+
+
+def test_a_prompt_of_an_earlier_router_is_company_too(make_cluster: MakeCluster) -> None:
+    held = HeldRequest(
+        RequestId("held"),
+        TenantId("t"),
+        Incarnation(WorkerId("prefill-0"), 1),
+        Incarnation(WorkerId("decode-0"), 1),
+    )
+    cluster, heard = make_cluster("prefill-0", "decode-0", slots=8), []
+    cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured)
+    session = cluster.open("api", held=(held,))
+    cluster.admit(session, "a")
+    cluster.clock.advance(1.0)
+    cluster.first_token(session, "held")
+    cluster.first_token(session, "a")
+    _handed_over(cluster, session, "a")
+    assert heard == []
+
+
 def test_what_was_not_handed_over_teaches_nothing_of_it(handed: tuple[Any, Any, list[Any]]) -> None:
     cluster, session, heard = handed
     cluster.admit(session, "no hand-over")
