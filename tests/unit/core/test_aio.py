@@ -89,7 +89,7 @@ async def test_results_come_in_the_order_of_the_jobs(threads: ThreadPoolExecutor
     second_may_end = threading.Event()
 
     def first() -> int:
-        second_may_end.wait(5)
+        second_may_end.wait(30)
         return 1
 
     def second() -> int:

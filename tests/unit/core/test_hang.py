@@ -112,7 +112,7 @@ async def test_the_watchdog_asks_until_no_answer_comes(fails: bool) -> None:
         await asyncio.Event().wait()
 
     dog = Watchdog(ask, lambda: False, HangLimits(0.1, 10.0), tick_seconds=0.02)
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(30):
         reason = await dog.until_hung()
     assert "does nothing" in reason
     assert dog.health is Health.HANGS
@@ -120,7 +120,7 @@ async def test_the_watchdog_asks_until_no_answer_comes(fails: bool) -> None:
 
 
 async def _until_health(dog: Watchdog, health: Health) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         while dog.health is not health:  # noqa: ASYNC110 - what the watchdog sees
             await asyncio.sleep(0.005)
 

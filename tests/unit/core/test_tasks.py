@@ -33,7 +33,7 @@ async def test_a_fatal_failure_reaches_the_owner(caplog: pytest.LogCaptureFixtur
 
     with caplog.at_level(logging.CRITICAL):
         owner.spawn("work", work(), fatal=True)
-        error = await asyncio.wait_for(owner.failed, 1)
+        error = await asyncio.wait_for(owner.failed, 30)
     assert str(error) == "boom"
     await owner.aclose()
 

@@ -15,7 +15,9 @@ async def test_a_peer_that_takes_its_time_is_connected_to() -> None:
     server = RpcServer("127.0.0.1:0")
     address = f"127.0.0.1:{await server.start()}"
     async with far_away(address, 0.1) as far, open_channel(far) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=30.0
+        )
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     await server.aclose()
 
@@ -45,4 +47,4 @@ async def test_a_task_ends_whose_cancellation_was_swallowed() -> None:
     await waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)

@@ -28,7 +28,7 @@ class Gated(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.asked.set()
-        self.opened.wait(5)
+        self.opened.wait(30)
         self.batches.append(len(spans))
         error, self._raises = self._raises, None
         if error:
@@ -48,12 +48,12 @@ class Stepped(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self._asked += 1
         if not self._over.is_set():
-            self._steps.acquire(timeout=5)
+            self._steps.acquire(timeout=30.0)
         return SpanExportResult.SUCCESS
 
     async def until(self, asked: int) -> None:
         """It was asked so many times."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self._asked < asked:  # noqa: ASYNC110 - a thread's
                 await asyncio.sleep(0.001)
 
@@ -93,7 +93,7 @@ async def made(exporter: SpanExporter, queued_spans: int) -> AsyncIterator[Made]
     try:
         yield Made(sender, provider, registry)
     finally:
-        await sender.aclose(5)
+        await sender.aclose(30)
 
 
 async def test_what_does_not_fit_is_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +101,7 @@ async def test_what_does_not_fit_is_dropped_and_counted(caplog: pytest.LogCaptur
     exporter = Gated()
     async with made(exporter, queued_spans=600) as sent:
         sent.ended(512)  # a batch
-        assert exporter.asked.wait(5)
+        assert exporter.asked.wait(30)
         sent.ended(610)
         exporter.opened.set()
     assert exporter.batches == [512, 512, 88]
@@ -131,7 +131,7 @@ async def test_a_batch_that_cannot_be_encoded_is_not_the_last(caplog: pytest.Log
     exporter.opened.set()
     async with made(exporter, queued_spans=1100) as sent:
         sent.ended(1024)
-        async with asyncio.timeout(5):  # a close does not wait for an endpoint that has just failed
+        async with asyncio.timeout(30):  # a close does not wait for an endpoint that has just failed
             while len(exporter.batches) < 2:  # noqa: ASYNC110 - a thread's
                 await asyncio.sleep(0.001)
     assert exporter.batches == [512, 512]

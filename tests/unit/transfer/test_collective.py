@@ -33,9 +33,11 @@ from llmserve.transfer.collective.carrier import PIECE_BYTES, GroupCarrier, Grou
 from llmserve.transfer.collective.rows import HostCopier
 from llmserve.transfer.select import makers
 from llmserve.transfer.twosided import TwoSidedTransport
+from tests.support.idle import cpu_seconds_at_rest
 
 SIZE = 3 * PIECE_BYTES
 BLOCK = 1 << 16
+MOST_AT_REST = 0.02  # CPU seconds of 0.3 s: of two ends, gloo's threads included
 HERE, THERE = 7, 9  # the bytes that memory is filled with
 
 
@@ -212,7 +214,7 @@ def test_ends_that_would_not_understand_each_other_do_not_meet() -> None:
 def test_a_cancelled_read_never_writes_again(stalling: tuple[End, End, StallingCopier]) -> None:
     near, far, copier = stalling
     transfer = near.transport.read(near.connect(far), blocks(100))
-    assert copier.waiting.wait(5)
+    assert copier.waiting.wait(30)
     started = time.monotonic()
     near.transport.cancel(transfer)
     assert time.monotonic() - started < 1
@@ -254,10 +256,8 @@ def test_a_peer_that_stalls_fails_the_read(
 def test_waiting_does_not_spin(stalling: tuple[End, End, StallingCopier]) -> None:
     near, far, copier = stalling
     transfer = near.transport.read(near.connect(far), blocks(100))
-    assert copier.waiting.wait(5)
-    before = time.process_time()
-    time.sleep(0.3)  # the time that passes is what is measured
-    assert time.process_time() - before < 0.02, "two ends, gloo's threads included"
+    assert copier.waiting.wait(30)
+    assert cpu_seconds_at_rest(time.process_time, 0.3, MOST_AT_REST) < MOST_AT_REST
     copier.gate.set()
     assert near.finish(transfer).state is TransferState.DONE
 
@@ -265,9 +265,7 @@ def test_waiting_does_not_spin(stalling: tuple[End, End, StallingCopier]) -> Non
 def test_idle_ends_sleep(ends: tuple[End, End]) -> None:
     near, far = ends
     assert near.read(far.transport.describe(), one(100)).state is TransferState.DONE
-    before = time.process_time()
-    time.sleep(0.3)  # the time that passes is what is measured
-    assert time.process_time() - before < 0.02, "two ends, gloo's threads included"
+    assert cpu_seconds_at_rest(time.process_time, 0.3, MOST_AT_REST) < MOST_AT_REST
 
 
 def test_a_peer_that_never_makes_its_group_is_given_up(
@@ -299,7 +297,7 @@ def test_a_stranger_who_greets_does_not_disturb_the_server(ends: tuple[End, End]
     greeting = struct.pack(
         "<8s16sQ", b"LSKV\x00\x00\x00\x01", bytes.fromhex(fields["token"]), fields["generation"]
     )
-    with socket.create_connection(("127.0.0.1", fields["port"]), timeout=5) as stranger:
+    with socket.create_connection(("127.0.0.1", fields["port"]), timeout=30.0) as stranger:
         stranger.sendall(greeting + rest)
         stranger.shutdown(socket.SHUT_WR)
         while stranger.recv(4096):

@@ -104,7 +104,7 @@ class End:
         return self.finish(self.transport.write(peer, Batch(_span(length), _span(length))))
 
     def finish(self, transfer: Any) -> TransferStatus:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
             assert time.monotonic() < deadline
             time.sleep(0.0002)

@@ -37,7 +37,7 @@ class StagedEnd:
 
     def __init__(self, kind: str, value: int, pinned_bytes: int = 1 << 30, plan: str = "") -> None:
         self.device = FakeDevice(pinned_bytes=pinned_bytes)
-        staging = Staging(self.device, patience_seconds=0.2)
+        staging = Staging(self.device, patience_seconds=2.0)
         self.transport = MAKERS[kind](staging)
         if plan:
             self.transport = FaultyTransport(self.transport, FaultPlan.parse(plan), staging=staging)

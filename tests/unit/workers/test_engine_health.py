@@ -44,7 +44,7 @@ def _watch(engine: Any, events: list[str]) -> EngineHealth:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what the watch sees
             await asyncio.sleep(0.002)
 
@@ -58,13 +58,13 @@ async def test_an_engine_that_hangs_is_ended_after_its_requests_were_given_back(
     await asyncio.sleep(0.1)
     assert watch.silent_seconds == 0
     engine.hangs = True
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(30):
         with pytest.raises(EngineDead, match="the engine hangs: it has not answered"):
             await running
     assert watch.stalled
     assert watch.silent_seconds >= 0.2
     assert len(events) == 1
-    assert process.wait(1) == -9
+    assert process.wait(30) == -9
 
 
 async def test_an_engine_that_answers_again_is_left_alone(process: subprocess.Popen[bytes]) -> None:

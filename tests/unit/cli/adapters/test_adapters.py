@@ -47,7 +47,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
     def LoadAdapter(self, request: Any, context: Any) -> router_pb2.LoadAdapterResponse:  # noqa: N802
         if self.busy:
             self.listed.clear()
-            assert self.listed.wait(5)
+            assert self.listed.wait(30)
         return router_pb2.LoadAdapterResponse(adapter=self._answer(request, context))
 
     def UnloadAdapter(self, request: Any, context: Any) -> router_pb2.UnloadAdapterResponse:  # noqa: N802

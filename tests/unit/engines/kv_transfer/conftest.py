@@ -257,7 +257,7 @@ class Side:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """For what the hand-over thread does in its own time."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.001)

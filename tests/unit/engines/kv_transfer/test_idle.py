@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmserve.transfer.engine import engine
+from tests.support.idle import cpu_seconds_at_rest
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
@@ -27,9 +28,7 @@ def test_an_idle_node_sleeps_also_with_leases_out(make_side: Make) -> None:
     assert reader.result().ok
     reader.probed(owner)
     owner.grant("p2", [3])
-    before = _cpu_seconds()
-    time.sleep(0.3)  # the time that passes is what is measured
-    assert _cpu_seconds() - before < 0.003
+    assert cpu_seconds_at_rest(_cpu_seconds, 0.3, most=0.003) < 0.003
 
 
 def test_peers_are_served_from_hello_to_release_only(
@@ -43,7 +42,7 @@ def test_peers_are_served_from_hello_to_release_only(
     owner.grant("p0", [7])
     assert far.progressed == engine._REST_STEPS, "a lease alone needs no progress"
     reader.pull(owner.grant("p1", [1]), [2])
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     served = far.progressed
     wait_until(lambda: far.progressed > served + 5)
     near.gate.set()
@@ -63,7 +62,7 @@ def test_a_reader_that_leaves_is_served_no_more(make_side: Make, gated: Make, wa
     owner = make_side(1, far := gated())
     reader = make_side(2, near := gated())
     reader.pull(owner.grant("p1", [1]), [2])
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     reader.node.close()
     wait_until(lambda: owner.node._engine._pump.done())
     assert not owner.node._engine._expected

@@ -56,7 +56,7 @@ def pull(node: HandoverNode, pull_params: PullParams, request_id: str) -> PullRe
     node.client.pull(
         PullJob(RequestId(request_id), pull_params, range(pull_params.num_tokens), BlockTable((0, 7)))
     )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not (results := node.client.take_finished()):
         assert time.monotonic() < deadline
         time.sleep(0.001)

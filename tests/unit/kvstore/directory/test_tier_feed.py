@@ -22,12 +22,12 @@ async def test_the_directory_knows_blocks_by_their_hashes() -> None:
     label = adapter_label(AdapterDigest("a1" * 32))
     keys = [HASHES[0], store_key(HASHES[1], label), store_key(HASHES[2], label)]
     feed.changed(keys, True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await reported.wait()
     assert list(reports[0].stored) == HASHES
     reported.clear()
     feed.changed(keys[1:], False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await reported.wait()
     assert list(reports[1].removed) == HASHES[1:]
     feed.close()

@@ -154,7 +154,7 @@ class TestAdapters:
 
 
 async def _adapters_are_saved(state: MemoryState) -> None:
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(30):
         while await state.load(StateKey.ADAPTERS) is None:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.001)
 

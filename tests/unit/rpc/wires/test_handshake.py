@@ -242,7 +242,7 @@ def test_who_sends_a_byte_now_and_then_is_not_waited_for(
     began = time.monotonic()
     with pytest.raises(OSError):  # noqa: PT011 - a timeout, or TLS that makes no sense
         prove(far, credentials, Purpose.TRANSFER, ENDS, server=True)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 20, "it would go on for ever"
     ended.set()
     thread.join()
     far.close()

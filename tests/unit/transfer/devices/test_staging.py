@@ -156,7 +156,7 @@ def test_no_slot_is_held_while_nothing_arrives(ends: Ends) -> None:
 
 def test_a_thread_gives_its_slots_back_before_it_waits_for_another(device: FakeDevice) -> None:
     """A second thread has one of the two slots; the first one must not wait for it with bytes unsent."""
-    ends = Ends(device, slots=2, patience_seconds=0.2)
+    ends = Ends(device, slots=2)
     held = ends.staging._outgoing.take()
     assert np.array_equal(ends.sent(everything()), np.concatenate(ends.views[::-1]))
     ends.staging._outgoing.give_back(held)

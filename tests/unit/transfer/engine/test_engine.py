@@ -83,7 +83,7 @@ def test_a_transport_that_needs_it_has_progress_while_no_peer_is_expected() -> N
     transport, steps = ShmTransport(), threading.Semaphore(0)
     transport.needs_progress, transport.progress = True, steps.release  # type: ignore[method-assign]
     engine = TransferEngine([transport], [])
-    assert all(steps.acquire(timeout=5.0) for _ in range(257)), "again and again"
+    assert all(steps.acquire(timeout=30.0) for _ in range(257)), "again and again"
     engine.close()
 
 
@@ -135,12 +135,12 @@ class SlowRead:
             return self.engine.spawn("read", self.read())
 
         task = self.engine.call(start())
-        assert self.transport.started.wait(5)
+        assert self.transport.started.wait(30)
         return task
 
     def result(self, read: "asyncio.Future[TransferStatus]") -> TransferState:
         async def wait() -> TransferStatus:
-            return await asyncio.wait_for(read, 5)
+            return await asyncio.wait_for(read, 30)
 
         return self.engine.call(wait()).state
 

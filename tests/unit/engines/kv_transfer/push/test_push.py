@@ -248,7 +248,7 @@ def test_a_lease_that_ended_during_the_push_spoils_it(
     request.reserve()
     request.announce()
     request.finish()
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     clock.advance(31)
     assert prefill.node.server.take_ended() == {"t1"}
     near.gate.set()

@@ -58,7 +58,7 @@ def test_a_write_in_hand_is_waited_for(
     request.reserve()
     request.announce()
     request.compute(0, 2, layers=[0])
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     request.cancel()
     request.cancel()
     time.sleep(0.05)  # nothing may come of it in this time
@@ -111,7 +111,7 @@ def test_a_prefill_that_is_gone_is_fenced(make_side: Make, gated: Make, push: Ma
     request.reserve()
     request.announce()
     request.compute(0, 2)
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     prefill.node.server.close()  # nobody listens there any more
     prefill.node.client.close()
     assert not result_of(request).ok
@@ -131,7 +131,7 @@ def test_a_prefill_that_does_not_answer_is_waited_for(
     request.reserve()
     request.announce()
     request.compute(0, 2)
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     prefill.node._engine.post(goes_on.wait)
     near.gate.set()
     request.cancel()
@@ -157,7 +157,7 @@ def test_a_prefill_that_stays_suspended_is_given_up_with_its_blocks(
     request.reserve()
     request.announce()
     request.compute(0, 2)
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     prefill.node._engine.post(goes_on.wait)
     request.cancel()
     wait_until(lambda: "lost until this worker restarts" in caplog.text)
@@ -182,7 +182,7 @@ def test_a_prefill_on_another_host_that_does_not_answer_is_fenced(
     request.reserve()
     request.announce()
     request.compute(0, 2)
-    assert near.started.wait(5)
+    assert near.started.wait(30)
     prefill.node._engine.post(goes_on.wait)
     request.cancel()
     assert result_of(request).reason == "cancelled"
@@ -218,7 +218,7 @@ def test_a_pull_under_way_survives_the_fence_of_another_push(
     prefill, other = make_side(1, gated(mode="fail")), make_side(3, gated())
     decode = make_side(2, far := gated())
     decode.pull(other.grant("p", [4]), [3], "pulled")
-    assert far.started.wait(5)
+    assert far.started.wait(30)
     request = push(prefill, decode)
     request.reserve()
     request.announce()
@@ -266,7 +266,7 @@ def test_cancelled_while_it_pulls_instead(
     request.reserve()
     request.announce()
     request.finish()
-    assert pulling.started.wait(5)
+    assert pulling.started.wait(30)
     request.cancel()
     assert result_of(request).reason == "cancelled"
     assert pulling.cancelled == 1
