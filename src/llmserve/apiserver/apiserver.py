@@ -254,6 +254,11 @@ class Apiserver:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._http.wait())
             group.create_task(self._router.wait())
+            group.create_task(self._failed())
+
+    async def _failed(self) -> None:
+        """Raises what one of the tasks failed on without which the apiserver cannot go on."""
+        raise await self._owner.failed
 
     async def aclose(self, drain_seconds: float | None = None) -> None:
         """Begins nothing new, lets requests end for a while, ends the rest with an error, and closes."""

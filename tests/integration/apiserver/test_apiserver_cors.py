@@ -42,6 +42,15 @@ async def test_a_preflight_needs_no_key(http: httpx.AsyncClient, path: str) -> N
     assert "Origin" in response.headers["vary"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/files/file-1", "/admin/v1/models/tiny", "/admin/v1/adapters/red", "/admin/v1/bench"]
+)
+async def test_a_page_may_delete(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.options(path, headers={**PREFLIGHT, "access-control-request-method": "DELETE"})
+    assert response.status_code == 200, response.text
+    assert "DELETE" in response.headers["access-control-allow-methods"]
+
+
 async def test_another_page_s_preflight_is_refused(http: httpx.AsyncClient) -> None:
     response = await http.options("/v1/models", headers={**PREFLIGHT, "origin": "https://evil.example"})
     assert response.status_code == 400

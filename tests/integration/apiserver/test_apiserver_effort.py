@@ -92,3 +92,13 @@ async def test_a_model_that_is_told_the_effort_or_has_no_marks_has_no_budgets(cl
     without = copy.copy(config)
     without.reasoning_config = None
     assert ThinkingBudgets.of({"low": 7}, without, "{{ messages }}").tokens == {}
+
+
+@pytest.mark.parametrize("effort", [["low"], {"low": 1}])
+async def test_an_effort_that_is_no_word_is_left_to_the_template(
+    http: httpx.AsyncClient, effort: Any
+) -> None:
+    answer = await http.post(
+        "/v1/chat/completions", json={**CHAT, "chat_template_kwargs": {"reasoning_effort": effort}}
+    )
+    assert answer.status_code == 200, answer.text

@@ -140,3 +140,56 @@ async def test_an_idle_apiserver_stops_at_once(cluster: FakeCluster, http: httpx
     await http.get("/v1/models")
     async with asyncio.timeout(1.0):
         await cluster.apiserver.aclose()
+
+
+async def test_a_request_that_becomes_tokens_at_the_stop_is_served(
+    cluster: FakeCluster, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cluster.apiserver.models.first.client
+    process, processing, go = client._process, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*given: Any) -> Any:
+        processing.set()
+        await go.wait()
+        return await process(*given)
+
+    monkeypatch.setattr(client, "_process", slowly)
+    asking = asyncio.create_task(http.post("/v1/completions", json=BODIES["/v1/completions"]))
+    await processing.wait()
+    async with stopping(cluster, drain_seconds=5):
+        await asyncio.sleep(1.2)  # longer than the web server waits in the end
+        go.set()
+        response = await asking
+    assert (response.status_code, response.headers["connection"]) == (200, "close")
+
+
+async def test_a_request_that_is_no_tokens_in_time_is_told_so(
+    cluster: FakeCluster, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processing = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        processing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cluster.apiserver.models.first.client, "_process", never)
+    asking = asyncio.create_task(http.post("/v1/completions", json=BODIES["/v1/completions"]))
+    await processing.wait()
+    await cluster.apiserver.aclose(drain_seconds=0.05)
+    response = await asking
+    assert response.status_code == 503, response.text
+    assert "stopping" in response.text
+
+
+async def test_a_defect_of_what_follows_the_models_ends_the_apiserver(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def defect() -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(cluster.apiserver._following, "_follow", defect)
+    cluster.apiserver._router.served_changed.set()
+    async with asyncio.timeout(5.0):
+        with pytest.raises(ExceptionGroup, match="unhandled errors") as raised:
+            await cluster.apiserver.wait()
+    assert raised.group_contains(KeyError, match="a defect")

@@ -50,7 +50,7 @@ class Authenticator:
         """owner: of the tasks that follow what changes. Whoever cannot be reached now is asked again."""
         if self._stored is not None:
             await self._stored.refresh()
-            owner.spawn("keys", self._stored.follow())
+            owner.spawn("keys", self._stored.follow(), fatal=True)  # else keys that are revoked go on
         if self._oidc is not None:
             await self._oidc.start(owner)
 

@@ -27,5 +27,5 @@ class ThinkingBudgets:
         """Sets the budget of a request that names an effort and no budget. parser_arguments: what vLLM's
         layer tells the parser of reasoning, with what it tells the chat template."""
         effort = ((parser_arguments or {}).get("chat_template_kwargs") or {}).get(_EFFORT)
-        if effort is not None and params.thinking_token_budget is None:
+        if isinstance(effort, str) and params.thinking_token_budget is None:
             params.thinking_token_budget = self.tokens.get(effort)

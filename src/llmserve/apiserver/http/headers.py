@@ -65,7 +65,7 @@ def _text(separator: str, parts: Sequence[str]) -> bytes:
     return "".join(c if c.isprintable() else " " for c in joined).encode("latin-1", "replace")
 
 
-_METHODS = ("GET", "HEAD", "POST")
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (REQUEST_ID, ANTHROPIC_REQUEST_ID, TRACE_ID, TRANSPORT, MODE, FALLBACK, b"retry-after")
 _PREFLIGHT_SECONDS = 600
 

@@ -7,6 +7,7 @@ request that is not streamed. What the app raises is answered too: as the respon
 the last event of the stream. Every body of an error has the form of its route (errors.py).
 """
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class HeldResponse:
                 await self._send_last(message)
         elif self._scope.early_error is not None and _may_be_replaced(self._start):
             await self.refuse(self._scope.early_error)
+        elif self._start["status"] >= _FIRST_ERROR and self._draining.begun and _is_cancelled():
+            return  # what the app makes of the cancellation is another error: `cut_off` says the right one
         elif self._start["status"] >= _FIRST_ERROR:
             await self._hold_error(self._start, message)
         else:
@@ -162,6 +165,11 @@ def _origin(error: Exception) -> Exception:
     """Starlette wraps what is raised after the start of a response."""
     cause = error.__cause__
     return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_be_replaced(start: Message) -> bool:

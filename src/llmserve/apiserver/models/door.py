@@ -182,7 +182,16 @@ class ModelDoor:
         """Sets the deadlines of requests that begin from now on."""
         self.client.set_limits(limits)
 
-    async def until_idle(self, timeout_seconds: float) -> None:
+    async def drain(self, timeout_seconds: float, why: LLMServeError) -> None:
+        """Waits for the HTTP requests, of which some may have no sequence yet, and for sequences in the
+        background. Then ends those that are left with `why`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_seconds
+        await self._until_idle(timeout_seconds)
+        if self._client is not None:
+            await self._client.drain(max(0.0, end - loop.time()), why)
+
+    async def _until_idle(self, timeout_seconds: float) -> None:
         """Returns when no HTTP request runs here, or after this time."""
         self._idle.clear() if self._requests else self._idle.set()
         try:
@@ -190,11 +199,6 @@ class ModelDoor:
                 await self._idle.wait()
         except TimeoutError:
             return
-
-    async def drain(self, timeout_seconds: float, why: LLMServeError) -> None:
-        """Waits for the sequences that run, then ends those that are left with `why`."""
-        if self._client is not None:
-            await self._client.drain(timeout_seconds, why)
 
     async def aclose(self) -> None:
         if self._responses is not None:

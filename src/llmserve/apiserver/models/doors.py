@@ -1,6 +1,5 @@
 """The models of an apiserver: which one a request means, and models that come and go while it runs."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 
 from vllm.entrypoints.serve.engine.protocol import ModelCard
@@ -91,10 +90,8 @@ class ModelDoors:
             raise self.unknown(name)
         if len(self._doors) == 1:
             raise InvalidRequest(f"model {name} is the only one; load another one before", field="model")
-        door, loop = self._doors.pop(name), asyncio.get_running_loop()
-        end = loop.time() + drain_seconds
-        await door.until_idle(drain_seconds)
-        await door.drain(max(0.0, end - loop.time()), Unavailable(f"model {name} is being unloaded"))
+        door = self._doors.pop(name)
+        await door.drain(drain_seconds, Unavailable(f"model {name} is being unloaded"))
         await door.aclose()
 
 

@@ -172,9 +172,11 @@ class HttpServer:
         return open_now + len(self._adopting)
 
     async def wait(self) -> None:
-        """Raises when the server ended, however. Between start and aclose."""
+        """Raises when the server ended, however, or takes no connections any more. Between start and
+        aclose."""
         assert self._serving is not None, "not started"
-        await asyncio.wait([self._serving])
+        works = [work for work in (self._serving, self._accepting) if work is not None]
+        await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         raise LLMServeError("the HTTP server ended by itself")
 
     async def stop_listening(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from llmserve.apiserver.http.listener.certificate import HttpCertificate
 from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.config.schema.limits import SecurityLimits
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.rpc.wires.authority import Authority
 from tests.support.certificates import make_host_certificate
 
@@ -148,5 +148,23 @@ async def test_who_never_shakes_hands_is_let_go_as_who_never_sends_headers(
     reader, writer = await asyncio.open_connection("127.0.0.1", await server.start())
     async with asyncio.timeout(10.0):
         assert await reader.read() == b""
+    writer.close()
+    await server.aclose()
+
+
+async def test_a_server_that_takes_no_connections_any_more_says_so(
+    certificate: HttpCertificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = HttpServer(app, "127.0.0.1:0", certificate=certificate)
+    port = await server.start()
+
+    def defect(address: str | None) -> bool:
+        raise KeyError(address)
+
+    monkeypatch.setattr(server._handshakes, "take", defect)
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(5.0):
+        with pytest.raises(LLMServeError, match="ended by itself"):
+            await server.wait()
     writer.close()
     await server.aclose()
