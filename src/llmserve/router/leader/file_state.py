@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from llmserve.core.aio import wait_ended
 from llmserve.core.clock import Clock
 from llmserve.router.leader.state import MemoryState, Saved, StateKey, Term
 
@@ -26,13 +27,19 @@ class FileState(MemoryState):
         """False also when the file cannot be written; it is tried again with the next change."""
         if not await super().save(term, text, key):
             return False
-        return key not in _KEPT or await asyncio.to_thread(self._write, key, text)
+        return key not in _KEPT or await self._written(key, text)
 
     async def load(self, key: StateKey = StateKey.SCHEDULER) -> Saved | None:
         found = await super().load(key)
         if found is None and key in _KEPT:
             return await asyncio.to_thread(self._read, key)
         return found
+
+    async def _written(self, key: StateKey, text: str) -> bool:
+        """A call that is cancelled ends when it has written: the next one writes the same file."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, key, text))
+        await wait_ended([writing])
+        return writing.result()
 
     def _write(self, key: StateKey, text: str) -> bool:
         path = self._paths[key]

@@ -1,7 +1,9 @@
 """A router that is alone saves its adapters and models; they are there when it starts again."""
 
+import asyncio
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,29 @@ async def test_a_file_that_cannot_be_read_is_as_none(
     with caplog.at_level(logging.WARNING):
         assert await state.load(ADAPTERS) is None
     assert "what was saved about adapters cannot be read" in caplog.text
+
+
+async def test_a_save_that_is_cancelled_ends_before_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term that ends cancels what saves, and saves once more: both write the same file."""
+    begun, go_on = threading.Event(), threading.Event()
+    written: list[str] = []
+    write = FileState._write
+
+    def slow(state: FileState, key: StateKey, text: str) -> bool:
+        begun.set()
+        go_on.wait(5)
+        done = write(state, key, text)
+        written.append(text)
+        return done
+
+    monkeypatch.setattr(FileState, "_write", slow)
+    state, term = await _begun(tmp_path)
+    save = asyncio.create_task(state.save(term, "one", ADAPTERS))
+    await asyncio.to_thread(begun.wait, 5)
+    save.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await save
+    assert written == ["one"]
