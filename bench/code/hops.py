@@ -32,6 +32,9 @@ _SHARE = 0.9  # of the admissions or tokens: below it, a call is not made for ea
 _REPORT_SECONDS = 10.0
 _BLOCK_TOKENS = 16
 
+# The module that takes the messages of apiservers. Other calls run meanwhile, which pass others.
+_TAKES_IT = "router.calls"
+
 # What an engine does for a token, simulated or not, and what stands beside the way to the user: a transport
 # also looks for connections now and then, which on a busy machine is as often as there are tokens.
 _BESIDE_THE_WAY = ("core.", "engines.", "kvstore.", "metrics.", "transfer.")
@@ -45,10 +48,10 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Calls of each function so far, and the longest chain of modules on the stack since the last report."""
+    """Calls of each function so far, and the chains of modules on the stack since the last report."""
 
     times: Counter[Function]
-    chains: Mapping[Function, list[str]]
+    chains: Mapping[Function, list[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def count(tree: Path) -> Hops:
     admitting = list(_passed(admission, _ADMISSIONS))
     passing = [one for one in _passed(token, _TOKENS) if not one.module.startswith(_BESIDE_THE_WAY)]
     return Hops(
-        max((admission.chains[one] for one in admitting), key=len),
+        max((chain for one in admitting for chain in admission.chains[one] if _TAKES_IT in chain), key=len),
         sorted({one.module for one in admitting}),
         sorted(f"{one.module}: {one.name}" for one in passing),
         sorted({one.module for one in passing}),
@@ -110,21 +113,21 @@ class _Counter:
         partial = self._folder / "ask.partial"
         partial.write_text(str(number))
         partial.rename(self._folder / "ask")
-        times, chains = Counter[Function](), dict[Function, list[str]]()
+        times, chains = Counter[Function](), dict[Function, list[list[str]]]()
         for role in roles:
-            for path, name, count, chain in self._read(self._cluster.pid(role), number):
+            for path, name, count, found in self._read(self._cluster.pid(role), number):
                 function = Function(_module(path), name)
                 times[function] += count
-                chains[function] = list(map(_module, chain))
+                chains[function] = [list(map(_module, chain)) for chain in found]
         return Calls(times, chains)
 
-    def _read(self, pid: int, number: int) -> list[tuple[str, str, int, list[str]]]:
+    def _read(self, pid: int, number: int) -> list[tuple[str, str, int, list[list[str]]]]:
         path, deadline = self._folder / f"{pid}-{number}.json", time.monotonic() + _REPORT_SECONDS
         while not path.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"process {pid} does not report its calls")
             time.sleep(0.05)
-        report: list[tuple[str, str, int, list[str]]] = json.loads(path.read_text())
+        report: list[tuple[str, str, int, list[list[str]]]] = json.loads(path.read_text())
         return report
 
 

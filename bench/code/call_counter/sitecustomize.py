@@ -1,7 +1,7 @@
 """Python imports this at the start of each process that has this folder on PYTHONPATH (bench/code/hops.py).
 
-It counts the calls of LLMServe's functions, and notes for each the longest chain of LLMServe's files on the
-stack. Whenever the file $LLMSERVE_COUNT_CALLS/ask changes, it writes all of that to a file of its own
+It counts the calls of LLMServe's functions, and notes for each the chains of LLMServe's files on the stack.
+Whenever the file $LLMSERVE_COUNT_CALLS/ask changes, it writes all of that to a file of its own
 beside that one, as JSON, and forgets the chains.
 """
 
@@ -24,33 +24,31 @@ _ASK_SECONDS = 0.05
 class _CallCounter:
     def __init__(self) -> None:
         self._calls: Counter[CodeType] = Counter()
-        self._chains: dict[CodeType, list[str]] = {}
+        self._chains: dict[CodeType, set[tuple[str, ...]]] = {}
 
     def profile(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event == "call" and _PACKAGE in code.co_filename:
             self._calls[code] += 1
-            chain = _chain(frame)
-            if len(chain) > len(self._chains.get(code, ())):
-                self._chains[code] = chain
+            self._chains.setdefault(code, set()).add(_chain(frame))
 
     def report(self) -> str:
         chains, self._chains = self._chains, {}
         found = [
-            (code.co_filename, code.co_qualname, count, chains.get(code, []))
+            (code.co_filename, code.co_qualname, count, list(chains.get(code, ())))
             for code, count in list(self._calls.items())
         ]
         return json.dumps(found)
 
 
-def _chain(frame: FrameType | None) -> list[str]:
+def _chain(frame: FrameType | None) -> tuple[str, ...]:
     """The files of LLMServe from the event loop to this frame, each once."""
     files: dict[str, None] = {}
     while frame is not None and not any(loop in frame.f_code.co_filename for loop in _LOOPS):
         if _PACKAGE in frame.f_code.co_filename:
             files[frame.f_code.co_filename] = None
         frame = frame.f_back
-    return list(files)[::-1]
+    return tuple(reversed(files))
 
 
 def _report(counter: _CallCounter, folder: Path) -> None:

@@ -63,7 +63,7 @@ class ModelProcesses(Protocol):
 class HeldModel:
     """A model that is here, or is on its way in or out. is_loaded: the router asks for more than a pull.
     may_start: the router lets its engines start. is_starting: they take their memory now. begun: its engines
-    are asked for, or will not be."""
+    are asked for, or its pull is over. task: works on it; None: somebody else starts its engines."""
 
     order: ModelOrder
     report: ModelReport
@@ -83,6 +83,16 @@ class HeldModel:
             self.is_loaded.set()
         if order.may_start:
             self.may_start.set()
+
+    async def until_begun(self) -> None:
+        """Returns also when it never begins, because it has failed or leaves."""
+        if self.task is None:
+            return
+        begun = asyncio.ensure_future(self.begun.wait())
+        try:
+            await asyncio.wait([begun, self.task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            begun.cancel()
 
 
 class ModelManager:
@@ -124,7 +134,7 @@ class ModelManager:
         not be."""
         await self._has_orders.wait()
         for held in list(self._held.values()):
-            await held.begun.wait()
+            await held.until_begun()
 
     def became_ready(self, model: str, directory: str, needed: NeededMemory) -> None:
         """All workers of a model of the manifest are ready."""
@@ -188,7 +198,6 @@ class ModelManager:
             await self._failed(held, StartFailed(f"the load failed: {error!r}"))
         finally:
             held.is_starting = False
-            held.begun.set()
 
     async def _prepare(self, held: HeldModel) -> PlannedModel:
         """Returns when its engines may start. Errors: LLMServeError."""
@@ -198,8 +207,7 @@ class ModelManager:
             manifest, lambda text: self._say(held, ModelState.FETCHING, text)
         )
         if held.order.pull:
-            self._say(held, ModelState.FETCHED, directory=directory)
-            held.begun.set()
+            self._say_begun(held, ModelState.FETCHED, directory=directory)
             await held.is_loaded.wait()
         swapped = self._held.get(held.order.swap)
         leaving = swapped.workers if swapped else ()
@@ -218,14 +226,9 @@ class ModelManager:
         self._say(held, ModelState.STARTING, "its engines start")
         manifest = self.alone(held.order)
         await self._processes.start(
-            held.order, manifest, planned, lambda text: self._say_starting(held, text)
+            held.order, manifest, planned, lambda text: self._say_begun(held, ModelState.STARTING, text)
         )
-        held.begun.set()
         self._say(held, ModelState.READY)
-
-    def _say_starting(self, held: HeldModel, text: str) -> None:
-        held.begun.set()
-        self._say(held, ModelState.STARTING, text)
 
     async def _resume(self, held: HeldModel, planned: PlannedModel) -> None:
         while True:
@@ -233,9 +236,7 @@ class ModelManager:
                 return await self._start(held, planned)
             except LLMServeError as error:
                 _log.warning("model %s: %s", held.order.name, error.message)
-                self._say(held, ModelState.STARTING, error.message)
-            finally:
-                held.begun.set()
+                self._say_begun(held, ModelState.STARTING, error.message)
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def alone(self, order: ModelOrder) -> Manifest:
@@ -264,6 +265,10 @@ class ModelManager:
             held.report = report
             self._on_change()
 
+    def _say_begun(self, held: HeldModel, state: ModelState, detail: str = "", directory: str = "") -> None:
+        held.begun.set()
+        self._say(held, state, detail, directory)
+
     # -- out
 
     def _leave(self, held: HeldModel) -> None:
@@ -271,7 +276,6 @@ class ModelManager:
         self._owner.spawn(f"unload.{held.order.name}", self._unload(held))
 
     async def _unload(self, held: HeldModel) -> None:
-        held.begun.set()
         if held.task is not None:
             held.task.cancel()
             await asyncio.wait([held.task])
