@@ -23,7 +23,8 @@ Ranks = Annotated[int, KeyUnit("ranks")]
 
 class SimSpec(ManifestSection):
     """Settings of `kind: sim`. The simulated engine has real block accounting, a prefix cache and a timing
-    model, and no weights."""
+    model, and no weights. Its answers are random words, whatever a grammar asks for, and it refuses requests
+    with logprobs."""
 
     prefill_tokens_per_second: Annotated[float, KeyUnit("tokens/second")] = Field(default=0.0, ge=0)
     """Prompts are computed at this speed. With 0 they take no time."""

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.request import EngineRequest
 from llmserve.engines.spec import EngineSpec
@@ -49,6 +51,8 @@ class SimLimits:
     def check(self, request: EngineRequest) -> None:
         """Errors: InvalidRequest for a request that this engine can never serve."""
         self.check_sizes(len(request.prompt_token_ids), request.limits.max_tokens)
+        if _asks_logprobs(request.sampling_params):
+            raise InvalidRequest("a simulated engine computes no logprobs", field="logprobs")
 
     def check_sizes(self, prompt_tokens: int, output_tokens: int) -> None:
         """Checks the sizes of a request. Errors: as check."""
@@ -65,6 +69,14 @@ class SimLimits:
                 f"the KV of {total} tokens can never fit into {self.total_blocks} blocks "
                 f"of {self.block_size_tokens} tokens"
             )
+
+
+def _asks_logprobs(sampling_params: bytes) -> bool:
+    """sampling_params: vLLM's, which leave out what is not set. Most have no need to be decoded."""
+    if b"logprobs" not in sampling_params:
+        return False
+    params = msgspec.msgpack.decode(sampling_params)
+    return params.get("logprobs") is not None or params.get("prompt_logprobs") is not None
 
 
 def _model_len(model_dir: Path | None) -> int:

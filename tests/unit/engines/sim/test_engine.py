@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import msgpack
 
 from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
@@ -56,6 +57,15 @@ async def test_what_can_never_be_served_is_refused(
     with pytest.raises(InvalidRequest, match=message):
         await engine.add(request_of("a", list(range(prompt_tokens)), max_tokens))
     await engine.add(request_of("a", list(range(60)), 37))
+
+
+async def test_logprobs_are_refused(start_engine: Start, request_of: RequestOf) -> None:
+    engine = await start_engine()
+    for asked in ({"logprobs": 0}, {"prompt_logprobs": 1}):
+        with pytest.raises(InvalidRequest, match="a simulated engine computes no logprobs"):
+            await engine.add(replace(request_of("a", PROMPT), sampling_params=msgpack.encode(asked)))
+    stops = msgpack.encode({"stop": ["logprobs"]})
+    await engine.add(replace(request_of("a", PROMPT), sampling_params=stops))
 
 
 async def test_an_id_in_use_is_refused(start_engine: Start, request_of: RequestOf) -> None:
