@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.adapters.ask import MODEL
 from bench.ports import free_port
+from bench.server_process import is_serving, stop
 
-_START_SECONDS, _STOP_SECONDS = 600.0, 60.0
+_START_SECONDS = 600.0
 
 
 @contextmanager
@@ -42,21 +41,8 @@ def plain_vllm(
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, f"{url}/health", log)
+        if not is_serving(process, f"{url}/health", _START_SECONDS):
+            raise RuntimeError(f"vLLM does not answer:\n{log.read_text(errors='replace')[-4000:]}")
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.5)
-    raise RuntimeError(f"vLLM does not answer:\n{log.read_text(errors='replace')[-4000:]}")
+        stop(process)

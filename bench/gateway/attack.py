@@ -16,9 +16,9 @@ from contextlib import contextmanager, nullcontext
 
 from bench.cluster import running
 from bench.gateway.attacker import Siege
-from bench.gateway.gateway import manifest, ours, take_turn
+from bench.gateway.gateway import manifest, ours
 from bench.gateway.load import Prompts, chat
-from bench.gateway.turns import Turn
+from bench.gateway.turns import Turn, take_turn
 from bench.table import markdown
 
 SECONDS, REPEATS, CLIENTS, CONNECTIONS = 5.0, 3, 16, 5000

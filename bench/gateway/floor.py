@@ -10,10 +10,10 @@ from types import TracebackType
 
 import uvloop
 
+from bench.server_process import stop
 from llmserve.engines.vllm.environment import set_apiserver_environment
 
 MARK = "BENCH "
-_STOP_SECONDS = 30.0
 
 
 class Floor:
@@ -39,13 +39,7 @@ class Floor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise
+        stop(self._process)
 
 
 def main(manifest: Path, model: Path) -> None:

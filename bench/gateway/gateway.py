@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import uvloop
 import yaml
 
 from bench.cluster import Cluster, running
+from bench.gateway.apiservers import compare
 from bench.gateway.floor import Floor
 from bench.gateway.instant_worker import LEG_TOKENS, worker_costs
-from bench.gateway.load import Load, Prompts, ask, chat, drive
+from bench.gateway.load import Load, Prompts, ask, chat
 from bench.gateway.mtls import NAME as MTLS
 from bench.gateway.mtls import protected
 from bench.gateway.mtls import table as mtls_table
 from bench.gateway.rivals import RIVALS, rival
-from bench.gateway.turns import Case, Target, Turn, Turns
+from bench.gateway.turns import Case, Target, Turn, Turns, take_turn
 from bench.table import markdown
 
 PROMPTS: Mapping[str, list[dict[str, str]]] = {
@@ -52,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step-ms", type=float, default=0.0, help="of a decode step, of both; 0: at once")
     parser.add_argument("--rivals", action="store_true", help="measure other gateways too; installs them")
     parser.add_argument("--mtls", action="store_true", help="measure a cluster with security.mtls, too")
+    parser.add_argument(
+        "--apiservers", nargs="+", type=int, help="compare only clusters of so many, such as 1 2 4"
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of each")
 
@@ -71,10 +76,27 @@ def cases(
     return chosen if is_choice else [case for case in chosen if case.is_default]
 
 
+def short_and_many(choice: Mapping[str, Any]) -> list[Case]:
+    """What clusters of several apiservers are asked: short requests of many clients, unless others are
+    chosen."""
+    chosen = {name: values for name, values in choice.items() if values}
+    return cases(every=True, **({"prompts": ("30",), "tokens": (16,), "clients": (32, 256)} | chosen))
+
+
 def run(
-    every: bool, step_ms: float, rivals: bool, mtls: bool, seconds: float, repeats: int, **choice: Any
+    every: bool,
+    step_ms: float,
+    rivals: bool,
+    mtls: bool,
+    apiservers: Sequence[int] | None,
+    seconds: float,
+    repeats: int,
+    **choice: Any,
 ) -> str:
     """Errors: SystemExit with the tables when a request failed."""
+    if apiservers:
+        asked = short_and_many(choice)
+        return compare(apiservers, manifest(step_ms / 1000), asked, _prompts, seconds, repeats)
     asked = cases(every=every, **choice)
     with ExitStack() as stack:
         cluster = stack.enter_context(running(manifest(step_ms / 1000)))
@@ -122,15 +144,18 @@ def measure(case: Case, targets: Sequence[Target], model: str, seconds: float, r
     """Turns of all targets, one after the other, as often as `repeats` says. Errors: RuntimeError when their
     answers differ."""
     numbers = itertools.count(1)
-    messages = PROMPTS[case.prompt]
-    plain = [Prompts(target.url, model, messages, case.tokens, stream=False) for target in targets]
+    plain = [_prompts(replace(case, kind="plain"), target.url, model) for target in targets]
     uvloop.run(_check_alike(targets, plain, next(numbers)))
     turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
     for target in [*targets] * repeats:
-        prompts = Prompts(target.url, model, messages, case.tokens, stream=case.kind == "streamed")
+        prompts = _prompts(case, target.url, model)
         turns[target.name].append(take_turn(target, prompts, case.clients, seconds, numbers))
     print(f"{case}, {case.clients} clients: done", file=sys.stderr)
     return turns
+
+
+def _prompts(case: Case, url: str, model: str) -> Prompts:
+    return Prompts(url, model, PROMPTS[case.prompt], case.tokens, stream=case.kind == "streamed")
 
 
 async def _check_alike(targets: Sequence[Target], prompts: Sequence[Prompts], number: int) -> None:
@@ -139,13 +164,6 @@ async def _check_alike(targets: Sequence[Target], prompts: Sequence[Prompts], nu
     texts = [answer["choices"][0]["message"]["content"] for answer in answers]
     if len(set(texts)) > 1:
         raise RuntimeError(f"{[target.name for target in targets]} answer differently: {texts}")
-
-
-def take_turn(target: Target, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Turn:
-    before = target.cpu_seconds()
-    load = uvloop.run(drive(target.url, prompts, clients, seconds, numbers))
-    after = target.cpu_seconds()
-    return Turn(load, {name: 1000 * (after[name] - before[name]) / load.requests for name in after})
 
 
 def _legs(manifest: Path, clients: Sequence[int], seconds: float) -> str:

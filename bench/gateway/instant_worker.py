@@ -18,6 +18,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from bench.gateway.floor import MARK
+from bench.server_process import stop
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId
@@ -44,7 +45,6 @@ from llmserve.workers.worker import Worker, WorkerOptions
 LEG_TOKENS = {"prefill": 1, "decode": 15}
 _PROMPT = list(range(1000, 1040))
 _PARAMS_BYTES = 150
-_STOP_SECONDS = 10.0
 
 
 class InstantEngine:
@@ -126,8 +126,7 @@ def _serving(manifest: Path) -> Iterator[tuple[str, psutil.Process]]:
             raise RuntimeError(f"the worker did not start: exit code {process.wait()}")
         yield address.strip(), psutil.Process(process.pid)
     finally:
-        process.terminate()
-        process.wait(_STOP_SECONDS)
+        stop(process)
 
 
 def worker_costs(manifest: Path, role: str, clients: int, seconds: float) -> float:

@@ -6,13 +6,12 @@ request costs there is the CPU time of the gateway and of the floor together.
 
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.ports import free_port
+from bench.server_process import is_serving, stop
 from llmserve.models import default_cache_dir
 
 # Name: package, and the arguments that start it. All that is not said here is its default.
@@ -20,7 +19,7 @@ RIVALS: Mapping[str, tuple[str, Sequence[str]]] = {
     "vllm-router": ("vllm-router==0.1.17", ("vllm-router", "--log-level", "error")),
     "smg": ("smg==1.13.0", ("smg", "launch", "--log-level", "error")),
 }
-_INSTALL_SECONDS, _START_SECONDS, _STOP_SECONDS = 600.0, 120.0, 10.0
+_INSTALL_SECONDS, _START_SECONDS = 600.0, 120.0
 
 
 @contextmanager
@@ -41,15 +40,15 @@ def rival(name: str, backend: str) -> Iterator[tuple[str, int]]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, f"{url}/v1/models", name)
+        if not is_serving(process, f"{url}/v1/models", _START_SECONDS, _has_a_model):
+            raise RuntimeError(f"{name} does not serve; exit code {process.poll()}")
         yield url, process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
+
+
+def _has_a_model(models: bytes) -> bool:
+    return b'"data":[{' in models.replace(b" ", b"")
 
 
 def _installed(package: str) -> Path:
@@ -62,13 +61,3 @@ def _installed(package: str) -> Path:
         subprocess.run(pip, check=True, timeout=_INSTALL_SECONDS, stdout=sys.stderr)
         done.touch()
     return folder / "bin"
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, name: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            if b'"data":[{' in answer.read().replace(b" ", b""):
-                return
-        time.sleep(0.25)
-    raise RuntimeError(f"{name} does not serve; exit code {process.poll()}")

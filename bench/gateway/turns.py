@@ -1,12 +1,13 @@
 """What `bench gateway` measures: the cases, the targets that take turns, and what each turn cost."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
+import uvloop
 
-from bench.gateway.load import Load
+from bench.gateway.load import Load, Prompts, drive
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,10 @@ def cpu_seconds(pid: int) -> float:
     """A process and its descendants, by the clocks that /proc/PID/stat shows in steps of 10 ms."""
     family = (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
     return sum(time.clock_gettime(~one << 3 | 2) for one in family)
+
+
+def take_turn(target: Target, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Turn:
+    before = target.cpu_seconds()
+    load = uvloop.run(drive(target.url, prompts, clients, seconds, numbers))
+    after = target.cpu_seconds()
+    return Turn(load, {name: 1000 * (after[name] - before[name]) / load.requests for name in after})

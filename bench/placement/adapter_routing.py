@@ -10,14 +10,14 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
+from bench.placement.routing import PAIRS, cluster_of, largest_share
+from bench.placement.routing import simulated as routed
 from bench.table import markdown
-from llmserve.config.schema import Manifest
 from llmserve.core.ids import DEFAULT_TENANT
 from llmserve.router.placement.rules import Routing
 from llmserve.simulate.adapters import with_adapters
 from llmserve.simulate.mix import RequestKind, RequestMix
-from llmserve.simulate.report import Goals, SimReport
-from llmserve.simulate.run import Simulation
+from llmserve.simulate.report import SimReport
 from llmserve.simulate.shape import ClusterShape, Overrides
 
 _ADAPTERS, _SKEW = 1000, 1.0
@@ -25,28 +25,13 @@ _SLOTS, _IN_MEMORY = 8, 140  # versions of 30 MB: 4 GiB of memory
 _PER_SECOND = 40.0
 _SEEDS = range(1, 6)
 _ROUTINGS: tuple[Routing, ...] = ("prefer_loaded", "least_loaded", "kv_aware")
-_SIM = {
-    "prefill_tokens_per_second": 10_000,
-    "decode_step_seconds": 0.015,
-    "decode_seconds_per_sequence": 0.0002,
-    "block_size_tokens": 16,
-    "blocks": 20_000,
-}
+_BLOCKS = 20_000
 _WHOLE = {"disaggregated": False, "replicas": {"decode": 8}}
-PAIRS = {"replicas": {"prefill": 4, "decode": 4}}
 
 
 def cluster(deployment: dict[str, Any], **scheduling: Any) -> ClusterShape:
-    manifest = Manifest.model_validate(
-        {
-            "kind": "LLMServe",
-            "models": {"primary": {"source": "dir:/nowhere", "name": "m"}},
-            "deployment": deployment,
-            "engine": {"kind": "sim", "max_decode_concurrency": 32, "sim": _SIM},
-            "scheduling": {"queue_timeout_seconds": 600, "max_queued_requests": 100_000, **scheduling},
-        }
-    )
-    shape = ClusterShape.of(manifest, Overrides())
+    scheduling = {"queue_timeout_seconds": 600, "max_queued_requests": 100_000, **scheduling}
+    shape = cluster_of(deployment, _BLOCKS, Overrides(), scheduling=scheduling)
     return replace(shape, adapters=replace(shape.adapters, slots=_SLOTS, in_memory=_IN_MEMORY))
 
 
@@ -68,21 +53,12 @@ def simulated(
     rng = random.Random(seed)
     mix = RequestMix([(RequestKind(1000, 30), 1.0)], [(DEFAULT_TENANT, 1.0)], per_second, seconds)
     requests = with_adapters(mix.requests(rng), adapters, _SKEW, rng)
-    simulation = Simulation(shape, requests, seed=seed)
-    simulation.run()
-    simulation.check_integrity()
-    report = simulation.report(Goals())
-    assert report.served == len(requests), report.refusals
-    return report
+    return routed(shape, requests, seed)
 
 
 def hot_spot(report: SimReport) -> float:
     """The largest number of requests that a worker got, as a multiple of the fair share of its role."""
-    largest = 0.0
-    for role in ("prefill", "decode", "aggregated"):
-        counts = [line.requests for line in report.workers if line.worker.startswith(role)]
-        largest = max(largest, max(counts) * len(counts) / sum(counts) if any(counts) else 0.0)
-    return largest
+    return max(largest_share(report, role) for role in ("prefill", "decode", "aggregated"))
 
 
 def run() -> str:

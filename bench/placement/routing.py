@@ -5,6 +5,7 @@ depend on the seed and not on this machine.
 """
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.table import markdown
@@ -56,23 +57,33 @@ def shared_prefixes(
     return made
 
 
+PAIRS = {"replicas": {"prefill": 4, "decode": 4}}
+
+
 def cluster(blocks: int = _BLOCKS, **scheduling: Any) -> ClusterShape:
     """Four prefill and four decode workers. All KV is pushed, so that routing alone makes a difference.
     scheduling: that section of the manifest."""
+    overrides = Overrides(kv_bytes_per_token=_KV_BYTES, transfer_gbps=_GBPS)
+    return cluster_of(PAIRS, blocks, overrides, scheduling=scheduling, transfer={"mode": "push"})
+
+
+def cluster_of(
+    deployment: Mapping[str, Any], blocks: int, overrides: Overrides, **sections: Mapping[str, Any]
+) -> ClusterShape:
+    """sections: others of the manifest."""
     manifest = Manifest.model_validate(
         {
             "kind": "LLMServe",
             "models": {"primary": {"source": "dir:/nowhere", "name": "m"}},
-            "deployment": {"replicas": {"prefill": 4, "decode": 4}},
+            "deployment": deployment,
             "engine": {"kind": "sim", "max_decode_concurrency": 32, "sim": {**_SIM, "blocks": blocks}},
-            "scheduling": scheduling,
-            "transfer": {"mode": "push"},
+            **sections,
         }
     )
-    return ClusterShape.of(manifest, Overrides(kv_bytes_per_token=_KV_BYTES, transfer_gbps=_GBPS))
+    return ClusterShape.of(manifest, overrides)
 
 
-def simulated(shape: ClusterShape, requests: list[TracedRequest], seed: int = 1) -> SimReport:
+def simulated(shape: ClusterShape, requests: Sequence[TracedRequest], seed: int = 1) -> SimReport:
     simulation = Simulation(shape, requests, seed=seed)
     simulation.run()
     simulation.check_integrity()

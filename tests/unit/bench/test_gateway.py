@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.gateway.gateway import cases, report
+from bench.gateway.apiservers import Measured, row
+from bench.gateway.gateway import cases, report, short_and_many
 from bench.gateway.load import Load, Prompts, ask, chat, drive
 from bench.gateway.turns import Case, Turn, cpu_seconds
 
@@ -194,3 +195,25 @@ def test_a_failed_request_ends_the_bench_with_an_error_that_has_the_tables() -> 
     text = str(end.value)
     assert "| streamed, 30 + 16 tokens | 32 | floor | 2 | 20.0 | 20.0 | 17.0 | 0.50 | 1 |" in text
     assert "2 requests failed:\nfloor: streamed, 30 + 16 tokens, 32 clients: HTTP/1.1 503" in text
+
+
+def test_several_apiservers_are_asked_short_requests_of_many_clients() -> None:
+    assert short_and_many({"kinds": None, "prompts": None, "tokens": None, "clients": None}) == [
+        Case(kind, "30", 16, clients) for kind in ("plain", "streamed") for clients in (32, 256)
+    ]
+    assert short_and_many({"kinds": ["plain"], "clients": [32], "tokens": [200]}) == [
+        Case("plain", "30", 200, 32)
+    ]
+
+
+def test_all_apiservers_of_a_cluster_count_together() -> None:
+    """Of 200 requests in 2 s; a quarter of a core is used."""
+    load = Load([0.010] * 200, [], 2.0, 0.001)
+    cpu_ms = {"apiserver-0": 1.0, "apiserver-1": 0.6, "router-0": 0.4, "prefill-0": 0.2, "decode-0": 0.3}
+    turn = Turn(load, cpu_ms)
+    alone = Measured(Turn(load, {"apiserver-0": 1.25}), (1.0,), 0.2, 2.0)
+
+    cells = row(CASE, 2, [Measured(turn, (1.1, 0.9), 0.3, 2.5)], [alone])
+
+    assert cells[:5] == (2, CASE, 32, "100", "0.90 to 1.10 x fair")
+    assert cells[5:] == ("1.60", "1.25", "0.40", "0.50", "0.25", "0.30", "2.50", "625", "2500")

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from bench.placement import adapter_fairness
-from bench.placement.adapter_routing import PAIRS, hot_spot, simulated
+from bench.placement.adapter_routing import hot_spot, simulated
+from bench.placement.routing import PAIRS
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import Agenda
 from llmserve.core.ids import AdapterDigest
