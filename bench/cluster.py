@@ -8,14 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from bench.ports import free_ports_in_a_row
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import SECRET_NAME, Credentials
 
@@ -59,21 +58,19 @@ class Cluster:
 
 @contextmanager
 def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
-    """Starts the manifest on a free port with its own run directory; waits until it serves."""
+    """Starts the manifest with its own run directory, on a port that it chooses; waits until it serves."""
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
         local = manifest["spec"].setdefault("deployment", {}).setdefault("local", {})
-        apiservers = manifest["spec"]["deployment"].get("replicas", {}).get("apiserver", 1)
-        local.update(port=free_ports_in_a_row(apiservers), run_dir=f"{scratch}/run")
+        local.update(port=0, run_dir=f"{scratch}/run")
         path = Path(scratch) / "llmserve.yaml"
         path.write_text(yaml.safe_dump(manifest))
         command = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
         with open(Path(scratch) / "up.log", "wb") as log:
             supervisor = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        scheme = "https" if manifest["spec"].get("security", {}).get("tls") else "http"
-        cluster = Cluster(f"{scheme}://127.0.0.1:{local['port']}", Path(local["run_dir"]), supervisor)
+        cluster = Cluster("", Path(local["run_dir"]), supervisor)
         try:
             _wait_ready(cluster, Path(scratch) / "up.log")
-            yield cluster
+            yield replace(cluster, url=cluster.state()["base_urls"][0])
         finally:
             _stop(supervisor)
 

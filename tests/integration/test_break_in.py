@@ -160,7 +160,7 @@ async def registered(place: Place) -> int:
     address = f"127.0.0.1:{place.router.port}"
     async with open_channel(address, operator, CallerRole.ROUTER) as channel:
         status = await RouterStub(channel).GetClusterStatus(  # type: ignore[no-untyped-call]
-            router_pb2.GetClusterStatusRequest(), timeout=5.0
+            router_pb2.GetClusterStatusRequest(), timeout=30.0
         )
     return len(status.workers)
 
@@ -200,7 +200,7 @@ async def settles(count: Any, most: int) -> bool:
 
 @pytest.mark.timeout(60 + KNOCKS)
 async def test_random_bytes_at_every_port_change_nothing(place: Place) -> None:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(30.0):
         while await registered(place) != 1:  # noqa: ASYNC110 - in other tasks, and over gRPC
             await asyncio.sleep(0.02)
     assert len(place.ports) >= 7, "router, KV manager, worker, channel of engines, tcp, metrics, HTTP"

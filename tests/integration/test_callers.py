@@ -103,7 +103,7 @@ async def call(channel: grpc.aio.Channel, path: str, streams: tuple[bool, bool],
         (True, False): channel.stream_unary,
         (True, True): channel.stream_stream,
     }
-    started: Any = kinds[streams](path)(bodies() if streams[0] else body, timeout=5.0)
+    started: Any = kinds[streams](path)(bodies() if streams[0] else body, timeout=30.0)
     if streams[1]:
         await started.read()
     else:
@@ -170,7 +170,7 @@ async def test_health_is_open(servers: Servers, secret: bytes | None) -> None:
     for name in SERVICES:
         channel = await servers.channel(name, by_secret(secret)(CallerRole.WORKER, "me"))
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -15,7 +15,7 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 Status = kvmanager_pb2.GetKvStatusResponse
 
 
@@ -157,9 +157,12 @@ async def test_a_stream_is_of_one_worker(manager: Manager, name: str) -> None:
     assert isinstance(from_grpc(refused.value), InvalidRequest)
 
 
-async def test_stops_at_once_and_ends_open_streams_in_order(manager: Manager) -> None:
+async def test_stops_at_once_and_ends_open_streams_in_order(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmserve.kvstore.role._STOP_GRACE_SECONDS", 50.0)
     x = manager.worker("x")
     await x.report(1, snapshot=True)
-    async with asyncio.timeout(0.9):
+    async with asyncio.timeout(WAIT_SECONDS):
         await manager.role.aclose()
     assert await x.ended() is grpc.StatusCode.OK

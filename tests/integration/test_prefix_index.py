@@ -24,7 +24,7 @@ from tests.integration.test_router_service import Apiserver, Request, worker
 from tests.unit.kvstore.store.conftest import PART_BYTES, World, chain
 from tests.unit.kvstore.store.storing_process import built
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 BLOCKS = chain("a", 4)
 BLOCK_TOKENS = 16  # as the workers of test_router_service say
 

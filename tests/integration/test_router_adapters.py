@@ -25,7 +25,7 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 DIGEST = AdapterDigest("ab" * 32)
 
 

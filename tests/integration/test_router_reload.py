@@ -19,7 +19,7 @@ from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
 from llmserve.rpc.leader import RouterAddresses, explain_request, reload_cluster
 from llmserve.workers.membership import RouterMembership
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 BASE = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"
 
 

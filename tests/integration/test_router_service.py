@@ -25,7 +25,7 @@ from llmserve.rpc.status import from_grpc
 from llmserve.scheduler.scheduler import Policy
 from tests.support.spans import KeptSpans
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 _ROLES = {"prefill": common_pb2.WORKER_ROLE_PREFILL, "decode": common_pb2.WORKER_ROLE_DECODE}
 Request = router_pb2.RouterSessionRequest
 Requests = router_pb2.RouterSessionRequests
@@ -258,14 +258,14 @@ async def test_a_restarted_router_counts_again_what_is_held(start: Start, cluste
 
 
 async def test_a_silent_worker_is_lost_and_used_again_when_it_returns(start: Start) -> None:
-    cluster = await start(expiry_seconds=0.2)
+    cluster = await start(expiry_seconds=1.0)
     await cluster.register(worker("prefill-0"), worker("decode-0"))
     apiserver = await cluster.apiserver()
     async with asyncio.timeout(WAIT_SECONDS):
         while await apiserver.workers():
             pass
     status = await cluster.status()
-    assert [(w.available, w.reason) for w in status.workers] == [(False, "no heartbeat for 0.2 s")] * 2
+    assert [(w.available, w.reason) for w in status.workers] == [(False, "no heartbeat for 1 s")] * 2
     await apiserver.admit("a")
     await cluster.heartbeat("prefill-0")
     await cluster.heartbeat("decode-0")
@@ -303,7 +303,7 @@ async def test_refusals_name_their_error(start: Start) -> None:
         pass
     await apiserver.admit("a")
     await apiserver.placed()
-    await apiserver.admit("b", timeout=0.2)
+    await apiserver.admit("b", timeout=1.0)
     await apiserver.admit("c")
     refused = await apiserver.refused()
     assert (refused.request_id, refused.error) == ("c", "QueueFull")
@@ -417,7 +417,7 @@ async def test_a_worker_that_leaves_is_gone_at_once(cluster: Cluster) -> None:
 
 async def test_the_health_service_answers(cluster: Cluster) -> None:
     health = health_pb2_grpc.HealthStub(cluster.channel)
-    answer = await health.Check(health_pb2.HealthCheckRequest(service="llmserve.v1.Router"), timeout=5)
+    answer = await health.Check(health_pb2.HealthCheckRequest(service="llmserve.v1.Router"), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -28,7 +28,7 @@ from llmserve.rpc.leader import RouterAddresses
 from llmserve.workers.__main__ import arguments, build_worker
 from llmserve.workers.build import prepare_model
 
-SOON = 10.0
+SOON = 30.0
 MANIFEST = """
 kind: LLMServe
 models:

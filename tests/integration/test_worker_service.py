@@ -45,7 +45,7 @@ from llmserve.workers.worker import Worker, WorkerOptions
 
 HAND_OVER = {"do_remote_decode": True}
 PROMPT = list(range(100, 140))
-SOON = 5.0
+SOON = 30.0
 HANG_SECONDS = 3.0  # the least that a manifest may say
 
 Generate = Callable[..., Awaitable[None]]

@@ -55,7 +55,7 @@ from tests.integration.apiserver.manifests import manifest_of
 
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 ANSWER_SECONDS = 50.0  # a first grammar waits until its compiler has imported vLLM
 MAX_MODEL_LEN = 200
 SMALL_LIMITS = {"body_kib": 97}  # where the manifest sets none

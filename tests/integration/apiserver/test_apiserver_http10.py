@@ -23,7 +23,7 @@ async def ask(
     if sent:
         head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n"
     writer.write(f"{head}\r\n".encode() + sent)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answer = (await reader.read()).decode()
     writer.close()
     found, _, rest = answer.partition("\r\n\r\n")

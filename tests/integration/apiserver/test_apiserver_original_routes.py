@@ -155,7 +155,7 @@ async def test_the_model_and_the_system_are_described(cluster: Any, http: httpx.
     assert status["data"]["system"]["healthy"] is True
     assert status["data"]["models"] == {"total": 1, "available": 1, "loading": 0, "error": 0}
     await cluster.router.members()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (status := (await http.get("/status")).json()["data"])["system"]["healthy"]:
             pass
     assert status["models"]["available"] == 0

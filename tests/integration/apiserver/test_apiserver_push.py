@@ -18,7 +18,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_R
 from tests.integration.apiserver.conftest import FakeCluster
 
 REQUEST = {"model": "tiny", "prompt": "abc", "max_tokens": 8}
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 
 
 @pytest_asyncio.fixture

@@ -32,10 +32,10 @@ class Front:
 
     def __init__(self, url: str) -> None:
         self.red, self.blue = (
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key["key"], max_retries=0, timeout=5.0)
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key["key"], max_retries=0, timeout=30.0)
             for key in KEYS
         )
-        self.http = httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer red-key"}, timeout=5.0)
+        self.http = httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer red-key"}, timeout=30.0)
 
     async def aclose(self) -> None:
         for client in (self.red, self.blue):
@@ -92,7 +92,7 @@ def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
 
 
 async def _ended(client: openai.AsyncOpenAI, response_id: str) -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             found = await client.responses.retrieve(response_id)
             if found.status not in ("queued", "in_progress"):

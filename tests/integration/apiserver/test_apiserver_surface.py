@@ -79,7 +79,7 @@ async def test_ping_is_health(cluster: Any, http: httpx.AsyncClient, method: str
     del http.headers["authorization"]
     assert (await http.request(method, "/ping")).status_code == 200
     await cluster.router.members()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (answer := await http.request(method, "/ping")).status_code == 200:
             pass
     assert (answer.status_code, answer.json()["reason"]) == (503, "no worker is available")

@@ -68,7 +68,7 @@ def test_status_shows_what_a_request_left(cluster: Cluster) -> None:
     names = {role["name"] for role in before["roles"]}
     assert names >= {"prefill-0", "decode-0", "decode-1"}
     _ask(cluster)
-    deadline = time.monotonic() + 10  # workers report once a second
+    deadline = time.monotonic() + 30  # workers report once a second
     while not (_moved_kv(workers := _workers(cluster)) and _stores_kv(workers)):
         assert time.monotonic() < deadline, workers
 
@@ -152,7 +152,7 @@ def test_down_leaves_nothing(cluster: Cluster) -> None:
         assert watching.process.poll() is None
     assert done.returncode == 0, done.stderr
     assert "has stopped" in done.stdout
-    assert cluster.supervisor.wait(5) == 0
+    assert cluster.supervisor.wait(30) == 0
     assert not (cluster.run_dir / "cluster.json").exists()
     logs = _llmserve("logs", "decode-1", "--run-dir", str(cluster.run_dir))
     assert "registered: worker=decode-1" in logs.stdout, "what it wrote is still there"

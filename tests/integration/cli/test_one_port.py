@@ -4,7 +4,6 @@ vLLM."""
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import httpx
+import psutil
 import pytest
 
 from bench.cluster import Cluster, running
@@ -117,8 +117,9 @@ def test_one_that_is_killed_takes_only_its_connections_along(cluster: Cluster) -
     clients = [httpx.Client(base_url=cluster.url, timeout=30) for _ in range(8)]
     for client in clients:
         assert client.get("/live").status_code == 200
-    os.kill(cluster.pid("apiserver-1"), signal.SIGKILL)
-    time.sleep(0.5)  # until the kernel has closed its connections
+    killed = psutil.Process(cluster.pid("apiserver-1"))
+    killed.kill()
+    killed.wait(30)  # until the kernel has closed its connections
     broken = 0
     for client in clients:
         try:
@@ -152,17 +153,17 @@ def test_down_under_load_ends_every_stream_with_a_word(cluster: Cluster) -> None
     streams = [threading.Thread(target=stream) for _ in range(8)]
     for thread in streams:
         thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while sum(cluster.total(name, "apiserver_running_requests") for name in _APISERVERS) < len(streams):
         assert time.monotonic() < deadline
     done = _llmserve(cluster, "down")
     for thread in streams:
-        thread.join(10)
+        thread.join(30)
     assert done.returncode == 0, done.stderr
     assert errors == []
     assert len(texts) == len(streams)
     assert all("the server is stopping" in text for text in texts)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{cluster.url}/live", timeout=5)
+        httpx.get(f"{cluster.url}/live", timeout=30)
     logs = "".join(path.read_text() for path in (cluster.run_dir / "logs").glob("apiserver-?.log"))
     assert "Exception in ASGI application" not in logs

@@ -108,13 +108,13 @@ def test_nobody_is_let_in_without_a_key(cluster: Cluster, client: httpx.Client) 
 def test_processes_are_called_with_certificates_only(cluster: Cluster, folder: Path) -> None:
     address = cluster.role("router-0")["listen"]
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
-        HealthStub(channel).Check(HealthCheckRequest(), timeout=5)
+        HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
     async def check() -> None:
         operator = credentials_in(folder / "certs", CallerRole.OPERATOR)
         async with open_channel(address, operator, CallerRole.ROUTER) as channel:
-            await HealthStub(channel).Check(HealthCheckRequest(), timeout=5)
+            await HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
 
     asyncio.run(check())
 

@@ -13,7 +13,7 @@ from llmserve.engines.store.link import StoreAnswer, StoreLink, StoreQuery
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc as rpc
 
-SECONDS = 10.0
+SECONDS = 30.0
 ASK = StoreQuery("r", "red", [b"h" * 32], 0, load=True, compute_seconds=0.5, timeout_seconds=0.3)
 
 

@@ -106,5 +106,5 @@ def _ask(kubelet: Kubelet, path: str, body: Object | None = None, method: str = 
 
 def _metrics(kubelet: Kubelet, name: str) -> str:
     url = kubelet.pods[name].url(8000 if "apiserver" in name else 9400)
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
         return str(answer.read().decode())

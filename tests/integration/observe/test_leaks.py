@@ -223,7 +223,7 @@ def written(cluster: Cluster, receiver: OtlpReceiver, answers: dict[str, httpx.R
     for role in state["roles"]:
         pid, name = role["pid"], role["name"]
         found.texts[f"arguments of {name}"] = Path(f"/proc/{pid}/cmdline").read_text()
-        found.texts[f"metrics of {name}"] = httpx.get(f"http://{role['metrics']}/metrics", timeout=5).text
+        found.texts[f"metrics of {name}"] = httpx.get(f"http://{role['metrics']}/metrics", timeout=30).text
     found.texts["traces"] = repr(receiver.spans)
     found.texts["status"] = command(cluster, "status", "--json")
     found.texts["adapters"] = get(cluster, "/admin/v1/adapters", ADMIN).text

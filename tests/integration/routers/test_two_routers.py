@@ -129,7 +129,7 @@ async def test_commands_reach_the_leader_whichever_router_they_ask_first(cluster
     async with asyncio.timeout(SOON):
         while "decode-0" not in await _workers(cluster, leader):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
-    answer = await ask_leader(standby_first, lambda stub: stub.Drain(order, timeout=5.0))
+    answer = await ask_leader(standby_first, lambda stub: stub.Drain(order, timeout=SOON))
     assert answer.timeout_seconds == 1.0
     text = routers.manifest_text()
     assert (await reload_cluster(standby_first, text, "m.yaml")).lines() == ["nothing has changed"]
@@ -145,7 +145,7 @@ async def test_the_leader_goes_on_without_redis(cluster: Cluster) -> None:
     epoch = await routers.epoch(leader)
     cluster.valkey.kill()
     await asyncio.sleep(LONGER_THAN_A_LEASE)
-    api.done(await asyncio.wait_for(api.place(), 1.0))
+    api.done(await asyncio.wait_for(api.place(), SOON))
     status = await routers.status(leader)
     assert status is not None
     assert (status.leads, status.epoch) == (True, epoch)
@@ -168,7 +168,7 @@ async def test_the_last_router_goes_on_without_redis(cluster: Cluster) -> None:
     routers.kill(1 - leader)
     cluster.valkey.kill()
     await asyncio.sleep(LONGER_THAN_A_LEASE)
-    api.done(await asyncio.wait_for(api.place(), 1.0))
+    api.done(await asyncio.wait_for(api.place(), SOON))
     assert await routers.epoch(leader) == epoch
 
 

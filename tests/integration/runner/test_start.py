@@ -190,7 +190,7 @@ def test_the_page_of_all_metrics_is_served_and_named(start: Start) -> None:
     cluster.until_ready()
     assert cluster.state().metrics == f"127.0.0.1:{port}"
     cluster.until_said(f"http://127.0.0.1:{port}/metrics")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         assert b"cluster_process_up" in answer.read()
 
 

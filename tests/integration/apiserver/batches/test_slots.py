@@ -62,4 +62,4 @@ async def test_a_taker_that_is_cancelled_leaves_its_slot_to_others(granted: bool
     assert takers.order == ([] if granted else ["next"])
     if not granted:
         slots.give_back(BLUE)
-    await asyncio.wait_for(slots.take(RED), 1)
+    await asyncio.wait_for(slots.take(RED), 30)
