@@ -91,7 +91,7 @@ class RequestMetrics:
         )
         self.inter_token_latency_seconds = histogram(
             "inter_token_latency_seconds",
-            "Mean time between tokens, of each request with two or more",
+            "Mean time between tokens, of each request with two or more, without lines of batches",
             ("model",),
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
         )

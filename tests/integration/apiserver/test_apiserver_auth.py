@@ -156,7 +156,7 @@ async def test_keys_come_and_go_while_it_runs_and_the_router_is_told_their_limit
 async def test_a_request_over_a_limit_of_its_key_is_told_when_to_come_back(
     cluster: Any, http: httpx.AsyncClient
 ) -> None:
-    over = Overloaded("the key has used up its 2 requests per second", retry_after_seconds=1.6)
+    over = Overloaded("the key has used up its 2 requests per second", retry_after_seconds=1.2)
     cluster.router.refuse_with = (Outcome.REJECTED, over)
     answer = await http.post("/v1/chat/completions", json=CHAT, headers={"x-api-key": "red-key"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")

@@ -123,11 +123,14 @@ async def test_lines_are_a_background_flow_of_their_tenant(cluster: Any, red: op
     record = await red.get(f"/requests/{name}/explain", cast_to=httpx.Response)
     told = record.json()
     assert (told["request_id"], told["tenant"], told["path"]) == (name, "red", "/v1/chat/completions")
-    times = ("time_to_first_token_seconds_count", "apiserver_request_seconds_count")
-    assert [cluster.count(name) for name in times] == [0, 0]  # nobody waits for a line
+    times = (
+        *("time_to_first_token_seconds_count", "apiserver_request_seconds_count"),
+        "inter_token_latency_seconds_count",
+    )
+    assert [cluster.count(name) for name in times] == [0, 0, 0]  # nobody waits for a line
     await red.chat.completions.create(**CHAT)
     await cluster.settled()
-    assert [cluster.count(name) for name in times] == [1, 1]
+    assert [cluster.count(name) for name in times] == [1, 1, 1]
     assert cluster.router.admits[-1].tenant == "red"
     assert cluster.router.admits[-1].block_hashes == admit.block_hashes  # they share KV
 

@@ -194,6 +194,25 @@ async def test_a_background_stream_is_followed_again_from_where_it_was(two: Two)
         assert "without stream" in refused.json()["error"]["message"]
 
 
+async def test_a_stream_whose_response_is_kept_has_its_last_event(two: Two, monkeypatch: Any) -> None:
+    """The lease of a response ends when it is kept: it is not renewed any more, and was not cancelled."""
+    from llmserve.apiserver.responses import serving
+
+    monkeypatch.setattr(serving, "_RENEW_SECONDS", 0.01)
+    store = two.cluster.apiserver._store
+    end = store.end
+
+    async def slowly(*given: Any) -> bool:
+        kept: bool = await end(*given)
+        await asyncio.sleep(0.1)
+        return kept
+
+    monkeypatch.setattr(store, "end", slowly)
+    options: dict[str, Any] = {"model": MODEL, "input": "abc", "max_output_tokens": 4}
+    stream = await two.a.red.responses.create(**options, background=True, stream=True)
+    assert [event.type async for event in stream][-1] == "response.incomplete"
+
+
 async def test_a_background_stream_that_fails_ends_and_says_so(two: Two) -> None:
     decode = two.cluster.decode
     decode.pause_at, decode.fail_with = 0, InvalidRequest("no")

@@ -1,6 +1,7 @@
 """Worker links over real gRPC: above all, that no lease is forgotten."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -105,3 +106,11 @@ async def test_idle_links_to_workers_that_left_are_closed(
     leg.close()
     links.retain([])
     assert len(links) == 0
+
+
+async def test_a_request_that_no_message_holds_leaves_nothing(
+    links: WorkerLinks, prefill: Any, request_: EngineRequest
+) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        links.open(prefill.info(), replace(request_, priority=2**40), 5.0, 5.0)
+    links.open(prefill.info(), request_, 5.0, 5.0).close()

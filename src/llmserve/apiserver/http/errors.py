@@ -6,6 +6,7 @@ framework. The HTTP edge makes a ApiError of each and gives it the form that the
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def retry_after_seconds(error: Exception) -> float | None:
 def headers_of(error: Exception) -> Iterator[tuple[bytes, bytes]]:
     """Yields what a client should know of an error besides its body."""
     if (seconds := retry_after_seconds(error)) is not None:
-        yield b"retry-after", str(max(1, round(seconds))).encode()
+        yield b"retry-after", str(max(1, math.ceil(seconds))).encode()
     if isinstance(error, NotAuthenticated):
         yield b"www-authenticate", b"Bearer"
 

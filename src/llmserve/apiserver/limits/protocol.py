@@ -96,20 +96,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_closing()
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answers without the application, unless an answer has begun, which is then the last one. Closes a
-        moment later: what the client still sends would otherwise end the connection before it has read the
-        answer."""
+        """Answers without the application, unless it answers a whole request before, or has begun to: then
+        that answer is the last one. Closes a moment later: what the client still sends would otherwise end
+        the connection before it has read the answer."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
         self._head.stop()
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        if self._is_answering:
             self.end_after_answer()
             return
         self.transport.write(_refusal(status, message))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._closing = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(cycle.response_started or not cycle.more_body)
 
     def _leave(self) -> None:
         self._head.stop()

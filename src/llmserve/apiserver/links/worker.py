@@ -156,10 +156,10 @@ class WorkerLink:
             raise self._broken
         if request.request_id in self._legs:
             raise InvalidRequest(f"request {request.request_id} runs on {self.info.worker_id} already")
-        worker_id = self.info.worker_id
+        worker_id, message = self.info.worker_id, encode_request(request)
         leg = LegStream(request.request_id, worker_id, first_seconds, next_seconds, self._close_leg)
         self._legs[request.request_id] = leg
-        self._outbox.put(encode_request(request))
+        self._outbox.put(message)
         return leg
 
     def _close_leg(self, leg: LegStream, running: bool) -> None:

@@ -117,6 +117,6 @@ class RunStats:
         metrics.ended(outcome)
         if not self._background:
             metrics.request_seconds.observe(now - self._started)
+            if output_tokens > 1:
+                metrics.inter_token_latency_seconds.observe((now - self._first_token) / (output_tokens - 1))
         metrics.output_tokens_total.inc(output_tokens)
-        if output_tokens > 1:
-            metrics.inter_token_latency_seconds.observe((now - self._first_token) / (output_tokens - 1))

@@ -212,14 +212,16 @@ class ResponsesHandler(StreamedResponses):
             watch.cancel()
 
     async def _watch(self, key: ResponseKey, task: asyncio.Task[None]) -> None:
-        """Renews the lease of a response until this is cancelled. Cancels `task` when the response was
-        cancelled."""
+        """Renews the lease of a response until this is cancelled, or the response is kept. Cancels `task`
+        when the response was cancelled or dropped."""
         assert self._store is not None
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
             try:
                 if not await self._store.renew(key, _LEASE_SECONDS):
-                    task.cancel()
+                    stored = await self._store.get(key)
+                    if stored is None or stored.stage is not ResponseStage.ENDED:
+                        task.cancel()
                     return
             except StateUnavailable as error:
                 _log.warning("response %s goes on unseen: %s", key.response_id, error.message)

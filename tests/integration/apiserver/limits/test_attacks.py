@@ -23,10 +23,11 @@ Raw = Callable[[bytes], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrit
 
 
 class App:
-    """Answers with what it was sent; at /large with more than a connection buffers, again and again."""
+    """Answers with what it was sent; at /large with more than a connection buffers, again and again; at /slow
+    after `go`."""
 
     def __init__(self) -> None:
-        self.ended = asyncio.Event()
+        self.ended, self.asked, self.go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -35,6 +36,9 @@ class App:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] == "/slow":
+            self.asked.set()
+            await self.go.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/large":
             await self._large(receive, send)
@@ -191,3 +195,18 @@ async def test_a_connection_stays_one_of_http(raw: Raw, caplog: pytest.LogCaptur
     for _ in range(LIMITS.connections_per_address + 1):
         assert (await answer((await raw(head(*upgrade)))[0])).startswith("HTTP/1.1 200 ")
     assert len(caplog.messages) < LIMITS.connections_per_address
+
+
+async def test_what_is_no_request_ends_no_answer_to_the_request_before(
+    raw: Raw, app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await raw(head(path="/slow"))
+    await app.asked.wait()
+    writer.write(b"this is no HTTP\r\n\r\n")
+    await asyncio.sleep(0.1)
+    app.go.set()
+    said = await answer(reader)
+    assert said.startswith("HTTP/1.1 200 ")
+    assert "got 0" in said
+    assert "400" not in said
+    assert "Exception" not in caplog.text
