@@ -58,6 +58,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("scheduling", "router_patience_seconds"): ("apiserver",),
     ("scheduling", "retry_share"): ("apiserver",),
     ("scheduling", "retry_burst"): ("apiserver",),
+    ("scheduling", "retry_tenant_share"): ("apiserver",),
     ("api",): ("apiserver",),
     ("batches",): ("apiserver",),
     ("security",): ("apiserver",),

@@ -1,6 +1,6 @@
 """A report as one HTML page that needs nothing else: no script, no other file."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
@@ -160,7 +160,7 @@ def _plots(records: Sequence[LoadRecord]) -> list[str]:
     kinds = sorted({record.kind for record in served})
     of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
     over_time = [Series(kind, _thinned(of[kind]), is_dots=True) for kind in kinds]
-    tokens = [Series("tokens/s", _tokens_each_second(served))]
+    tokens = [Series("tokens/s", tokens_each_second(served))]
     running = [Series("requests", _running(records))]
     return [
         *distributions(of),
@@ -175,15 +175,15 @@ def _thinned(records: Sequence[LoadRecord]) -> list[Point]:
     return [(one.planned_at, 1000 * one.ttft) for one in records[::step]]
 
 
-def _tokens_each_second(records: Iterable[LoadRecord]) -> list[Point]:
-    counts: Counter[int] = Counter()
+def tokens_each_second(records: Iterable[LoadRecord]) -> list[Point]:
+    counts: defaultdict[int, float] = defaultdict(float)
     for record in records:
         now = record.first_at
         per_arrival = record.output_tokens / (len(record.gaps) + 1)
-        counts[int(now)] += round(per_arrival)
+        counts[int(now)] += per_arrival
         for gap in record.gaps:
             now += gap
-            counts[int(now)] += round(per_arrival)
+            counts[int(now)] += per_arrival
     return [(second, counts[second]) for second in range(max(counts, default=-1) + 1)]
 
 

@@ -1,6 +1,7 @@
 """Parts of a snapshot: about one thing, and what a tenant may see. Pure."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,15 @@ def kv_part(now: Snapshot) -> dict[str, Any]:
 
 _PLACE = re.compile(r"[^\s,;]*[^\s,;:]:\d+\b|(?<![^\s'\"])/[^\s,;:'\"]+")  # HOST:PORT, or a path
 
+_FAILED = "only admins see why it cannot be had"
+
 
 def for_tenant(now: Snapshot, tenant: str) -> Snapshot:
     """Returns what somebody may see who is no admin: no other tenant, and not where processes run."""
     hottest = tuple(one for one in now.index.hottest if one.tenant == tenant)
     return replace(
         now,
+        adapters=tuple(map(_without_source, now.adapters)),
         pid=0,
         base_urls=(),
         roles=tuple(_without_place(role) for role in now.roles),
@@ -35,6 +39,12 @@ def for_tenant(now: Snapshot, tenant: str) -> Snapshot:
         index=replace(now.index, followed=(), away=(), hottest=hottest),
         problems=tuple(map(_without_places, now.problems)),
     )
+
+
+def _without_source(adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the row of an adapter without its source, which errors repeat."""
+    workers = [{**place, "error": place["error"] and _FAILED} for place in adapter["workers"]]
+    return {**adapter, "source": "", "error": adapter["error"] and _FAILED, "workers": workers}
 
 
 def _without_place(role: RoleView) -> RoleView:

@@ -149,6 +149,18 @@ def test_a_value_may_be_live_for_some_and_not_for_others() -> None:
     assert _restart(old, new) == ["observability.log_level: needs a restart of kvmanager-0"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("retry_share", 0.1), ("retry_burst", 7), ("retry_tenant_share", 0.25)),
+        *(("router_patience_seconds", 7.0), ("drain_timeout_seconds", 7.0), ("disaggregate", "always")),
+    ],
+)
+def test_what_apiservers_read_of_scheduling_at_their_start(key: str, value: object) -> None:
+    new = _manifest(scheduling={key: value})
+    assert _restart(_manifest(), new) == [f"scheduling.{key}: needs a restart of apiserver-0"]
+
+
 def test_what_needs_a_restart_is_named_until_it_had_one() -> None:
     started, last = _manifest(), _manifest(engine={"max_model_len": 99}, scheduling={"srpt_bias": 1.0})
     again = compare(started, last, last)

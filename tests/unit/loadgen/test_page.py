@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llmserve.loadgen.answer import LoadRecord
-from llmserve.loadgen.page import page
+from llmserve.loadgen.page import page, tokens_each_second
 from llmserve.loadgen.report import About, Slo, make_report
 from llmserve.plot import Series, cumulative, plot, round_end
 from tests.unit.loadgen.records import failed, served
@@ -84,3 +84,8 @@ def test_axes_end_at_round_numbers() -> None:
         assert round_end(values) == pytest.approx(end)
     drawn = plot("t", "x", "y", [Series("a", [(0.0, 0.0), (1084.0, 5.0)])])
     assert ">1,250</text>" in drawn
+
+
+def test_no_token_is_lost_where_several_come_at_once() -> None:
+    one = served(first=0.5, gaps=(0.1, 0.1, 0.4), output_tokens=6)
+    assert tokens_each_second([one] * 3) == [(0, 13.5), (1, 4.5)]

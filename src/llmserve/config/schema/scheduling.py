@@ -121,9 +121,12 @@ class Scheduling(ManifestSection):
     retry_tenant_share: float = Field(default=0.5, gt=0, le=1)
     """One tenant may use this part of `retry_burst` when there are several tenants, so that requests that
     always fail leave retries to the other tenants."""
-    drain_timeout_seconds: Annotated[Seconds, _ROUTER] = Field(default=60.0, gt=0)
+    drain_timeout_seconds: Annotated[Seconds, Live(("router",), at_start=("apiserver",))] = Field(
+        default=60.0, gt=0
+    )
     """A worker that is drained may finish its requests for this long. The rest then continues on other
-    workers. `llmserve drain --timeout` takes precedence."""
+    workers. `llmserve drain --timeout` takes precedence. So long requests of a model that is unloaded may go
+    on, too."""
     slow_worker_factor: Annotated[float, _ROUTER] = Field(default=3.0, gt=1)
     """A worker that is this many times slower than the median of the other workers of its role is avoided
     while the others have room."""
