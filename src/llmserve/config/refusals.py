@@ -7,13 +7,14 @@ Of a model, only its config.json is read. Where a kind of model needs a closer l
 looks closer when it starts.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.conflict import Conflict
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import did_you_mean
 from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, Manifest, State
+from llmserve.config.schema.section import path_text
 from llmserve.core.errors import ManifestError
 
 MODEL_SOURCE = ("models", "primary", "source")
@@ -102,12 +103,20 @@ def pod_wires(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict.at(message, "transfer.engine_order", _MTLS)
 
 
-def unset_api_keys(keys: Iterable[ApiKey], environment: Mapping[str, str]) -> Iterator[Conflict]:
-    """environment: that of the apiserver."""
+def unusable_api_keys(keys: Sequence[ApiKey], environment: Mapping[str, str]) -> Iterator[Conflict]:
+    """Yields keys whose variable is not set, and those that an entry before has, too. environment: that of
+    the apiserver."""
+    first: dict[str, int] = {}
     for index, key in enumerate(keys):
-        if key.key is None and not environment.get(key.key_env or ""):
+        path: Path = ("security", "api_keys", index)
+        secret = key.key or environment.get(key.key_env or "")
+        if not secret:
             message = f"the environment variable {key.key_env} with the key of {key.tenant} is not set"
-            yield Conflict((("security", "api_keys", index, "key_env"),), message)
+            yield Conflict(((*path, "key_env"),), message)
+        elif (same := first.setdefault(secret, index)) != index:
+            other: Path = ("security", "api_keys", same)
+            message = f"is the same key as {path_text(other)}, of tenant '{keys[same].tenant}'"
+            yield Conflict((path, other), message)
 
 
 def unset_password(state: State, environment: Mapping[str, str]) -> Iterator[Conflict]:

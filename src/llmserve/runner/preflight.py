@@ -13,7 +13,7 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.plan_types import engine_names
-from llmserve.config.refusals import MODEL_SOURCE, local_wires, unknown_parsers, unset_api_keys
+from llmserve.config.refusals import MODEL_SOURCE, local_wires, unknown_parsers, unusable_api_keys
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
@@ -126,7 +126,7 @@ def here(
     if on_gpus := [name for name in names if gpus and runs_on_gpu(manifest.for_model(name), gpus)]:
         pinned = PinnedMemory.of_host(manifest, on_gpus)
         yield from pinned_refusals(manifest, pinned, PinLimits.of(Host()))
-    yield from unset_api_keys(manifest.security.api_keys, environment)
+    yield from unusable_api_keys(manifest.security.api_keys, environment)
     yield from local_wires(manifest)
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)

@@ -9,8 +9,8 @@ from llmserve.config.refusals import (
     Parsers,
     model_refusals,
     unknown_parsers,
-    unset_api_keys,
     unset_password,
+    unusable_api_keys,
 )
 from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, State
 from llmserve.core.errors import ManifestError
@@ -162,10 +162,10 @@ def test_parsers_that_vllm_does_not_have() -> None:
 
 def test_keys_that_are_not_in_the_environment() -> None:
     keys = (ApiKey(tenant="a", key="x"), ApiKey(tenant="b", key_env="B"), ApiKey(tenant="c", key_env="C"))
-    first, second = unset_api_keys(keys, {"C": ""})
+    first, second = unusable_api_keys(keys, {"C": ""})
     assert first.paths == (("security", "api_keys", 1, "key_env"),)
     assert second.message == "the environment variable C with the key of c is not set"
-    assert not list(unset_api_keys(keys, {"B": "1", "C": "2"}))
+    assert not list(unusable_api_keys(keys, {"B": "1", "C": "2"}))
 
 
 def test_a_password_that_is_not_in_the_environment() -> None:
@@ -178,5 +178,12 @@ def test_a_password_that_is_not_in_the_environment() -> None:
 def test_the_first_is_the_error() -> None:
     refuse([])
     with pytest.raises(ManifestError, match=r"^security\.api_keys\[0\]\.key_env: the environment") as failed:
-        refuse(unset_api_keys((ApiKey(tenant="b", key_env="B"),), {}))
+        refuse(unusable_api_keys((ApiKey(tenant="b", key_env="B"),), {}))
     assert Conflict.of(failed.value).message == "the environment variable B with the key of b is not set"
+
+
+def test_a_variable_with_the_key_of_another_entry_is_refused() -> None:
+    keys = (ApiKey(tenant="a", key="1"), ApiKey(tenant="b", key_env="B"), ApiKey(tenant="c", key_env="C"))
+    (found,) = unusable_api_keys(keys, {"B": "2", "C": "1"})
+    assert found.paths == (("security", "api_keys", 2), ("security", "api_keys", 0))
+    assert found.message == "is the same key as security.api_keys[0], of tenant 'a'"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmserve.apiserver.auth.caller import Caller, caller_with
 from llmserve.apiserver.auth.credential import Credential
 from llmserve.config.conflict import refuse
-from llmserve.config.refusals import unset_api_keys
+from llmserve.config.refusals import unusable_api_keys
 from llmserve.config.schema import ApiKey
 from llmserve.core.errors import NotAuthenticated
 from llmserve.core.ids import TenantId
@@ -42,8 +42,8 @@ class ManifestKeys:
 
 
 def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.environ) -> ManifestKeys:
-    """Errors: ManifestError when a variable that should hold a key is not set."""
-    refuse(unset_api_keys(keys, environment))
+    """Errors: ManifestError when a variable with a key is not set, or an entry has the key of another."""
+    refuse(unusable_api_keys(keys, environment))
     return ManifestKeys({_secret(key, environment): _caller(key, at) for at, key in enumerate(keys)})
 
 
