@@ -88,7 +88,8 @@ class VllmEngine:
         self._info: EngineInfo | None = None
         self._children: frozenset[int] = frozenset()  # the processes of the engine, as it has started them
         self._constrained: set[str] = set()  # requests with a grammar that have no output yet
-        self._reports: dict[str, HandoverReport] = {}  # of pulls that ended, until the request's next output
+        self._fetching: set[str] = set()  # requests with KV of another engine that have not ended
+        self._reports: dict[str, HandoverReport] = {}  # of their pulls that ended, until their next output
 
     async def start(self) -> EngineInfo:
         refuse(self._refusals())
@@ -168,6 +169,8 @@ class VllmEngine:
         params = core_request.sampling_params
         if params is not None and params.structured_outputs is not None:
             self._constrained.add(request.request_id)
+        if request.kv_transfer_params:
+            self._fetching.add(request.request_id)
         if self._own_metrics is not None:
             self._own_metrics.added(core_request)
         with _dead_is_an_error():
@@ -201,6 +204,7 @@ class VllmEngine:
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
             self._reports.pop(request_id, None)
+            self._fetching.discard(request_id)
             self._constrained.discard(request_id)
         if self._own_metrics is not None:
             self._own_metrics.aborted(request_ids)
@@ -230,6 +234,8 @@ class VllmEngine:
         request_id, may_be_kv = output.request_id, self._spec.transfer.on_failure == "fail"
         is_ungrammatical = request_id in self._constrained and not may_be_kv
         self._constrained.discard(request_id)
+        if output.finish_reason is not None:
+            self._fetching.discard(request_id)
         speculation = self._stats.load().speculation
         return to_engine_output(
             output,
@@ -243,7 +249,8 @@ class VllmEngine:
         leases, reports = self._stats.record(stats)
         if leases:
             self._kv_events.put(KvEvents(leases=leases))
-        self._reports.update(reports)
+        # A pull may end after its request: nobody would take its report.
+        self._reports.update({one: reports[one] for one in reports.keys() & self._fetching})
 
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None
