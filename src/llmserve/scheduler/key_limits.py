@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import Overloaded
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.kv_io import Spend
+from llmserve.scheduler.kv_io import Spends
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
 
@@ -19,7 +19,6 @@ from llmserve.scheduler.request import QueuedRequest
 KEY_REQUESTS = "the key's requests per second"
 KEY_TOKENS = "the key's tokens per second"
 _LONGEST_RETRY_SECONDS = 30.0
-_MANY_KEYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +49,6 @@ class _KeyHold:
     tokens: int
 
 
-class _Spends:
-    """What each key has spent of one rate. An issuer of tokens may have any number of subjects, so keys that
-    have saved up all that may be are forgotten when there are twice as many as after the last time."""
-
-    def __init__(self) -> None:
-        self._spends: dict[str, Spend] = {}
-        self._most = _MANY_KEYS
-
-    def __len__(self) -> int:
-        return len(self._spends)
-
-    def wait_seconds(self, key: str, now: float) -> float:
-        spend = self._spends.get(key)
-        return spend.wait_seconds(now) if spend else 0.0
-
-    def take(self, key: str, seconds: float, now: float) -> None:
-        if key not in self._spends and len(self._spends) >= self._most:
-            self.restore(self.ahead_seconds(now), now)
-        self._spends.setdefault(key, Spend()).take(seconds, now)
-
-    def ahead_seconds(self, now: float) -> dict[TenantId, float]:
-        """Keys that have saved up all are left out."""
-        ahead = {TenantId(key): spend.ahead_seconds(now) for key, spend in self._spends.items()}
-        return {key: seconds for key, seconds in ahead.items() if seconds is not None}
-
-    def restore(self, ahead_seconds: Mapping[TenantId, float], now: float) -> None:
-        """Inverse of ahead_seconds."""
-        self._spends = {key: Spend.restored(ahead, now) for key, ahead in ahead_seconds.items()}
-        self._most = max(_MANY_KEYS, 2 * len(self._spends))
-
-
 class KeyBudgets:
     """What requests use of the limits of their keys, from Admit to their end, whether they wait or run. Each
     choice counts as a request. Tokens are counted as they are used: the prompt's at once, those of the answer
@@ -91,7 +59,7 @@ class KeyBudgets:
         self._holds: dict[RequestId, _KeyHold] = {}
         self._count: Counter[str] = Counter()
         self._ends: dict[str, ServiceRate] = {}  # of keys that have something in flight
-        self._requests, self._tokens = _Spends(), _Spends()
+        self._requests, self._tokens = Spends(), Spends()
 
     def __repr__(self) -> str:
         return f"<KeyBudgets {dict(self._count)}>"

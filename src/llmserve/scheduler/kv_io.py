@@ -1,14 +1,15 @@
-"""The budget of KV that engines hand over, and a rate as time spent. Pure."""
+"""The budget of KV that engines hand over, and rates as time spent. Pure."""
 
 from collections.abc import Mapping, Set
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.budgets import NO_WAIT, Wait
 from llmserve.scheduler.request import QueuedRequest
 
 # Sums of floats: a client that returns at its Retry-After must be let in.
 _INSTANT_SECONDS = 1e-6
+_MANY_NAMES = 1024
 
 
 class KvIoBudget:
@@ -124,3 +125,42 @@ class Spend:
     def used_seconds(self, now: float) -> float:
         """Seconds used of those that are saved up at rest, and beyond them."""
         return max(0.0, self._until - now + self.burst_seconds)
+
+
+class Spends:
+    """What each tenant, or each key, has spent of one rate. An issuer of tokens may name any number of them,
+    so those that have saved up all that may be are forgotten when there are twice as many as after the last
+    time."""
+
+    def __init__(self) -> None:
+        self._spends: dict[str, Spend] = {}
+        self._most = _MANY_NAMES
+
+    def __len__(self) -> int:
+        return len(self._spends)
+
+    def wait_seconds(self, name: str, now: float) -> float:
+        spend = self._spends.get(name)
+        return spend.wait_seconds(now) if spend else 0.0
+
+    def take(self, name: str, seconds: float, now: float) -> None:
+        if name not in self._spends and len(self._spends) >= self._most:
+            self.restore(self.ahead_seconds(now), now)
+        self._spends.setdefault(name, Spend()).take(seconds, now)
+
+    def take_more(self, name: str, seconds: float, now: float) -> None:
+        """As part of what was taken before. A negative number gives back."""
+        if spend := self._spends.get(name):
+            spend.give_back(-seconds)
+        elif seconds > 0:
+            self.take(name, seconds, now)
+
+    def ahead_seconds(self, now: float) -> dict[TenantId, float]:
+        """Seconds that each has spent ahead of now. Those that have saved up all are left out."""
+        ahead = {TenantId(name): spend.ahead_seconds(now) for name, spend in self._spends.items()}
+        return {name: seconds for name, seconds in ahead.items() if seconds is not None}
+
+    def restore(self, ahead_seconds: Mapping[TenantId, float], now: float) -> None:
+        """Inverse of ahead_seconds."""
+        self._spends = {name: Spend.restored(ahead, now) for name, ahead in ahead_seconds.items()}
+        self._most = max(_MANY_NAMES, 2 * len(self._spends))

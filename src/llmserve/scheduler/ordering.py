@@ -65,10 +65,13 @@ class AdapterTurns:
 _FIRST_GUESS_TOKENS = 256.0
 # What the latest answer counts in the mean: it follows a change of habit within some 20 requests.
 _LATEST = 1 / 16
+# Means that are kept: those of the tenants whose requests have ended last.
+_MOST_TENANTS = 1024
 
 
 class OutputEstimates:
-    """The mean output of each tenant. Tenants are those of the manifest, so they are few."""
+    """The mean output of each tenant. An issuer of tokens may name any number of tenants, so those whose last
+    request ended longest ago are forgotten."""
 
     def __init__(self) -> None:
         self._mean: dict[TenantId, float] = {}
@@ -92,5 +95,7 @@ class OutputEstimates:
         """A request of the tenant has ended. output_tokens: tokens of each choice. 0: it was given up, and
         teaches nothing."""
         if output_tokens > 0:
-            mean = self._mean.get(tenant, float(output_tokens))
+            mean = self._mean.pop(tenant, float(output_tokens))
             self._mean[tenant] = mean + _LATEST * (output_tokens - mean)
+            if len(self._mean) > _MOST_TENANTS:
+                del self._mean[next(iter(self._mean))]

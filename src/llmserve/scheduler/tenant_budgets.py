@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId, TenantId, owner_of
 from llmserve.scheduler.budgets import NO_WAIT, Wait, choices_refusal
-from llmserve.scheduler.kv_io import Spend
+from llmserve.scheduler.kv_io import Spends
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
 
@@ -107,7 +107,7 @@ class TenantRateBudget:
         self._clock = clock
         self._amount_of = amount_of
         self._rate_of = rate_of
-        self._spends: dict[TenantId, Spend] = {}
+        self._spends = Spends()
         self._taken: dict[RequestId, int] = {}
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class TenantRateBudget:
         self._taken[request.request_id] = amount
         rate = self._rate(request)
         if rate and not request.charged:
-            self._spends.setdefault(request.tenant, Spend()).take(amount / rate, self._clock.now())
+            self._spends.take(request.tenant, amount / rate, self._clock.now())
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """Takes more when the answer is longer than expected."""
@@ -141,13 +141,10 @@ class TenantRateBudget:
     def snapshot(self) -> dict[TenantId, float]:
         """Seconds of its rate that each tenant has spent ahead; tenants that have saved up all are left
         out."""
-        now = self._clock.now()
-        ahead = {tenant: spend.ahead_seconds(now) for tenant, spend in self._spends.items()}
-        return {tenant: seconds for tenant, seconds in ahead.items() if seconds is not None}
+        return self._spends.ahead_seconds(self._clock.now())
 
     def restore(self, ahead_seconds: Mapping[TenantId, float]) -> None:
-        now = self._clock.now()
-        self._spends = {tenant: Spend.restored(ahead, now) for tenant, ahead in ahead_seconds.items()}
+        self._spends.restore(ahead_seconds, self._clock.now())
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
         rate, left = self._rate(request), self._seconds_left(request)
@@ -163,11 +160,10 @@ class TenantRateBudget:
         return self._rate_of(self.limits.of(request.tenant))
 
     def _seconds_left(self, request: QueuedRequest) -> float:
-        spend = self._spends.get(request.tenant)
-        return spend.wait_seconds(self._clock.now()) if spend and self._rate(request) else 0.0
+        return self._spends.wait_seconds(request.tenant, self._clock.now()) if self._rate(request) else 0.0
 
     def _settle(self, request: QueuedRequest, amount: int) -> None:
-        spend, rate = self._spends.get(request.tenant), self._rate(request)
-        if spend and rate:
-            spend.give_back((self._taken[request.request_id] - amount) / rate)
+        if rate := self._rate(request):
+            more = (amount - self._taken[request.request_id]) / rate
+            self._spends.take_more(request.tenant, more, self._clock.now())
         self._taken[request.request_id] = amount

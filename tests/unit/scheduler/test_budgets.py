@@ -346,6 +346,25 @@ def test_a_limit_of_requests_alone_refuses_no_choices() -> None:
     assert budget.refusal(_request("a", choices=2)) == ""
 
 
+def test_tenants_that_have_saved_up_all_are_forgotten(clock: VirtualClock) -> None:
+    """An issuer of tokens may name any number of tenants. What one still has in flight is settled."""
+    rate = TenantRateBudget(clock, "rate", QueuedRequest.work_tokens, lambda limit: limit.tokens_per_second)
+    rate.limits = TenantLimits(TenantLimit(tokens_per_second=100.0))
+    first = _request("first", "first", prompt=1)
+    rate.reserve(first)
+    for number in range(5000):
+        clock.advance(1.0)
+        one = _request(f"r{number}", f"tenant-{number}", prompt=1)
+        rate.reserve(one)
+        rate.release(one, 0)
+    assert len(rate._spends) < 1200
+    assert rate.fits(_request("second", "first"))
+    rate.correct(first, 1000)
+    assert not rate.fits(_request("second", "first"))
+    rate.release(first, 0)
+    assert rate.fits(_request("second", "first"))
+
+
 def test_a_background_flow_has_the_limits_of_its_tenant_or_its_own() -> None:
     red, each, own, tighter = TenantId("red"), TenantLimit(1), TenantLimit(2), TenantLimit(3)
     assert TenantLimits(each).of(background_of(red)) is each

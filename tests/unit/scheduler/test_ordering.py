@@ -96,3 +96,13 @@ def test_the_latest_answer_counts_a_sixteenth() -> None:
     estimates.learn(TENANT, 16)
     estimates.learn(TENANT, 32)
     assert estimates.snapshot() == {TENANT: 17.0}
+
+
+def test_only_tenants_of_late_are_known() -> None:
+    """An issuer of tokens may name any number of them, and all are in each snapshot of the queues."""
+    estimates = OutputEstimates()
+    for number in range(5000):
+        estimates.learn(TenantId(f"tenant-{number}"), 16)
+        estimates.learn(TENANT, 40)
+    assert len(estimates.snapshot()) < 1200
+    assert estimates.expected(_request(0.0, 10)) == 40
