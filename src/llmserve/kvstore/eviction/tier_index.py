@@ -67,7 +67,7 @@ class TierIndex:
         self._make_policy, self._clock = make_policy, clock
         self._rules = rules or EvictionRules()
         self._tree = PrefixTree()
-        self._tenants: dict[TenantId, TenantBlocks] = {}
+        self._tenants: dict[TenantId, TenantBlocks] = {}  # of those that hold any
         self._kept: set[BlockHash] = set()
         self.evictions: Counter[EvictReason] = Counter()
         self.eviction_ages = Ages()
@@ -269,7 +269,8 @@ class TierIndex:
         )
 
     def _candidate(self, giver: TenantId, gives: Gives) -> Node | None:
-        return self._tenants[giver].candidate(gives, self._clock.now()) if gives(giver) else None
+        blocks = self._tenants.get(giver)  # none when it has given all that it held
+        return blocks.candidate(gives, self._clock.now()) if blocks and gives(giver) else None
 
     def _is_over_hotset(self, tenant: TenantId) -> bool:
         return tenant == NOBODY or self.tenant_bytes(tenant) > self._rules.tenant_hotset_bytes
@@ -281,7 +282,10 @@ class TierIndex:
     def _forget(self, node: Node, *, evicted: bool) -> None:
         self.used_bytes -= node.size_bytes
         self._kept.discard(node.key)
-        self._tenants[node.tenant].remove(node, evicted=evicted)
+        blocks = self._tenants[node.tenant]
+        blocks.remove(node, evicted=evicted)
+        if not len(blocks):
+            del self._tenants[node.tenant]
         self._tree.remove(node)
 
 

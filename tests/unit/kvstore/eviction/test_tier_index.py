@@ -1,6 +1,7 @@
 """How a book chooses; what it promises is in tests/conformance/test_eviction.py."""
 
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import pytest
 
@@ -291,6 +292,25 @@ def test_evictions_are_counted_by_reason_and_age(policy: Watched, clock: Virtual
     assert book.evictions == {EvictReason.QUOTA: 1, EvictReason.ROOM: 1}
     assert book.eviction_ages.sum_seconds == 10
     assert book.eviction_ages.counts[1] == 2, "1 to 10 s"
+
+
+def test_a_tenant_that_holds_nothing_is_forgotten(clock: VirtualClock) -> None:
+    """An issuer of tokens may name any number of tenants, and each search goes through all that are known."""
+    policies: WeakSet[LruPolicy] = WeakSet()
+
+    def make() -> LruPolicy:
+        policies.add(policy := LruPolicy())
+        return policy
+
+    book = TierIndex(2, make, clock)
+    for number in range(100):
+        book.make_room(1, tenant := TenantId(f"tenant-{number}"))
+        book.add(BlockHash(b"%d" % number), None, 1, tenant)
+        book.check_integrity()
+    assert len(policies) == 2
+    book.remove(BlockHash(b"99"))
+    assert len(policies) == 1
+    assert book.tenant_bytes(TenantId("tenant-99")) == 0
 
 
 # -- blocks that an earlier process has left
