@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from llmserve.config.changes import Changes, LiveChange, NeedsRestart
-from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.core.errors import LLMServeError, NotLeader, Unavailable
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import CONNECT_SECONDS, Backoff, open_channel
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
@@ -83,18 +83,20 @@ _T = TypeVar("_T")
 async def ask_leader(
     routers: RouterAddresses, ask: Callable[[router_pb2_grpc.RouterStub], Awaitable[_T]]
 ) -> _T:
-    """Tries the routers in turn. Errors: Unavailable when none leads or answers;
-    what the leader says."""
-    away: LLMServeError = Unavailable("no router is known")
+    """Tries the routers in turn. Errors: Unavailable when none leads or answers; what the leader says, also
+    when that is Unavailable, and not that another one does not lead."""
+    away: LLMServeError | None = None
     for address in routers.addresses:
         async with routers.open_patiently(address) as channel:
             try:
                 return await ask(router_pb2_grpc.RouterStub(channel))  # type: ignore[no-untyped-call]
             except grpc.aio.AioRpcError as error:
-                away = from_grpc(error)
-                if not isinstance(away, Unavailable):
-                    raise away from error
-    raise away
+                said = from_grpc(error)
+                if not isinstance(said, Unavailable):
+                    raise said from error
+                if away is None or not isinstance(said, NotLeader):
+                    away = said
+    raise away or Unavailable("no router is known")
 
 
 _EXPLAIN_SECONDS = 8.0  # the router gives its apiservers 5 s
