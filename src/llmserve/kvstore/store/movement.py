@@ -88,6 +88,7 @@ class Offload:
 
     def __init__(self, dram: DramTier, lower: Sequence[LowerStore], view_of: ViewOf) -> None:
         self._dram, self._lower, self._view_of = dram, lower, view_of
+        # Blocks in DRAM that are to be written when their tier has time.
         self._behind: dict[str, dict[BlockHash, None]] = {tier.name: {} for tier in lower}
         self.gone_down = 0  # blocks that were written or given up: their memory came back
         self._went = asyncio.Event()
@@ -97,6 +98,8 @@ class Offload:
         for victim in self._dram.make_room(size_bytes, tenant):
             self._save(victim)
             self._dram.evict(victim.key)
+            for behind in self._behind.values():
+                behind.pop(victim.key, None)
 
     def reserve(
         self, user: PoolUser, blocks: Sequence[StoredBlock], seconds: float

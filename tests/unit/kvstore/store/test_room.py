@@ -131,6 +131,19 @@ async def test_room_is_made_before_it_is_needed(make_world: MakeWorld) -> None:
     assert len(await world.loaded(chain("p0", 8))) == 8
 
 
+async def test_blocks_that_found_a_tier_busy_are_forgotten_when_they_leave(make_world: MakeWorld) -> None:
+    """A medium that hangs, or is always too slow, writes none of them."""
+    tier = SlowTier(MemoryMedium(1000 * PART_BYTES))
+    world = make_world(dram_blocks=16, tiers=[(tier, 1000 * PART_BYTES)], busy_bytes=PART_BYTES)
+    await world.store.open()
+    tier.gate.clear()
+    stored = [len((await world.seen(chain(f"p{number}", 4))).stores) for number in range(50)]
+    assert sum(stored) > 100
+    assert len(world.store._offload._behind[world.store.lower[0].name]) <= 16
+    tier.gate.set()
+    await world.until(lambda: world.store.lower[0].holds(chain("p49", 4)[0], 1))
+
+
 class FaultyTier(MemoryTier):
     """Raises, which no tier may."""
 
