@@ -82,7 +82,7 @@ class LowerStore:
     async def open(self) -> None:
         """Errors: StartFailed, unless it opens later."""
         if self.settings.opens_later:
-            self._tasks.spawn("open", self._open_patiently(), fatal=True)
+            self._tasks.spawn("open", self._open_patiently())
         else:
             await self._open()
 
@@ -107,17 +107,22 @@ class LowerStore:
         while not self.is_open:
             try:
                 await self._open()
-            except StartFailed as error:
-                if error.message != self.closed:
-                    _log.warning("%s: not used until it can be opened: %s", self.name, error.message)
-                self.closed = error.message
+            except Exception as error:
+                self._note_closed(error)
                 await backoff.pause()
+
+    def _note_closed(self, error: Exception) -> None:
+        """Each reason is logged once; one that nobody foresaw, with its trace."""
+        if str(error) != self.closed:
+            trace = None if isinstance(error, StartFailed) else error
+            _log.warning("%s: not used until it can be opened: %s", self.name, error, exc_info=trace)
+        self.closed = str(error) or repr(error)
 
     async def _open(self) -> None:
         await self._tier.open()
         found = await self._contents.take()
         self.closed = ""
-        self._tasks.spawn("write", self._queue.run(), fatal=True)
+        self._tasks.spawn("write", self._queue.run())
         _log.info("%s: open, %d blocks found, %r", self.name, found, self.index)
 
     # -- what is there

@@ -80,7 +80,10 @@ class WriteQueue:
         self.bytes -= outgoing.size_bytes
         self._medium.outcomes["write", outcome] += 1
         self._medium.totals.store_bytes += outgoing.size_bytes if outcome is TierOutcome.DONE else 0
-        outgoing.ended(outcome)
+        try:
+            outgoing.ended(outcome)
+        except Exception:  # a bug of ours, too
+            _log.exception("%s: who waited for a block was not told of its end", self._medium.tier)
 
     async def _next_batch(self) -> list[Outgoing]:
         batch = [await self._queue.get()]

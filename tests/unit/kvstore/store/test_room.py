@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from unittest.mock import AsyncMock
 
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.tiers.base import Blob, BlobResult, ReadResult, ReadTarget
+from llmserve.kvstore.store.coding import Outgoing
+from llmserve.kvstore.tiers.base import Blob, BlobResult, ReadResult, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
-from tests.unit.kvstore.store.conftest import PART_BYTES, ROOM_WAIT_SECONDS, MakeWorld, World, chain
+from tests.unit.kvstore.store.conftest import PART_BYTES, ROOM_WAIT_SECONDS, WORKER, MakeWorld, World, chain
 
 
 class SlowTier(MemoryTier):
@@ -166,4 +168,41 @@ async def test_a_fault_of_a_tier_holds_no_memory(
     (tier,) = world.store.lower
     assert (len(tier.index), tier.queued_bytes) == (0, 0)
     assert len(world.store.dram._leases) == 0
+    assert "a fault of this program" in caplog.text
+
+
+async def test_a_fault_of_who_waits_for_a_write_ends_no_other(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tier whose writes have ended for ever would hold ever more of DRAM."""
+    world = make_world(dram_blocks=8, lower_blocks=[100], mode=WriteMode.BACK)
+    await world.store.open()
+    (tier,) = world.store.lower
+    keys = chain("a", 2)
+    await world.seen(keys)
+    block = world.store.dram.block(keys[0])
+    (slots,) = world.store.dram.lease(WORKER, keys[:1], 30.0)[1]
+    views, sums = tuple(map(world.view, slots)), tuple(slot.checksum for slot in slots)
+
+    def fail(outcome: TierOutcome) -> None:
+        raise RuntimeError("a fault of this program")
+
+    outcomes: list[TierOutcome] = []
+    tier.write(Outgoing(block, views, sums, fail))
+    await world.until(lambda: not tier.queued_bytes)
+    tier.write(Outgoing(block, views, sums, outcomes.append))
+    await world.until(lambda: bool(outcomes))
+    assert "a fault of this program" in caplog.text
+
+
+async def test_a_fault_at_the_opening_is_said_and_tried_again(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = MemoryTier(MemoryMedium(100 * PART_BYTES))
+    world = make_world(tiers=[(tier, 100 * PART_BYTES)], opens_later=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(tier, "open", AsyncMock(side_effect=RuntimeError("a fault of this program")))
+        await world.store.open()
+        await world.until(lambda: "a fault of this program" in world.store.lower[0].error)
+    await world.until(lambda: world.store.lower[0].is_open)
     assert "a fault of this program" in caplog.text
