@@ -154,7 +154,8 @@ class CertificateFolder:
         """Errors: StartFailed."""
         self._folder, self._clock = folder, clock
         self._lock = threading.Lock()
-        self._seen = _signature(folder)
+        self._seen = _signature(folder)  # when they were read last
+        self._trouble = ""  # why they cannot be read now
         self._current = read_certificate(folder)
         self._authorities = self._current.authorities
         self._former, self._former_until = b"", 0.0  # authorities before these
@@ -194,12 +195,14 @@ class CertificateFolder:
         is_over = bool(self._former) and now >= self._former_until
         if seen == self._seen and not is_over:
             return
-        self._seen = seen
         try:
             self._current = self._read(now, is_over)
-        except StartFailed as error:
-            _log.warning("the certificate stays as it was: %s", error.message)
+        except StartFailed as error:  # what is wrong need not be in the files: it is tried again
+            if error.message != self._trouble:
+                _log.warning("the certificate stays as it was: %s", error.message)
+            self._trouble = error.message
         else:
+            self._seen, self._trouble = seen, ""
             _log.info("certificate of %s read again", self._current.owner.uri)
 
     def _read(self, now: float, is_over: bool) -> Certificate:

@@ -1,5 +1,6 @@
 """Whose a certificate is, and what happens when the files of one change."""
 
+import errno
 import ssl
 import time
 from pathlib import Path
@@ -181,6 +182,28 @@ def test_files_that_are_gone_leave_the_certificate(tmp_path: Path, authority: Au
     (place / "tls.crt").unlink()
     clock.now += 2.0
     assert folder.current() is first
+
+
+def test_files_that_could_not_be_read_are_read_again(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many open files, say, when the certificate was renewed: nothing of it changes any more."""
+    clock = Clock()
+    folder = CertificateFolder(folder_of(tmp_path, authority), clock)
+    first = folder.current()
+    folder_of(tmp_path, authority)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fail)
+        for _ in range(3):
+            clock.now += 2.0
+            assert folder.current() is first
+    clock.now += 2.0
+    assert folder.current().chain != first.chain
+    assert caplog.text.count("too many open files") == 1
 
 
 def test_the_former_authority_is_accepted_for_a_while(tmp_path: Path, authority: Authority) -> None:
