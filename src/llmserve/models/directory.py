@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError, ModelNotFound
+from llmserve.core.json_object import json_object
 from llmserve.models.files import DigestCache, Progress, silent
 
 SAFETENSORS = "*.safetensors"
@@ -52,12 +53,9 @@ def read_config(path: Path, name: str = "config.json") -> Mapping[str, Any]:
     """Returns a JSON file of the model's settings. Errors: ModelNotFound."""
     file = path / name
     try:
-        config = json.loads(file.read_text())
+        return json_object(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"{file} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelNotFound(f"{file} is not a model's configuration")
-    return config
 
 
 def read_vocabulary(path: Path) -> Mapping[str, int]:
