@@ -1,7 +1,6 @@
 """Traces of requests: what is known of each, and how files of them are read."""
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, AdapterDigest, TenantId
+from llmserve.core.json_object import json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,9 @@ def _mooncake(path: Path, file: Iterable[str], tenant_of: NextTenant) -> Iterato
 
 def _object(line: _Line, text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        return json_object(text)
     except ValueError as error:
-        raise line.wrong(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise line.wrong("not a JSON object")
-    return fields
+        raise line.wrong(str(error)) from error
 
 
 def _number(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmserve.apiserver.http.listener.shared_port import PortShare
 from llmserve.config.schema import Manifest, ServedModel
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.shared_port import PortShare
 from llmserve.models import resolve
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import Credentials

@@ -26,7 +26,6 @@ from llmserve.doctor import (
     manifest,
     note,
     ok,
-    paths,
     security,
     software,
     warning,
@@ -222,9 +221,9 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         yield manifest.engine_memory(settings, weights, available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         found = kv_paths(settings, on_gpus, GpuTopology.seen_by(run_tool))
-        yield paths.gpu_paths(found)
+        yield machine.gpu_paths(found)
         pinned = PinnedMemory.of_host(settings, [process.model for process in on_gpus])
-        yield paths.pinned_memory(pinned, available_bytes(host, allowance(host)))
+        yield machine.pinned_memory(pinned, available_bytes(host, allowance(host)))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 

@@ -1,4 +1,4 @@
-"""Processor, memory and GPUs."""
+"""Processor, memory and GPUs, and the paths of KV between those."""
 
 import math
 from collections import Counter
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.runner.gpus import LINKS, PEERS, Tool, gpu_matrix, total_bytes
+from llmserve.runner.gpus import LINKS, PEERS, KvPath, Tool, gpu_matrix, pinned_text, total_bytes
 from llmserve.runner.host import GIB, Allowance, Host, available_bytes, size
+from llmserve.transfer.pinned import PinnedMemory
 
 _LITTLE_BYTES = 4 * GIB  # one CPU engine with the smallest model and 1 GiB of KV takes 3.5 GiB
 _X86 = ("x86_64", "amd64")
+_SHOWN_PAIRS = 8
 
 
 def system(name: str, release: str, architecture: str) -> Finding:
@@ -177,6 +179,33 @@ def gpu_links(tool: Tool) -> Finding:
         advice = "KV is slow between GPUs whose link is NODE or SYS: `KV paths` says which engines they are."
         return note("GPU links", value, advice, **figures)
     return ok("GPU links", value, **figures)
+
+
+def gpu_paths(paths: Sequence[KvPath]) -> Finding:
+    """paths: those of all pairs, which have the same transports."""
+    figures = {"pairs": len(paths)}
+    if not paths:
+        return ok("KV paths", "no KV moves between GPUs", **figures)
+    if "nixl" not in dict(paths[0].ways):
+        value = "between all engines through pinned host memory and a socket"
+        return note("KV paths", value, "transfer.engine_order has no nixl.", **figures)
+    by_nixl = [(path.between, dict(path.ways)["nixl"]) for path in paths]
+    value = "; ".join(f"{name} {path}" for name, path in by_nixl[:_SHOWN_PAIRS])
+    if len(paths) > _SHOWN_PAIRS:
+        value += f"; and {len(paths) - _SHOWN_PAIRS} more"
+    advice = "What is not CUDA IPC is slower, and goes over tcp if need be."
+    if all(part.startswith("CUDA IPC") for _, path in by_nixl for part in path.split(", ")):
+        advice = "By nixl, if it finds CUDA: `python -m bench gpu` measures it."
+    return note("KV paths", value, advice, **figures)
+
+
+def pinned_memory(pinned: PinnedMemory, available_bytes: float) -> Finding:
+    """available_bytes: what may still be allocated here."""
+    figures = {"pinned_bytes": pinned.host_bytes, "available_bytes": available_bytes}
+    if pinned.host_bytes > available_bytes:
+        advice = f"Only {size(available_bytes)} are available, and what is pinned is never swapped out."
+        return warning("pinned memory", pinned_text(pinned), advice, **figures)
+    return ok("pinned memory", pinned_text(pinned), **figures)
 
 
 def gpu_modules(host: Host, has_rdma: bool) -> Finding:

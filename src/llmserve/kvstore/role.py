@@ -17,7 +17,7 @@ from llmserve.kvstore.store.store import LEASE_SECONDS
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.metrics.kvmanager import KVManagerMetrics
-from llmserve.metrics.registry import MetricsServer
+from llmserve.metrics.registry import metrics_beside
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.role import reached_at
@@ -63,9 +63,7 @@ class KVManagerRole:
         self._server.add(
             kvmanager_pb2_grpc.add_KVManagerServicer_to_server, self._service, "llmserve.v1.KVManager"
         )
-        host = listen.rpartition(":")[0]
-        is_serving = self._server.is_serving
-        self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None
+        self._metrics = metrics_beside(listen, metrics_port, registry, self._server.is_serving)
         self.port = 0  # of the service, from start on
 
     async def start(self) -> None:

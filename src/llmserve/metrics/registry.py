@@ -189,6 +189,13 @@ class MetricsServer(PageServer):
         super().__init__(page, host, port, is_healthy)
 
 
+def metrics_beside(
+    listen: str, port: int, registry: CollectorRegistry, is_healthy: Callable[[], bool]
+) -> MetricsServer | None:
+    """Returns the endpoint of a process, on the host where its service listens. port 0: it has none."""
+    return MetricsServer(registry, listen.rpartition(":")[0], port, is_healthy) if port else None
+
+
 def _health(healthy: bool) -> bytes:
     status, body = ("200 OK", b"ok\n") if healthy else ("503 Service Unavailable", b"not serving\n")
     return _http(status, "text/plain", body)

@@ -7,13 +7,13 @@ cannot change the KV of given tokens: an unknown kind of file makes a new identi
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError, ModelNotFound
+from llmserve.core.json_object import json_object
 from llmserve.models.files import DigestCache, Progress, silent
 
 SAFETENSORS = "*.safetensors"
@@ -52,12 +52,9 @@ def read_config(path: Path, name: str = "config.json") -> Mapping[str, Any]:
     """Returns a JSON file of the model's settings. Errors: ModelNotFound."""
     file = path / name
     try:
-        config = json.loads(file.read_text())
+        return json_object(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"{file} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelNotFound(f"{file} is not a model's configuration")
-    return config
 
 
 def read_vocabulary(path: Path) -> Mapping[str, int]:
@@ -67,7 +64,7 @@ def read_vocabulary(path: Path) -> Mapping[str, int]:
     if not file.is_file():
         return {}
     try:
-        tokens = json.loads(file.read_text())["model"].get("vocab", {})
+        tokens = json_object(file.read_text())["model"].get("vocab", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFound(f"{file} cannot be read: {error!r}") from None
     if isinstance(tokens, list):  # Unigram: each with its score
@@ -91,7 +88,7 @@ def only_pickles(source: str, names: Sequence[str]) -> str:
 def _check_config(path: Path, source: str) -> None:
     config = path / "config.json"
     try:
-        json.loads(config.read_text())
+        json_object(config.read_text())
     except FileNotFoundError:
         raise ModelNotFound(f"model '{source}': {config} is missing; is this a model directory?") from None
     except (OSError, ValueError) as error:
@@ -102,7 +99,7 @@ def _check_shards(path: Path, source: str) -> None:
     """Checks that the files of an index exist: an index names all files of the weights."""
     for index in path.glob("*.index.json"):
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = set(json_object(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelNotFound(f"model '{source}': {index} cannot be read: {error!r}") from None
         missing = sorted(name for name in names if not (path / name).is_file())

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.schema import Manifest
 from llmserve.core.clock import LeaseClock, SystemClock
 from llmserve.core.tasks import TaskOwner
-from llmserve.metrics.registry import MetricsServer
+from llmserve.metrics.registry import metrics_beside
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.build import build_state
@@ -110,9 +110,7 @@ class RouterRole:
         self._server = RpcServer(listen, credentials)
         service = RouterService(self._term, self._election)
         self._server.add(router_pb2_grpc.add_RouterServicer_to_server, service, _SERVICE_NAME)
-        host = listen.rpartition(":")[0]
-        is_serving = self._server.is_serving
-        self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None
+        self._metrics = metrics_beside(listen, metrics_port, registry, self._server.is_serving)
         self.port = 0  # of the service, from start on
 
     async def start(self) -> None:
@@ -122,7 +120,7 @@ class RouterRole:
         self.port = await self._server.start()
         await self._on_change(False)
         address = f"{reached_at(self._listen)}:{self.port}"
-        self._leading = self._owner.spawn("leadership", self._election.run(address), fatal=True)
+        self._owner.spawn("leadership", self._election.run(address), fatal=True)
         if self._alone:
             await self._term.begun.wait()
         if self._metrics:

@@ -8,6 +8,7 @@ from typing import Any
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
+from llmserve.core.json_object import json_object
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     Acceptance,
@@ -66,12 +67,9 @@ def decode_params(raw: bytes) -> dict[str, Any] | None:
     if not raw:
         return None
     try:
-        params = json.loads(raw)
+        return json_object(raw)
     except ValueError as error:
-        raise InvalidRequest(f"kv_transfer_params is not JSON: {error}") from error
-    if not isinstance(params, dict):
-        raise InvalidRequest("kv_transfer_params is not a JSON object")
-    return params
+        raise InvalidRequest(f"kv_transfer_params is {error}") from error
 
 
 def encode_request(request: EngineRequest) -> worker_pb2.WorkerSessionRequest:

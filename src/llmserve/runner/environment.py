@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmserve.apiserver.http.listener.shared_port import PortShare
 from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import BINDING_VARIABLE, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
-from llmserve.core.shared_port import PortShare
 from llmserve.engines.vllm.environment import PRELOAD_VARIABLE, preloaded
 from llmserve.models.adapters.cache import DRAM_VARIABLE
 from llmserve.rpc.callers import CallerRole

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from llmserve.apiserver.http.listener.shared_port import PortShare, bind, make_table
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import StartFailed
-from llmserve.core.shared_port import PortShare, bind, make_table
 
 _LOOPBACK = "127.0.0.1"
 _PORTS_BELOW_EPHEMERAL = 12000

@@ -20,7 +20,7 @@ from llmserve.config.speculation import draft_source, loaded_draft, speculation_
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.sources import arguments_here, parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
-from llmserve.models.adapters.refusals import adapter_refusals
+from llmserve.models.adapters.places import adapter_refusals
 from llmserve.models.refusals import directory_refusals
 from llmserve.models.resolve import PreparationStage, survey
 from llmserve.router.leader.build import state_refusals

@@ -24,8 +24,8 @@ class ShortestFirst:
     seconds that its work and its priority are worth. A fixed key is enough, because waiting favours all
     requests alike.
 
-    Bound: a request is overtaken by none that arrives overtaken_within_seconds after it, or later. A
-    request whose deadline comes before its key queues by its deadline.
+    Bound: a request is overtaken by none that arrives aging_seconds + 2 * MOST_PRIORITY * priority_seconds
+    after it, or later. A request whose deadline comes before its key queues by its deadline.
 
     seconds_per_1000_tokens: worth of expected work; 0: order of arrival. aging_seconds: the most that work
     counts. priority_seconds: worth of one step of priority."""
@@ -33,10 +33,6 @@ class ShortestFirst:
     seconds_per_1000_tokens: float = _DEFAULTS.srpt_bias
     aging_seconds: float = _DEFAULTS.aging_seconds
     priority_seconds: float = _DEFAULTS.priority_seconds
-
-    @property
-    def overtaken_within_seconds(self) -> float:
-        return self.aging_seconds + 2 * MOST_PRIORITY * self.priority_seconds
 
     def key(self, request: QueuedRequest) -> float:
         work = request.work_tokens(request.expected_output_tokens)

@@ -10,7 +10,7 @@ from typing import Any
 import uvloop
 
 from llmserve.apiserver.http.listener.server import HttpServer
-from llmserve.core.shared_port import PortShare
+from llmserve.apiserver.http.listener.shared_port import PortShare
 
 
 async def serve(share: PortShare) -> None:

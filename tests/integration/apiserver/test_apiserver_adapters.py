@@ -64,6 +64,7 @@ async def test_a_name_is_served_by_its_version_alone(
 async def test_the_model_itself_has_no_adapter(cluster: Any, http: httpx.AsyncClient, path: str) -> None:
     answer = await http.post(path, json={"model": "tiny", **BODIES[path]})
     assert answer.json()["model"] == "tiny"
+    assert answer.json().get("system_fingerprint", "vllm-").startswith("vllm-")  # null when it is not set
     assert digests(cluster) == [""] * 3
 
 

@@ -55,7 +55,7 @@ def test_it_must_be_a_directory(model_dir: Path) -> None:
             check_directory(path, "dir:x")
 
 
-@pytest.mark.parametrize("text", ["", "{", "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\udcff"])
 def test_a_config_that_cannot_be_read_is_said(model_dir: Path, text: str) -> None:
     (model_dir / "config.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ModelNotFound, match=r"config\.json cannot be read"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from llmserve.apiserver.http.listener.shared_port import ConnectionTable
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed
-from llmserve.core.shared_port import ConnectionTable
 from llmserve.runner.machine import (
     HeldPorts,
     HttpPort,

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.request import MOST_PRIORITY
 from llmserve.scheduler.ordering import OutputEstimates, ShortestFirst
 from llmserve.scheduler.request import QueuedRequest
 
@@ -51,7 +52,7 @@ def test_nothing_is_overtaken_by_what_comes_later_than_the_bound(
 ) -> None:
     ordering = ShortestFirst()
     waits = ordering.key(_request(0.0, tokens, priority, timeout))
-    later = ordering.overtaken_within_seconds + 0.001
+    later = ordering.aging_seconds + 2 * MOST_PRIORITY * ordering.priority_seconds + 0.001
     assert waits < ordering.key(_request(later, other_tokens, other_priority))
     later = ordering.aging_seconds + 0.001  # of the same priority
     assert ordering.key(_request(0.0, tokens)) < ordering.key(_request(later, other_tokens))
@@ -79,10 +80,6 @@ def test_each_choice_is_expected_to_generate_what_a_request_does() -> None:
     assert estimates.expected(four) == 400
     bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=80, choices=4)
     assert estimates.expected(bounded) == 80
-
-
-def test_the_bound_is_that_of_size_and_priority_together() -> None:
-    assert ShortestFirst(aging_seconds=20.0, priority_seconds=5.0).overtaken_within_seconds == 120.0
 
 
 def test_an_answer_of_one_token_is_expected_to_have_one() -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
+from vllm.entrypoints.serve.utils.fingerprint import build_system_fingerprint
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.adapters.names import ModelAdapters
@@ -106,6 +105,7 @@ def _options(model: ModelDirectory, engine: EngineConfig, api: Api, speculates: 
         "--runner": GENERATE if engine.task == GENERATE else "pooling",
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
         "--speculative-config": json.dumps(_ANY_METHOD) if speculates else None,
+        "--fingerprint-mode": "none",  # _serve_answers hashes the configuration once, not for each handler
     }
     return [f"{name}={value}" for name, value in options.items() if value is not None]
 
@@ -147,22 +147,8 @@ async def openai_app(
 def _vllm_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
     """Returns the application with the state that vLLM makes. That is async, and waits for nothing."""
     app = _routed_app(client, args, add_own)
-    with asked_once(client.vllm_config):
-        asyncio.run(init_app_state(client, app.state, args, client.tasks))
+    asyncio.run(init_app_state(client, app.state, args, client.tasks))
     return app
-
-
-@contextmanager
-def asked_once(config: VllmConfig) -> Iterator[None]:
-    """While vLLM makes its state, each of its handlers asks for the hash of the configuration, and reads the
-    model's settings of sampling from the disk again: a fifth of the time that an application takes."""
-    model = config.model_config
-    settings, hashed = cache(model.try_get_generation_config), cache(config.compute_hash)
-    model.try_get_generation_config, config.compute_hash = lambda: dict(settings()), hashed
-    try:
-        yield
-    finally:
-        del model.try_get_generation_config, config.compute_hash
 
 
 def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
@@ -198,6 +184,9 @@ def _serve_answers(state: State, store: ResponseStore | None) -> None:
     state.openai_serving_responses = _as(ResponsesHandler, state.openai_serving_responses)
     state.openai_serving_responses.keep_in(store)
     chat, batch = state.openai_serving_chat, state.openai_serving_chat_batch
+    fingerprint = build_system_fingerprint(state.vllm_config)
+    for shows_it in (chat, batch, state.openai_serving_completion):
+        shows_it.system_fingerprint = fingerprint
     for chats in (chat, batch, state.anthropic_serving_messages):
         chats._get_active_default_mm_loras = lambda request: None
 

@@ -1,10 +1,10 @@
 """The options of `llmserve bench`. As this is built for every command, it imports nothing that takes time."""
 
 import argparse
-import json
 from typing import Any
 
 from llmserve.cli.command import add_json, add_manifest, count, not_negative, positive, share, whole
+from llmserve.core.json_object import json_object
 from llmserve.loadgen.workload import SIZES
 
 AGGREGATED, DISAGGREGATED = "agg", "disagg"
@@ -175,9 +175,6 @@ def _id_range(text: str) -> tuple[int, int]:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        return json_object(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise argparse.ArgumentTypeError("not a JSON object")
-    return fields
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -11,7 +11,14 @@ from pydantic import Discriminator, Field, Tag
 from llmserve.config.schema.batches import Batches
 from llmserve.config.schema.callers import ApiKey
 from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
-from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema.engine import (
+    EngineConfig,
+    EnvVariable,
+    KvCacheConfig,
+    SimSpec,
+    Speculation,
+    TransferConfig,
+)
 from llmserve.config.schema.lora import Lora
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
@@ -19,7 +26,6 @@ from llmserve.config.schema.section import ManifestSection, merged
 from llmserve.config.schema.security import HttpTls, InternalTls, Security
 from llmserve.config.schema.served import ServedModel
 from llmserve.config.schema.service import Api, Observability, State, Tracing
-from llmserve.config.schema.speculation import Speculation
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 from llmserve.core.errors import ManifestError
 

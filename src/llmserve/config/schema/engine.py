@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from llmserve.config.schema.models import ModelSpec
 from llmserve.config.schema.section import (
     ForAllModels,
     GiB,
@@ -16,7 +17,6 @@ from llmserve.config.schema.section import (
     Tokens,
     VllmOnly,
 )
-from llmserve.config.schema.speculation import Speculation
 
 Ranks = Annotated[int, KeyUnit("ranks")]
 
@@ -53,6 +53,27 @@ class EnvVariable(ManifestSection):
     """The variable's name, such as `VLLM_ATTENTION_BACKEND`."""
     value: str
     """The variable's value is text: write a number in quotes."""
+
+
+class Speculation(ManifestSection):
+    """Speculative decoding: a cheap method proposes tokens, and the model verifies all of them in one step.
+    The answers are those of the model alone (docs/speculation.md)."""
+
+    method: Literal["none", "ngram", "draft", "eagle", "mtp"] | None = None
+    """`ngram` proposes what followed the last tokens earlier in the prompt or the answer. `draft` proposes
+    with a small model, `eagle` with a head that was trained for the model, `mtp` with layers of the model
+    itself. Without it, the method is `draft` if there is `models.draft`, and otherwise `none`."""
+    tokens: Tokens = Field(default=3, ge=1, le=32)
+    """At most this many tokens are proposed for each request in each step."""
+    lookup_min: Tokens = Field(default=2, ge=1)
+    """`ngram` proposes only what followed at least this many of the last tokens."""
+    lookup_max: Tokens = Field(default=4, ge=1)
+    """`ngram` looks for at most this many of the last tokens."""
+    adaptive: bool = True
+    """Each engine measures, by the number of requests in a step, how many tokens per second it generates with
+    proposals and without, and proposes nothing where that is faster. With `false`, every step proposes."""
+    draft: ModelSpec | None = None
+    """The draft model, or the eagle head. `models.draft` is a short form of it."""
 
 
 class EngineConfig(ManifestSection):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.core.json_object import json_object
 
 CONFIG_NAME = "adapter_config.json"
 MOST_CONFIG_BYTES = 1 << 20
@@ -86,12 +87,10 @@ def read_peft_config(path: Path) -> PeftConfig:
     if (size := path.stat().st_size) > MOST_CONFIG_BYTES:
         raise InvalidRequest(f"{path.name}: has {size} bytes; at most {MOST_CONFIG_BYTES} are read")
     try:
-        text = json.loads(path.read_bytes(), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path.name}: is not JSON: {error}") from None
-    if not isinstance(text, dict):
-        raise InvalidRequest(f"{path.name}: is not an object")
-    return _PeftKeys(path.name, text).config()
+        keys = json_object(path.read_bytes(), parse_constant=_no_number)
+    except ValueError as error:
+        raise InvalidRequest(f"{path.name}: is {error}") from None
+    return _PeftKeys(path.name, keys).config()
 
 
 def _no_number(word: str) -> NoReturn:

@@ -7,13 +7,15 @@ is too long, or that would run code when it is loaded.
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from llmserve.buckets.connect import BucketAddress
-from llmserve.config.adapter_source import AdapterSource, AdapterSourceKind, is_in
-from llmserve.core.errors import InvalidRequest, ModelNotFound, Unavailable
+from llmserve.config.adapter_source import AdapterSource, AdapterSourceKind, is_in, parse_adapter_source
+from llmserve.config.conflict import Conflict
+from llmserve.config.schema import AdapterSpec
+from llmserve.core.errors import InvalidRequest, LLMServeError, ModelNotFound, Unavailable
 from llmserve.models.adapters.check import WEIGHTS_NAME
 from llmserve.models.adapters.peft import CONFIG_NAME, MOST_CONFIG_BYTES
 
@@ -60,6 +62,20 @@ def sizes_of(place: AdapterPlace, source: AdapterSource) -> dict[str, int]:
             "are read"
         )
     return sizes
+
+
+def adapter_refusals(adapters: Sequence[AdapterSpec]) -> Iterator[Conflict]:
+    """Yields which adapters of the manifest this machine cannot have, where another try would not cure it:
+    directories that hold no adapter, packages that are missing. It asks neither the hub nor a bucket, and
+    reads no weights: workers check all of that."""
+    for index, spec in enumerate(adapters):
+        source = parse_adapter_source(spec.source, spec.revision)
+        try:
+            place = place_of(source, BucketAddress(""))
+            if source.kind is AdapterSourceKind.DIRECTORY:
+                sizes_of(place, source)
+        except LLMServeError as error:
+            yield Conflict((("models", "adapters", index, "source"),), error.message)
 
 
 def _missing(place: AdapterPlace, source: AdapterSource, name: str) -> Exception:

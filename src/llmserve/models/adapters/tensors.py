@@ -4,7 +4,6 @@ A file that somebody else made is checked before anything of it is believed: the
 before it is read, and the tensors fill the rest of the file without gaps.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.core.json_object import json_object
 
 MOST_HEADER_BYTES = 16 << 20
 _LENGTH_BYTES = 8
@@ -87,12 +87,9 @@ def _data_start(file: BinaryIO) -> int:
 
 def _parsed(text: bytes, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name}: its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise InvalidRequest(f"{name}: its header is not an object")
-    return header
+        return json_object(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name}: its header is {error}") from None
 
 
 def _place(name: str, entry: Any, data: int, file: str) -> TensorPlace:

@@ -35,11 +35,10 @@ from llmserve.k8s.render.objects import (
 )
 from llmserve.k8s.render.placement import is_on_gpu, wanted_resources
 from llmserve.k8s.status import statuses
-from llmserve.runner import preflight
 from llmserve.runner.host import GIB, size
 from llmserve.runner.models.manager import PlannedModel
 from llmserve.runner.models.memory import NeededMemory, engine_bytes
-from llmserve.runner.models.processes import Fetch, weight_bytes, write_manifest
+from llmserve.runner.models.processes import Fetch, fetch_checked, weight_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -108,11 +107,8 @@ class PodProcesses:
         """Errors: ManifestError for what pods cannot have; StartFailed for a pod that is too small; those of
         the fetch."""
         refuse(impossible(manifest))
-        name, slug = manifest.model.served_name, manifest.model.slug
-        path = self._folder / f"{slug}.yaml"
-        await asyncio.to_thread(write_manifest, path, manifest)
-        directory = await self._fetch(f"{slug}-model", path, on_progress)
-        await asyncio.to_thread(lambda: refuse(preflight.of_model_directories(manifest, {name: directory})))
+        path = self._folder / f"{manifest.model.slug}.yaml"
+        directory = await fetch_checked(manifest, path, self._fetch, on_progress)
         await asyncio.to_thread(_check_pods, manifest, directory)
         return directory
 

@@ -47,13 +47,8 @@ class LocalProcesses:
 
     async def prepare(self, manifest: Manifest, on_progress: Callable[[str], None]) -> str:
         """Errors: ManifestError for what engines here would refuse; those of the fetch."""
-        name, path = manifest.model.served_name, self._path(manifest)
         await asyncio.to_thread(lambda: refuse(preflight.here(manifest)))
-        await asyncio.to_thread(write_manifest, path, manifest)
-        directory = await self._fetch(f"{manifest.model.slug}-model", path, on_progress)
-        found = {name: directory}
-        await asyncio.to_thread(lambda: refuse(preflight.of_model_directories(manifest, found)))
-        return directory
+        return await fetch_checked(manifest, self._path(manifest), self._fetch, on_progress)
 
     async def plan(self, manifest: Manifest, directory: str, swap: Sequence[str]) -> PlannedModel:
         """Errors: ManifestError, StartFailed, as plan_model."""
@@ -114,6 +109,18 @@ def weight_bytes(alone: Manifest, directory: str) -> int:
     draft = loaded_draft(alone)
     own = sum(file.stat().st_size for file in weight_files(Path(directory)))
     return own + (survey(draft, proposes=True).weight_bytes if draft else 0)
+
+
+async def fetch_checked(
+    manifest: Manifest, path: Path, fetch: Fetch, on_progress: Callable[[str], None]
+) -> str:
+    """Returns the directory of the model, which engines can have. path: gets the manifest, which is of the
+    model alone. Errors: ManifestError for what engines would refuse; those of the fetch."""
+    await asyncio.to_thread(write_manifest, path, manifest)
+    directory = await fetch(f"{manifest.model.slug}-model", path, on_progress)
+    found = {manifest.model.served_name: directory}
+    await asyncio.to_thread(lambda: refuse(preflight.of_model_directories(manifest, found)))
+    return directory
 
 
 async def fetch_model(

@@ -17,7 +17,7 @@ from llmserve.config.plan_types import fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.tasks import TaskOwner
-from llmserve.metrics.registry import MetricsServer
+from llmserve.metrics.registry import metrics_beside
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.server import RpcServer
 from llmserve.runner import logs
@@ -51,10 +51,9 @@ class ModelManagerRole:
         self._manager = ModelManager(manifest, {}, processes, self._owner, lambda: self._follower.report())
         self._follower = ModelFollower(routers, self._manager.reports, self._manager.apply)
         self._server = RpcServer(listen, routers.credentials)
-        registry, host = CollectorRegistry(), listen.rpartition(":")[0]
+        registry = CollectorRegistry()
         routers.credentials.show_expiry(registry)
-        is_serving = self._server.is_serving
-        self._metrics = MetricsServer(registry, host, metrics_port, is_serving) if metrics_port else None
+        self._metrics = metrics_beside(listen, metrics_port, registry, self._server.is_serving)
 
     async def start(self) -> None:
         """It says that it serves when the pods of all models are asked for, so that `llmserve up` waits for

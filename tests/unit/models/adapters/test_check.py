@@ -270,7 +270,7 @@ def test_what_changes_nothing_else_is_accepted(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "is not an object"),
+        ("[]", "is not a JSON object"),
         ("{", "is not JSON"),
         ('{"r": NaN}', "NaN is no number"),
         ("[" * 100_000, "is not JSON"),

@@ -40,7 +40,7 @@ def test_a_tensor_is_found_and_read_in_whole_items(tmp_path: Path) -> None:
     [
         (b"{", "its header is not JSON"),
         (b"[" * 900, "its header is not"),
-        (b"[]", "its header is not an object"),
+        (b"[]", "its header is not a JSON object"),
         ({"a": ENTRY, "b" * 1000: ENTRY}, "at most 1000 are read"),
         ({"a": ENTRY | {"dtype": 3}}, "'a' has no right type, shape and place"),
         ({"a": ENTRY | {"shape": [-2]}}, "'a' has no right type, shape and place"),

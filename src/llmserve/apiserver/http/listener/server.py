@@ -12,12 +12,12 @@ import uvicorn
 
 from llmserve.apiserver.http.listener.certificate import HttpCertificate
 from llmserve.apiserver.http.listener.shared_accept import SharedAccept
+from llmserve.apiserver.http.listener.shared_port import PortShare, bind
 from llmserve.apiserver.limits.connections import ConnectionCounts
 from llmserve.apiserver.limits.protocol import HttpProtocol, refuse_connection
 from llmserve.config.schema.limits import DEFAULT_LIMITS, SecurityLimits
 from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.logs import ScarceRecords
-from llmserve.core.shared_port import PortShare, bind
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.wires.accepting import accept_all, address_of
 

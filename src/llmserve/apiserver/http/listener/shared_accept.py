@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from llmserve.core.shared_port import ConnectionTable, PortShare
+from llmserve.apiserver.http.listener.shared_port import ConnectionTable, PortShare
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmserve.core.shared_port import bind
+from llmserve.apiserver.http.listener.shared_port import bind
 
 
 def _as_bound(bound: socket.socket) -> socket.socket:

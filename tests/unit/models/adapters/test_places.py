@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.schema import AdapterSpec
-from llmserve.models.adapters.refusals import adapter_refusals
+from llmserve.models.adapters.places import adapter_refusals
 from tests.support.adapters import SPOILERS
 
 
