@@ -19,6 +19,7 @@ from llmserve.loadgen.prompts import WORDS, PromptForm, Scale
 # Servers close idle connections after 5 s (uvicorn) or more: one that is reused must not be closing.
 _IDLE_SECONDS = 4.0
 _ERROR_BYTES = 4096
+_KEY_REFUSED = frozenset({401, 403})
 
 Now = Callable[[], float]
 
@@ -158,7 +159,8 @@ async def _models(url: str, key: str | None, tls: ssl.SSLContext | bool) -> list
         ):
             if response.status != 200:
                 failure = await _refusal(response)
-                raise LLMServeError(f"{where}: {failure.label}: {failure.message}; name one with --model")
+                name_one = "" if response.status in _KEY_REFUSED else "; name one with --model"
+                raise LLMServeError(f"{where}: {failure.label}: {failure.message}{name_one}")
             listed = await response.json(content_type=None)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise Unavailable(f"{where}: {error or type(error).__name__}") from error

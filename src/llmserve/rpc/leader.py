@@ -28,16 +28,18 @@ class RouterAddresses:
     addresses: tuple[str, ...]
     credentials: Credentials = NO_CREDENTIALS
 
-    def open(self, address: str) -> grpc.aio.Channel:
-        """Returns a channel to one of them, which the caller closes."""
-        return self._open(address, CONNECT_SECONDS)
+    def open(self, address: str, callee: CallerRole = CallerRole.ROUTER) -> grpc.aio.Channel:
+        """Returns a channel to one of them, which the caller closes. callee: the role of another process that
+        is asked instead, because a router has named its address."""
+        return self._open(address, CONNECT_SECONDS, callee)
 
     def open_patiently(self, address: str) -> grpc.aio.Channel:
         """As open, for a single call. It is not lost if the only router is too busy to greet at once."""
-        return self._open(address, CONNECT_SECONDS if len(self.addresses) > 1 else _ALONE_CONNECT_SECONDS)
+        seconds = CONNECT_SECONDS if len(self.addresses) > 1 else _ALONE_CONNECT_SECONDS
+        return self._open(address, seconds, CallerRole.ROUTER)
 
-    def _open(self, address: str, connect_seconds: float) -> grpc.aio.Channel:
-        return open_channel(address, self.credentials, CallerRole.ROUTER, connect_seconds)
+    def _open(self, address: str, connect_seconds: float, callee: CallerRole) -> grpc.aio.Channel:
+        return open_channel(address, self.credentials, callee, connect_seconds)
 
 
 class RouterSelector:

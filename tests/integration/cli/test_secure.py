@@ -105,6 +105,13 @@ def test_nobody_is_let_in_without_a_key(cluster: Cluster, client: httpx.Client) 
         httpx.get(cluster.url.replace("https", "http"))
 
 
+def test_the_console_reaches_every_process(cluster: Cluster, client: httpx.Client) -> None:
+    key = made(cluster, ("read",))
+    becomes(cluster, client, key, 200)
+    answer = client.get(f"{cluster.url}/admin/v1/status", headers={"x-api-key": key})
+    assert (answer.json()["healthy"], answer.json()["problems"]) == (True, [])
+
+
 def test_processes_are_called_with_certificates_only(cluster: Cluster, folder: Path) -> None:
     address = cluster.role("router-0")["listen"]
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:

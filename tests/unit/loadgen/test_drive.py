@@ -83,6 +83,8 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def _models(request: web.Request) -> web.Response:
+    if request.headers.get("Authorization") == "Bearer wrong":
+        return web.json_response({"error": {"message": "no such key"}}, status=401)
     adapters = [{"id": name, "parent": "served"} for name in ("sql", "chat")]
     return web.json_response({"data": [{"id": "served", "parent": None}, *adapters]})
 
@@ -296,6 +298,8 @@ async def test_the_model_is_asked_for(server: Server) -> None:
         await only_model("http://127.0.0.1:1", None)
     with pytest.raises(LLMServeError, match="--model"):
         await only_model(f"{server.url}/elsewhere", None)
+    with pytest.raises(LLMServeError, match=r"no such key$"):
+        await only_model(server.url, "wrong")
 
 
 async def test_the_adapters_are_the_models_with_a_parent(server: Server) -> None:

@@ -12,6 +12,7 @@ from llmserve.core.errors import Unavailable
 from llmserve.overview.kv import summed
 from llmserve.overview.snapshot import HEALTHY, Answers, snapshot
 from llmserve.overview.views import Snapshot
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.leader import RouterAddresses
 from llmserve.rpc.status import from_grpc
@@ -112,15 +113,16 @@ class ClusterLook:
         return answer
 
     def _router(self, address: str) -> router_pb2_grpc.RouterStub:
-        return router_pb2_grpc.RouterStub(self._channel(address))  # type: ignore[no-untyped-call]
+        return router_pb2_grpc.RouterStub(self._channel(address, CallerRole.ROUTER))  # type: ignore[no-untyped-call]
 
     def _manager(self, address: str) -> kvmanager_pb2_grpc.KVManagerStub:
-        return kvmanager_pb2_grpc.KVManagerStub(self._channel(address))  # type: ignore[no-untyped-call]
+        channel = self._channel(address, CallerRole.KVMANAGER)
+        return kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _channel(self, address: str, callee: CallerRole) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = self._routers.open(address)
+            channel = self._channels[address] = self._routers.open(address, callee)
         return channel
 
 

@@ -108,21 +108,21 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
 
 def _api_answers(state: ClusterState) -> Iterator[ApiAnswer]:
     """Asks each apiserver that should serve."""
-    key = _known_key(Path(state.manifest))
+    key = known_key(Path(state.manifest))
     for role in state.roles:
         if role["http"] and role["stand"] == ProcessState.READY:
             yield request_one_token(role, state.model, key)
 
 
-def _known_key(manifest: Path) -> str | None:
+def known_key(manifest: Path) -> str | None:
     """Returns a key that a client could send: empty when none is needed, None when none is known here."""
     try:
-        keys = load_manifest(manifest).security.api_keys
+        security = load_manifest(manifest).security
     except LLMServeError:  # it was changed since the start
         return None
-    if not keys:
+    if not security.asks_callers:
         return ""
-    known = (one.key or os.environ.get(one.key_env or "") for one in keys)
+    known = (one.key or os.environ.get(one.key_env or "") for one in security.api_keys)
     return next(filter(None, known), None)
 
 

@@ -45,7 +45,11 @@ def api(answer: ApiAnswer) -> Finding:
     if answer.status == _HTTP_OK:
         return ok(name, f"answered a request in {answer.seconds:.2f} s", seconds=answer.seconds)
     if answer.status == _HTTP_UNAUTHORIZED and not answer.sent_key:
-        return note(name, "asks for an API key", "The variables of security.api_keys are not set here.")
+        return note(
+            name,
+            "asks for an API key",
+            "None is known here: security.api_keys has none, or its variables are not set.",
+        )
     if answer.status == _HTTP_TOO_MANY:
         return warning(name, "refused a request: no room now", answer.error)
     value = f"answered {answer.status}" if answer.status else "did not answer"

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from llmserve.apiserver.console.look import ClusterLook
 from llmserve.apiserver.console.processes import ClusterFile
+from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.rpc.leader import RouterAddresses
 
@@ -17,15 +18,18 @@ _MANAGER = "kv:1"
 
 
 class FakeServices:
-    """A router and a KV manager behind channels. asked: how often each method was called."""
+    """A router and a KV manager behind channels. asked: how often each method was called. callees: whom a
+    channel expects at an address."""
 
     addresses = ("router:1",)
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.callees: dict[str, CallerRole] = {}
         self.manager_answers = True
 
-    def open(self, address: str) -> "FakeServices":
+    def open(self, address: str, callee: CallerRole = CallerRole.ROUTER) -> "FakeServices":
+        self.callees[address] = callee
         return self
 
     def unary_unary(self, path: str, *_: Any, **__: Any) -> Callable[..., Awaitable[Message]]:
@@ -78,3 +82,9 @@ async def test_what_failed_is_asked_again_at_once() -> None:
     services.manager_answers = True
     assert (await look.again()).problems == ()
     assert services.asked["GetKvStatus"] == 3
+
+
+async def test_each_channel_expects_the_certificate_of_the_role_that_is_there() -> None:
+    services = FakeServices()
+    await _look(services).now()
+    assert services.callees == {"router:1": CallerRole.ROUTER, _MANAGER: CallerRole.KVMANAGER}

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from llmserve.cli import main
-from llmserve.cli.doctor import page, summary
+from llmserve.cli.doctor import known_key, page, summary
 from llmserve.doctor import Finding, FindingSection, Status, note, ok, problem, warning
 from llmserve.doctor.examine import Subject
 from llmserve.runner.process.family import start_ticks
@@ -205,3 +205,19 @@ def test_each_role_as_its_supervisor_sees_it(
     assert found["prefill-0"]["status"] == "problem"
     assert "It is restarting: killed by signal 9. Its log: prefill-0.log" in found["prefill-0"]["advice"]
     assert doctor.subjects == [Subject(Path("m.yaml"), is_running=True)]
+
+
+@pytest.mark.parametrize(
+    ("security", "key"),
+    [
+        ({}, ""),
+        ({"api_keys": [{"tenant": "a", "key": "of the manifest"}]}, "of the manifest"),
+        ({"api_keys": [{"tenant": "a", "key_env": "NOWHERE_SET"}]}, None),
+        ({"keys": {"file": "keys.json"}}, None),
+    ],
+)
+def test_which_key_it_sends(tmp_path: Path, security: dict[str, Any], key: str | None) -> None:
+    spec = {"models": {"primary": {"source": "hub:org/name"}}, "security": security}
+    manifest = tmp_path / "llmserve.yaml"
+    manifest.write_text(json.dumps({"kind": "LLMServe", "spec": spec}))
+    assert known_key(manifest) == key
