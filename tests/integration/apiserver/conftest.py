@@ -612,7 +612,7 @@ class FakeCluster:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-model")
     special = ["<s>", "</s>"]
@@ -628,7 +628,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
     ).save_pretrained(folder)
-    LlamaConfig(
+    config = LlamaConfig(
         vocab_size=len(vocab),
         hidden_size=64,
         intermediate_size=64,
@@ -639,7 +639,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1,
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
-    ).save_pretrained(folder)
+    )
+    config.save_pretrained(folder)
+    # As models have it. Without it, vLLM would make it from the config for each apiserver.
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
     (folder / "tokens.json").write_text(json.dumps({"first": len(special), "eos": 1}))
     return folder
 
