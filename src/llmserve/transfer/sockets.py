@@ -125,4 +125,8 @@ def _receive_encrypted(sock: ssl.SSLSocket, vector: Int64Array) -> None:
 
 def _pieces(vector: Int64Array) -> Iterator[memoryview]:
     for address, length in vector.tolist():
-        yield memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
+        yield memory_view(address, length)
+
+
+def memory_view(address: int, length_bytes: int) -> memoryview:
+    return memoryview((ctypes.c_ubyte * length_bytes).from_address(address)).cast("B")

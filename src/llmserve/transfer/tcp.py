@@ -13,9 +13,10 @@ import numpy as np
 from llmserve.rpc.credentials import NO_CREDENTIALS, Credentials
 from llmserve.transfer.base import Int64Array, Memory, Region, Spans
 from llmserve.transfer.devices import Bytes, RegionCopies, Staging
-from llmserve.transfer.sockets import has_bytes, receive, send
+from llmserve.transfer.sockets import has_bytes, memory_view, receive, send
 from llmserve.transfer.spans import RegionTable, coalesce, vectors
 from llmserve.transfer.twosided import TwoSidedTransport
+from llmserve.transfer.twosided.wire import receive_into
 
 
 def iovec(table: RegionTable, spans: Spans) -> Int64Array:
@@ -49,18 +50,31 @@ class SocketCarrier:
     def __init__(self, sock: socket.socket, regions: Sequence[Region]) -> None:
         self._socket = sock
         self._table = RegionTable.of(regions)
+        self._views = [memory_view(region.address, region.length_bytes) for region in regions]
 
     def send(self, spans: Spans) -> None:
-        send(self._socket, iovec(self._table, spans))
+        if len(spans.lengths) == 1:
+            self._socket.sendall(self._view(spans))
+        else:
+            send(self._socket, iovec(self._table, spans))
 
     def settle(self) -> None:
         """Does nothing: the kernel has a copy of what was sent."""
 
     def receive(self, spans: Spans, ask: Callable[[], None], confirm: Callable[[], None]) -> None:
         ask()
-        vector = iovec(self._table, spans)  # while the peer does the same
-        confirm()
-        receive(self._socket, vector)
+        if len(spans.lengths) == 1:
+            confirm()
+            receive_into(self._socket, self._view(spans))
+        else:
+            vector = iovec(self._table, spans)  # while the peer does the same
+            confirm()
+            receive(self._socket, vector)
+
+    def _view(self, spans: Spans) -> memoryview:
+        """Returns the memory of a single piece, which a plain call takes at a third of the cost."""
+        start: int = spans.offsets.item()
+        return self._views[spans.regions.item()][start : start + spans.lengths.item()]
 
     def cut(self) -> None:
         """Does nothing: the socket has been shut down."""

@@ -27,8 +27,12 @@ class End:
         self.transport.register([Region(self.memory.ctypes.data, SIZE)])
 
     def read(self, description: bytes, offset: int = 0, length: int = 100) -> TransferStatus:
+        return self.copy("read", description, offset, length)
+
+    def copy(self, operation: str, description: bytes, offset: int, length: int) -> TransferStatus:
         peer = self.transport.connect(description)
-        transfer = self.transport.read(peer, Batch(_span(0, length), _span(offset, length)))
+        start = self.transport.read if operation == "read" else self.transport.write
+        transfer = start(peer, Batch(_span(0, length), _span(offset, length)))
         deadline = time.monotonic() + 5
         while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
             assert time.monotonic() < deadline
@@ -55,15 +59,28 @@ def edited(description: bytes, **fields: Any) -> bytes:
     return json.dumps({**json.loads(description), **fields}).encode()
 
 
-def test_the_far_side_checks_bounds_too(ends: tuple[End, End]) -> None:
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_the_far_side_checks_bounds_too(ends: tuple[End, End], operation: str) -> None:
     near, far = ends
     lie = edited(far.transport.describe(), regions=[SIZE * 2])
-    status = near.read(lie, offset=SIZE)
+    status = near.copy(operation, lie, SIZE, 100)
     assert status.state is TransferState.FAILED
     assert "outside registered memory" in status.reason
     assert (near.memory == 7).all()
+    assert (far.memory == 9).all()
     assert near.read(lie).state is TransferState.DONE, "the next one dials again"
     assert (near.memory[:100] == 9).all()
+
+
+def test_a_writer_learns_why_it_is_refused_while_it_still_sends(ends: tuple[End, End]) -> None:
+    near, far = ends
+    length = 32 << 20  # more than the kernel keeps for the owner
+    memory = np.zeros(length, np.uint8)
+    near.transport.register([Region(memory.ctypes.data, length)])
+    status = near.copy("write", edited(far.transport.describe(), regions=[2 * length]), length, length)
+    assert status.state is TransferState.FAILED
+    assert "outside registered memory" in status.reason
+    assert (far.memory == 9).all()
 
 
 @pytest.mark.parametrize("fields", [{"token": "00" * 16}, {"generation": 99}])

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -16,10 +16,11 @@ from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
 from llmserve.transfer.description import Count, malformed, parse_fields
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
+from llmserve.transfer.twosided.connection import Carrier, CarrierFactory, PeerConnection
 
 _DIAL_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
+_RUNNING, _DONE = TransferStatus(TransferState.RUNNING), TransferStatus(TransferState.DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class _ServerFields(msgspec.Struct):
 
 @dataclass(eq=False, slots=True)
 class TwoSidedTransfer:
-    """One batch. Only its stream writes `status`. `ended` is set, and then `on_end` called, after the last
-    access to local memory."""
+    """One batch. Only its stream writes `status`, and then calls `on_end`, after the last access to local
+    memory."""
 
     operation: wire.TransferOperation
     remote: Spans
@@ -62,12 +63,11 @@ class TwoSidedTransfer:
     on_end: Callable[[], object]
     stream: "TransferStream | None" = None
     cancelled: bool = False
-    status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
-    ended: threading.Event = field(default_factory=threading.Event)
+    status: TransferStatus = _RUNNING
 
-    def end(self, state: TransferState, reason: str = "") -> None:
-        self.status = TransferStatus(state, reason)
-        self.ended.set()
+    def end(self, failure: str) -> None:
+        """failure: why it failed; empty when it did not."""
+        self.status = TransferStatus(TransferState.FAILED, failure) if failure else _DONE
         self.on_end()
 
 
@@ -140,6 +140,7 @@ class TransferStream:
         self._line = line
         self._queue: queue.SimpleQueue[TwoSidedTransfer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)  # is notified when `_current` has left local memory
         self._current: TwoSidedTransfer | None = None
         self._stopping = False
         self.load = 0  # transfers that have not ended; written under the lock
@@ -159,8 +160,8 @@ class TransferStream:
             if self._current is not transfer:
                 return
             self._hang_up()
-        if not transfer.ended.wait(_JOIN_SECONDS):
-            raise TransferError(f"{self._carriers.name}: a cancelled transfer does not end")
+            if not self._left.wait_for(lambda: self._current is not transfer, _JOIN_SECONDS):
+                raise TransferError(f"{self._carriers.name}: a cancelled transfer does not end")
 
     def stop(self) -> None:
         with self._lock:
@@ -182,9 +183,10 @@ class TransferStream:
             with self._lock:  # a cancel that came too late has hung up as well
                 self._current = None
                 self.load -= 1
+                self._left.notify_all()
             if failure or transfer.cancelled:
                 self._drop_line()
-            transfer.end(TransferState.FAILED if failure else TransferState.DONE, failure)
+            transfer.end(failure)
         self._drop_line()
 
     def _attempt(self, transfer: TwoSidedTransfer) -> str:
@@ -217,8 +219,11 @@ class TransferStream:
             line.carrier.receive(transfer.local, ask, confirm)
             return
         ask()
-        confirm()
-        line.carrier.send(transfer.local)
+        if self._carriers.same_socket:
+            _send_at_once(line.carrier, transfer.local, confirm)
+        else:
+            confirm()
+            line.carrier.send(transfer.local)
         confirm()
         line.carrier.settle()
 
@@ -227,6 +232,17 @@ class TransferStream:
             line, self._line = self._line, None
         if line is not None:
             line.close()
+
+
+def _send_at_once(carrier: Carrier, spans: Spans, confirm: Callable[[], None]) -> None:
+    """Sends the bytes right after their request, without waiting for its answer. A peer that refuses says
+    why and hangs up."""
+    try:
+        carrier.send(spans)
+    except OSError:
+        confirm()
+        raise
+    confirm()
 
 
 def dial(
