@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_keys_are_set_as_yaml(manifest: str) -> None:
 @pytest.mark.parametrize("text", ["engine", "=5", ""])
 def test_what_is_no_key_and_value_is_refused(manifest: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match="has to be KEY=VALUE"):
+        asked(manifest, "hub:o/b", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("engine=[", "not YAML"),
+        ("engine.options.x=!!set {a}", "no JSON value"),
+        ("revision=2026-01-01", "no JSON value: put text in quotes"),
+        ("source.x=1", "source is no section"),
+    ],
+)
+def test_what_no_entry_can_have_is_refused(manifest: str, text: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^--set {re.escape(text)}: .*{why}"):
         asked(manifest, "hub:o/b", text)
 
 

@@ -121,11 +121,31 @@ def _entry(options: argparse.Namespace) -> str:
     if options.name:
         fields["name"] = options.name
     for text in options.set:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise InvalidRequest(f"--set {text}: has to be KEY=VALUE")
-        _put(fields, key.split("."), yaml.safe_load(value))
+        try:
+            _set(fields, text)
+        except ValueError as error:
+            raise InvalidRequest(f"--set {text}: {error}") from error
     return json.dumps(fields)
+
+
+def _set(fields: dict[str, Any], text: str) -> None:
+    """text: KEY=VALUE. Errors: ValueError."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ValueError("has to be KEY=VALUE")
+    _put(fields, key.split("."), _value(value))
+
+
+def _value(text: str) -> Any:
+    """Errors: ValueError for what is not YAML, or would be no JSON."""
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+    except TypeError as error:
+        raise ValueError("no JSON value: put text in quotes") from error
+    return value
 
 
 def _of_manifest(options: argparse.Namespace) -> str:
@@ -140,6 +160,9 @@ def _of_manifest(options: argparse.Namespace) -> str:
 
 
 def _put(fields: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
+    """Errors: ValueError when a part of the path has a value already."""
+    for depth, key in enumerate(path[:-1], 1):
         fields = fields.setdefault(key, {})
+        if not isinstance(fields, dict):
+            raise ValueError(f"{'.'.join(path[:depth])} is no section")
     fields[path[-1]] = value
