@@ -108,7 +108,8 @@ class FileStore:
     async def _write(
         self, new: NewFile, pieces: AsyncIterable[bytes], most_bytes: int | None
     ) -> FileObject | None:
-        """Returns None, and keeps nothing, when there are no bytes."""
+        """Returns None, and keeps nothing, when there are no bytes. most_bytes: None for results, which need
+        no room."""
         now = self._now()
         file_id, keep = new_file_id(now), new.keep_seconds or self._limits.keep_seconds
         try:
@@ -127,6 +128,8 @@ class FileStore:
             )
             text = made.model_dump_json().encode()
             await self._storage.put(file_path(folder_of(new.tenant), file_id), text)
+            if most_bytes is not None and await self._left_bytes(new.tenant) < 0:
+                raise self._full()  # others have come at the same time
         except BaseException:
             await self._drop(folder_of(new.tenant), file_id)
             raise
@@ -152,10 +155,13 @@ class FileStore:
         return self._full()
 
     async def _room_bytes(self, tenant: TenantId) -> int:
-        room = self._limits.tenant_bytes - sum(one.bytes for one in await self.of_tenant(tenant))
+        room = await self._left_bytes(tenant)
         if room <= 0:
             raise self._full()
         return room
+
+    async def _left_bytes(self, tenant: TenantId) -> int:
+        return self._limits.tenant_bytes - sum(one.bytes for one in await self.of_tenant(tenant))
 
     def _full(self) -> StorageFull:
         most = self._limits.tenant_bytes

@@ -2,6 +2,7 @@
 what the latest minutes were like."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from llmserve.core.tasks import TaskOwner
 from llmserve.overview.views import RoleView, Snapshot
+
+_log = logging.getLogger(__name__)
 
 FAST_SECONDS = 0.5
 SLOW_SECONDS = 5.0
@@ -120,7 +123,11 @@ class Sampler:
     async def _run(self) -> None:
         while self._viewers or self._clock() - self._watched_at < HISTORY_SECONDS:
             self._wake.clear()
-            self._take(await self._look())
+            try:
+                self._take(await self._look())
+            except Exception:
+                _log.exception("a look at the cluster failed, and the next one is later")
+                await asyncio.sleep(SLOW_SECONDS)
             if self._viewers:
                 await asyncio.sleep(FAST_SECONDS)
             else:

@@ -1,5 +1,7 @@
 """Files of tenants: limits, expiry, and what a process that dies leaves."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,24 @@ async def test_limits_of_a_file_and_of_a_tenant(bench: Bench) -> None:
 async def test_results_without_any_make_no_file(bench: Bench) -> None:
     assert await bench.files.keep(NEW, pieces()) is None
     assert await bench.storage.names(CONTENTS) == []
+
+
+async def test_uploads_at_the_same_time_share_the_room_of_their_tenant(bench: Bench) -> None:
+    begun = asyncio.Barrier(3)
+
+    async def slow() -> AsyncIterator[bytes]:
+        await begun.wait()  # now all have seen the same room
+        yield b"x" * bench.file_bytes
+
+    async with asyncio.timeout(10):
+        made = await asyncio.gather(
+            *(bench.files.upload(NEW, slow()) for _ in range(3)), return_exceptions=True
+        )
+    files = await bench.files.of_tenant(RED)
+    assert sum(one.bytes for one in files) <= 2 * bench.file_bytes
+    assert any(isinstance(one, StorageFull) for one in made)
+    assert [one.id for one in files] == sorted(one.id for one in made if not isinstance(one, BaseException))
+    assert len(await bench.storage.names(CONTENTS)) == len(files)
 
 
 async def test_files_expire(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmserve.apiserver.console.events import StatusEvents, encoded, seen_by
-from llmserve.apiserver.console.sampler import HISTORY_SECONDS, Sampler, for_events
+from llmserve.apiserver.console.sampler import HISTORY_SECONDS, SLOW_SECONDS, Sampler, for_events
 from llmserve.overview.snapshot import HEALTHY, Answers, snapshot
 from llmserve.overview.views import Snapshot, as_json
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
@@ -96,6 +96,21 @@ async def test_a_viewer_who_comes_back_waits_no_slow_turn() -> None:
     async with aclosing(looks.sampler.watch()) as viewer, asyncio.timeout(0.6):
         await anext(viewer)
     await looks.sampler.aclose()
+
+
+async def test_a_look_that_fails_does_not_leave_viewers_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    looks, fails = Looks(), [True]
+
+    async def look() -> Snapshot:
+        if fails and fails.pop():
+            raise KeyError("a defect")
+        return await looks.look()
+
+    sampler = Sampler(look, looks.time, looks.time)
+    async with aclosing(sampler.watch()) as viewer, asyncio.timeout(2 * SLOW_SECONDS):
+        await anext(viewer)
+    assert "a defect" in caplog.text
+    await sampler.aclose()
 
 
 async def test_history_is_of_the_latest_minutes() -> None:
