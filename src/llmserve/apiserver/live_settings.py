@@ -60,6 +60,10 @@ class CommandHandler:
         except LLMServeError as error:
             name = type(error).__name__
             return router_pb2.Answer(number=question.number, error=name, message=error.message)
+        except Exception as error:
+            _log.exception("a question of the router was not answered")
+            message = f"a defect, see the log: {type(error).__name__}"
+            return router_pb2.Answer(number=question.number, error=LLMServeError.__name__, message=message)
 
     def _record(self, question: router_pb2.Question) -> bytes:
         match question.WhichOneof("about"):

@@ -19,6 +19,8 @@ class _Apiserver:
         return self._questions.manifest_text
 
     def _find(self, question: router_pb2.RecordQuestion) -> bytes:
+        if question.request_id == "defect":
+            raise KeyError(question.request_id)
         if question.request_id != "known":
             raise NotFound("not here")
         return b"{}"
@@ -95,3 +97,12 @@ def test_a_question_of_a_later_release(apiserver: _Apiserver) -> None:
 
 def test_an_echo(apiserver: _Apiserver) -> None:
     assert apiserver.echo() == router_pb2.Answer(number=10)
+
+
+def test_a_defect_is_told_and_does_not_end_the_apiserver(
+    apiserver: _Apiserver, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = apiserver.record("defect")
+    assert (answer.number, answer.error, answer.record) == (8, "LLMServeError", b"")
+    assert "KeyError" in answer.message
+    assert "Traceback" in caplog.text

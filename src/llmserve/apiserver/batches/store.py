@@ -197,6 +197,7 @@ class BatchStore:
                     break  # the others are younger
                 stored = await self.load(folder, batch_id)
                 if stored is not None and stored.has_ended:
+                    await self._storage.delete(cancel_path(batch_id))  # one that came just after the end
                     await self._storage.delete(batch_path(folder, batch_id))
 
     async def _shown(self, stored: StoredBatch) -> Batch:

@@ -99,6 +99,21 @@ async def test_old_batches_go_when_they_have_ended(bench: Bench) -> None:
     assert await bench.storage.names(f"{BATCHES}/{folder_of(RED)}") == [f"{made[1].id}.json"]
 
 
+async def test_a_cancellation_that_came_too_late_goes_with_its_batch(bench: Bench) -> None:
+    made = await bench.store.create(Caller(RED), NEW)
+    (one,) = await bench.store.open_batches()
+    stored = await bench.store.load(one.folder, one.batch_id)
+    assert stored is not None
+    stored.reached("completed", bench.now)
+    await bench.store.close(one)
+    await bench.store.cancel(RED, made.id)  # it is not said yet that the batch has ended
+    await bench.store.save(stored)
+    assert await bench.store.cancelling_at(made.id) is not None
+    bench.now += bench.keep_seconds + 1
+    await bench.store.sweep()
+    assert await bench.store.cancelling_at(made.id) is None
+
+
 async def test_a_time_is_noted_once(bench: Bench) -> None:
     await bench.store.create(Caller(RED), NEW)
     (one,) = await bench.store.open_batches()
