@@ -106,6 +106,7 @@ def decode_held(message: router_pb2.HeldPlacement) -> HeldRequest:
         adapter=AdapterDigest(message.adapter),
         model=placement.decode.model,
         limits=decode_limits(message.key_limits),
+        output_tokens=message.output_tokens,
     )
 
 

@@ -43,7 +43,7 @@ class Incarnation:
 @dataclass(frozen=True, slots=True)
 class HeldRequest:
     """A request that an apiserver runs already. prefill None: it has no prefill worker, or is past the
-    first token."""
+    first token. output_tokens: those that the router before was told of."""
 
     request_id: RequestId
     tenant: TenantId
@@ -55,6 +55,7 @@ class HeldRequest:
     adapter: AdapterDigest = BASE_MODEL
     model: str = ""
     limits: KeyLimits = NO_LIMITS
+    output_tokens: int = 0
 
 
 class Exit(StrEnum):

@@ -124,8 +124,8 @@ class Requests:
             charged=charged,
             model=held.model,
         )
-        self._queue.adopt(request)
-        self._keys.take(request, held.limits, charged=charged)
+        self._queue.adopt(request, held.output_tokens)
+        self._keys.take(request, held.limits, held.output_tokens, charged=charged)
 
     # -- on
 

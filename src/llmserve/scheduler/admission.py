@@ -113,11 +113,12 @@ class AdmissionQueue:
         self._enqueue(request)
         return Queued(ahead - 1, evicted)
 
-    def adopt(self, request: QueuedRequest) -> None:
-        """Counts a request that an earlier router placed and that still runs."""
+    def adopt(self, request: QueuedRequest, output_tokens: int = 0) -> None:
+        """Counts a request that an earlier router placed and that still runs. output_tokens: those that it
+        has generated. They were expected: who has paid for the request has paid for them."""
         assert request.request_id not in self._running
         self.tally.adopted += 1
-        request.expected_output_tokens = self._estimates.expected(request)
+        request.expected_output_tokens = max(output_tokens, self._estimates.expected(request))
         self._start(request)
 
     # -- on

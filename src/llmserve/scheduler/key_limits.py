@@ -81,13 +81,15 @@ class KeyBudgets:
                 return Overloaded(text, retry_after_seconds=wait)
         return None
 
-    def take(self, request: QueuedRequest, limits: KeyLimits, *, charged: bool = False) -> None:
-        """Counts a request that came in. charged: its rates were charged before, as for one that comes again
-        because its worker was lost."""
+    def take(
+        self, request: QueuedRequest, limits: KeyLimits, output_tokens: int = 0, *, charged: bool = False
+    ) -> None:
+        """Counts a request that came in. output_tokens: those of one that runs already. charged: its rates
+        were charged before, as for one that comes again because its worker was lost."""
         if not limits:
             return
         assert request.request_id not in self._holds, "taken twice"
-        now, key, tokens = self._clock.now(), limits.key, request.work_tokens(0)
+        now, key, tokens = self._clock.now(), limits.key, request.work_tokens(output_tokens)
         self._holds[request.request_id] = _KeyHold(limits, request, tokens)
         self._count[key] += request.choices
         if key not in self._ends:

@@ -62,8 +62,8 @@ class ModelQueues:
     def offer(self, request: QueuedRequest, place: Place) -> Dispatched | Queued | Rejected:
         return self.of(request.model).offer(request, place)
 
-    def adopt(self, request: QueuedRequest) -> None:
-        self.of(request.model).adopt(request)
+    def adopt(self, request: QueuedRequest, output_tokens: int = 0) -> None:
+        self.of(request.model).adopt(request, output_tokens)
 
     # -- on
 

@@ -118,14 +118,34 @@ def test_the_next_leader_counts_what_runs_and_what_was_used(make_cluster: MakeCl
     assert "has 2 requests in flight" in refusal(new.admit(session, "c", limits=limits, choices=2)).message
 
 
+def test_the_next_leader_does_not_count_tokens_again(make_cluster: MakeCluster) -> None:
+    """A long answer that ran on would hold up its key for as long as it has taken."""
+    limits = KeyLimits("k", tokens_per_second=100.0)
+    old, new = make_cluster("aggregated-0", slots=5), make_cluster("aggregated-0", slots=5)
+    session = old.open()
+    old.admit(session, "a", limits=limits)
+    old.controller.requests.progress(session, RequestId("a"), 5000)
+    old.after(60.0)
+    worker = Incarnation(WorkerId("aggregated-0"), 1)
+    held = HeldRequest(
+        RequestId("a"), TenantId("t"), None, worker, 10, model="m", limits=limits, output_tokens=5000
+    )
+    new.controller.take_over(old.controller.snapshot(), settle_seconds=0.0)
+    session = new.open(held=(held,))
+    new.controller.requests.progress(session, RequestId("a"), 5050)
+    assert is_placed(new.admit(session, "b", limits=limits))
+    new.controller.requests.progress(session, RequestId("a"), 6000)
+    assert refusal(new.admit(session, "c", limits=limits)).retry_after_seconds == pytest.approx(9.1, abs=0.2)
+
+
 def test_limits_cross_the_wire() -> None:
     limits = router_pb2.KeyLimits(key="k", tokens_per_second=2.5, max_requests_in_flight=4)
     placement = router_pb2.Placement(decode=WorkerInfo(worker_id="w"))
     expected = KeyLimits("k", None, 2.5, 4)
     admit = decode_admit(router_pb2.Admit(request_id="a", model="m", key_limits=limits, again=True))
     assert (admit.limits, admit.again) == (expected, True)
-    held = router_pb2.HeldPlacement(request_id="a", placement=placement, key_limits=limits)
-    assert decode_held(held).limits == expected
+    held = router_pb2.HeldPlacement(request_id="a", placement=placement, key_limits=limits, output_tokens=7)
+    assert (decode_held(held).limits, decode_held(held).output_tokens) == (expected, 7)
     without = decode_admit(router_pb2.Admit(request_id="a", model="m"))
     assert (without.limits, without.again) == (NO_LIMITS, False)
 

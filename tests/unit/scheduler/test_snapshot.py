@@ -94,6 +94,20 @@ def test_what_runs_is_charged_once() -> None:
     assert second.snapshot() == first.snapshot()
 
 
+def test_what_was_generated_before_the_hand_over_is_charged_once() -> None:
+    clock = VirtualClock()
+    first = scheduler(clock)
+    started(first, request("a"))
+    first.queue.correct(RequestId("a"), 5000)
+    second = handed_over(first, clock)
+    second.queue.adopt(request("a", charged=True), 5000)
+    for one in (first, second):
+        one.queue.correct(RequestId("a"), 6000)
+        one.queue.release(RequestId("a"), 7000)
+        one.queue.check_integrity()
+    assert second.snapshot() == first.snapshot()
+
+
 def test_kv_io_goes_on_being_paced() -> None:
     clock, limits = VirtualClock(), ClusterLimits(kv_io_bytes_per_second=1000.0)
     first = scheduler(clock, limits)

@@ -37,13 +37,15 @@ class PlacementEnd:
 
 @dataclass(slots=True)
 class RoutedRequest:
-    """It waits while placement is None. sent: a router was asked for it."""
+    """It waits while placement is None. sent: a router was asked for it. output_tokens: those since the
+    placement, as a router was told last."""
 
     admit: router_pb2.Admit
     answer: asyncio.Future[router_pb2.Placement]
     on_placed: Callable[[router_pb2.Placed], None]
     placement: router_pb2.Placement | None = field(default=None)
     sent: bool = False
+    output_tokens: int = 0
 
     @property
     def has_key_limits(self) -> bool:
@@ -65,6 +67,7 @@ class RoutedRequest:
             choices=self.admit.choices,
             adapter=self.admit.adapter,
             key_limits=self.admit.key_limits if self.has_key_limits else None,
+            output_tokens=self.output_tokens,
         )
 
 
@@ -115,6 +118,11 @@ class RoutedRequests:
         request = self._requests.get(request_id)
         if request is not None and request.placement is not None:
             request.placement = router_pb2.Placement(decode=request.placement.decode)
+
+    def progressed(self, request_id: str, output_tokens: int) -> None:
+        """output_tokens: those since the placement; another router must not charge them again."""
+        if (request := self._requests.get(request_id)) is not None:
+            request.output_tokens = output_tokens
 
     def end(self, request_id: str) -> RoutedRequest | None:
         """Returns the request that waited or held a placement; None: there is none."""

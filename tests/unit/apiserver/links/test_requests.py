@@ -43,6 +43,16 @@ async def test_after_the_first_token_only_decode_is_held() -> None:
     assert held.placement == router_pb2.Placement(decode=PLACEMENT.decode)
 
 
+async def test_another_router_hears_of_the_tokens_that_one_was_told_of() -> None:
+    requests = RoutedRequests()
+    _add(requests, "r")
+    requests.placed(_placed("r"))
+    assert [one.output_tokens for one in requests.held()] == [0]
+    requests.progressed("r", 256)
+    requests.progressed("gone", 256)
+    assert [one.output_tokens for one in requests.held()] == [256]
+
+
 async def test_a_router_that_is_asked_again_is_told_so() -> None:
     request = _add(RoutedRequests(), "r")
     assert [request.ask().again for _ in range(3)] == [False, True, True]

@@ -58,7 +58,7 @@ class Hello(_message.Message):
     def __init__(self, apiserver_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldPlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldPlacement(_message.Message):
-    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices", "adapter", "key_limits")
+    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices", "adapter", "key_limits", "output_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class HeldPlacement(_message.Message):
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     KEY_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     placement: Placement
@@ -75,7 +76,8 @@ class HeldPlacement(_message.Message):
     choices: int
     adapter: str
     key_limits: KeyLimits
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., key_limits: _Optional[_Union[KeyLimits, _Mapping]] = ...) -> None: ...
+    output_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., key_limits: _Optional[_Union[KeyLimits, _Mapping]] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
 class KeyLimits(_message.Message):
     __slots__ = ("key", "requests_per_second", "tokens_per_second", "max_requests_in_flight")
