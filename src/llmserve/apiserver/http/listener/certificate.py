@@ -17,7 +17,8 @@ class HttpCertificate:
     def __init__(self, certificate: Path, key: Path) -> None:
         """Errors: StartFailed."""
         self._certificate, self._key = certificate, key
-        self._seen = self._signature()
+        self._seen = self._signature()  # when they were read last
+        self._failure = ""  # why they cannot be read now
         try:
             self.context = self._read()
         except (OSError, ValueError) as error:  # SSLError is an OSError
@@ -28,13 +29,15 @@ class HttpCertificate:
         seen = self._signature()
         if seen == self._seen:
             return
-        self._seen = seen
         try:
             self._read()
             self.context.load_cert_chain(self._certificate, self._key)
-        except (OSError, ValueError) as error:
-            _log.warning("the HTTP API keeps its certificate: %s: %s", self._certificate, error)
+        except (OSError, ValueError) as error:  # what is wrong need not be in the files: it is tried again
+            if str(error) != self._failure:
+                _log.warning("the HTTP API keeps its certificate: %s: %s", self._certificate, error)
+            self._failure = str(error)
         else:
+            self._seen, self._failure = seen, ""
             _log.info("the HTTP API has a new certificate: %s", self._certificate)
 
     def _read(self) -> ssl.SSLContext:

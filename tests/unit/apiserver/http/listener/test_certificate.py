@@ -1,6 +1,8 @@
 """HTTPS at the edge: its certificate, and the next one."""
 
 import asyncio
+import errno
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -95,6 +97,29 @@ async def test_half_a_change_is_not_taken(
         path.replace(tmp_path / path.name)
         certificate.renew()
         assert (await serial(port, context) != before) is taken
+
+
+def test_files_that_could_not_be_read_are_read_again(
+    authority: Authority,
+    certificate: HttpCertificate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Too many open files, say, when the certificate was renewed: nothing of it changes any more."""
+    make_host_certificate(authority, tmp_path)
+    caplog.set_level(logging.INFO)
+
+    def fail(context: ssl.SSLContext, *_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ssl.SSLContext, "load_cert_chain", fail)
+        for _ in range(3):
+            certificate.renew()
+    assert caplog.text.count("too many open files") == 1
+    certificate.renew()
+    assert "the HTTP API has a new certificate" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["host.crt", "host.key"])
