@@ -179,17 +179,21 @@ def wait_gone(
     say: Callable[[str], None],
     clock: Time,
 ) -> None:
-    """Waits until no pod of the cluster is left. sweep: deletes what a modelmanager, whose pod has not ended
-    yet, has made since. Errors: DeadlineExceeded; those of sweep."""
+    """Waits until no pod of the cluster is left; asks again when the server is away. sweep: deletes what a
+    modelmanager, whose pod has not ended yet, has made since. Errors: DeadlineExceeded; those of sweep."""
     deadline, shown = clock.now() + timeout_seconds, -1
     while True:
-        pods = api.list("v1", "Pod", pod_selector(cluster))
-        if not sweep() and not pods:
-            return
-        if len(pods) != shown:
-            shown = len(pods)
-            say(f"{shown} pods finish what they do")
+        try:
+            pods = api.list("v1", "Pod", pod_selector(cluster))
+            if not sweep() and not pods:
+                return
+        except Unavailable as error:
+            left = error.message
+        else:
+            left = ", ".join(pod["metadata"]["name"] for pod in pods)
+            if len(pods) != shown:
+                shown = len(pods)
+                say(f"{shown} pods finish what they do")
         if clock.now() >= deadline:
-            names = ", ".join(pod["metadata"]["name"] for pod in pods)
-            raise DeadlineExceeded(f"still there after {timeout_seconds:.0f} s: {names}")
+            raise DeadlineExceeded(f"still there after {timeout_seconds:.0f} s: {left}")
         clock.sleep(_LOOK_SECONDS)
