@@ -79,7 +79,7 @@ def parse_kind(text: str) -> tuple[RequestKind, float]:
         raise InvalidRequest(
             f"--mix {text!r}: write NAME:PART with {known}, or PROMPT_TOKENS/OUTPUT_TOKENS:PART"
         ) from error
-    if share <= 0 or kind.prompt_tokens < 1 or kind.output_tokens < 1:
+    if not 0 < share < float("inf") or kind.prompt_tokens < 1 or kind.output_tokens < 1:
         raise InvalidRequest(f"--mix {text!r}: tokens and part must be positive")
     return kind, share
 
