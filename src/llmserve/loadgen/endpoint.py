@@ -61,10 +61,6 @@ class Endpoint:
             await self._session.close()
             self._session = None
 
-    @property
-    def form(self) -> PromptForm:
-        return self._target.form
-
     def adapted(self, form: PromptForm, extra: Mapping[str, Any]) -> None:
         """Sends prompts in this form from now on, with these fields besides."""
         self._target = replace(self._target, form=form, extra={**self._target.extra, **extra})

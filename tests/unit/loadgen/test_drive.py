@@ -252,7 +252,7 @@ async def test_the_probe_takes_the_first_form_that_works(server: Server) -> None
 
         server.answer = only_chat
         probed = await probe(endpoint, "a", None, keeps_talking=False)
-        assert probed.form is endpoint.form is PromptForm.CHAT
+        assert probed.form is PromptForm.CHAT
         assert probed.scale.per_word == pytest.approx(1.0)
         assert "approximate" in probed.notes[0]
 

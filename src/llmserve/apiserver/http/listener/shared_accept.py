@@ -41,10 +41,6 @@ class SharedAccept:
         self._looked_at = 0.0
         self._closed = False
 
-    @property
-    def port(self) -> int:
-        return int(self._socket.getsockname()[1])
-
     def start(self) -> None:
         """The first process that does this opens the port."""
         self._socket.listen(_BACKLOG)

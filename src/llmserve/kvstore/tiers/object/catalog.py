@@ -4,7 +4,7 @@ Memory: 218 bytes a blob, measured with keys of 32 bytes.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmserve.kvstore.tiers.base import BlobKey
@@ -91,9 +91,6 @@ class Catalog:
 
     def has_pack(self, path: str) -> bool:
         return path in self._packs
-
-    def packs(self) -> Iterator[Pack]:
-        return iter(self._packs.values())
 
     def add(self, pack: Pack, *, garbage: Sequence[int] = (), instead_of: Pack | None = None) -> None:
         """garbage: positions that were removed earlier. A key that is there already stays where it is, and

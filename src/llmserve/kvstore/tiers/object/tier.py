@@ -69,12 +69,6 @@ class ObjectTier:
         parts.sweeper.nudge()
         _log.info("object tier: open: %r", self)
 
-    async def refresh(self) -> None:
-        """Finds the packs that others have written meanwhile. Errors: Unavailable."""
-        if self._parts is not None:
-            with self._calls:
-                await self._parts.recovery.run()
-
     def holds(self, keys: Sequence[BlobKey]) -> list[bool]:
         return [self.catalog.find(key) is not None for key in keys]
 
