@@ -155,7 +155,7 @@ class CertificateFolder:
         self._folder, self._clock = folder, clock
         self._lock = threading.Lock()
         self._seen = _signature(folder)  # when they were read last
-        self._trouble = ""  # why they cannot be read now
+        self._error = ""  # why they cannot be read now
         self._current = read_certificate(folder)
         self._authorities = self._current.authorities
         self._former, self._former_until = b"", 0.0  # authorities before these
@@ -198,11 +198,11 @@ class CertificateFolder:
         try:
             self._current = self._read(now, is_over)
         except StartFailed as error:  # what is wrong need not be in the files: it is tried again
-            if error.message != self._trouble:
+            if error.message != self._error:
                 _log.warning("the certificate stays as it was: %s", error.message)
-            self._trouble = error.message
+            self._error = error.message
         else:
-            self._seen, self._trouble = seen, ""
+            self._seen, self._error = seen, ""
             _log.info("certificate of %s read again", self._current.owner.uri)
 
     def _read(self, now: float, is_over: bool) -> Certificate:
