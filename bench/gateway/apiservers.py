@@ -3,8 +3,8 @@
 One cluster for each number of apiservers, all of them at once and in turns, under the same load. More of them
 make nothing quicker where the cores are busy already, so what counts is that a request costs each process as
 much as before, and that all apiservers get their share. A message between processes carries less when more of
-them send. So the table has the number of messages, and the cost of one apiserver that has as many clients as
-each of several has.
+them send, or fewer clients wait at each. So the table has the number of messages, and rows of one apiserver
+with as many clients as each of several has. Connecting is not counted.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from typing import Any
 import uvloop
 
 from bench.cluster import Cluster, running
-from bench.gateway.load import Load, Prompts, drive
-from bench.gateway.turns import Case, Target, Turn, take_turn
+from bench.gateway.load import Load, Prompts, connected, drive, drive_over
+from bench.gateway.turns import Case, Target, Turn
 from bench.table import markdown
 
 _ENGINES = ("kvmanager", "prefill", "decode")
-_WARM_SECONDS = 1.0
+_WARM_SECONDS, _ACCEPT_SECONDS = 1.0, 0.25
 _HEADINGS = (
-    *("apiservers", "case", "clients", "requests/s", "share of an apiserver", "apiservers ms"),
-    *("one with as many clients as each ms", "router ms", "KV manager, workers ms", "cores"),
-    *("router decisions", "worker messages", "requests/s a core of apiserver", "of router"),
+    *("apiservers", "case", "clients", "requests/s", "share of an apiserver", "apiservers ms", "router ms"),
+    *("KV manager, workers ms", "cores", "router decisions", "worker messages"),
+    *("requests/s a core of apiserver", "of router"),
 )
 
 
@@ -126,35 +126,38 @@ def _target(cluster: Cluster, apiservers: int) -> _Target:
 
 
 def _rows(case: Case, targets: Sequence[_Target], load: _Load, repeats: int) -> Iterator[tuple[object, ...]]:
-    """All take turns; the first turn of each is not counted. Beside each number of apiservers, one alone has
-    as many clients as each of them."""
+    """All take turns; the first turn of each is not counted."""
     alone = [replace(case, clients=max(1, case.clients // target.apiservers)) for target in targets]
-    pairs = [*((target, case) for target in targets), *((targets[0], one) for one in alone[1:])]
+    pairs = [*((targets[0], one) for one in reversed(alone)), *((target, case) for target in targets[1:])]
     found: dict[tuple[str, Case], list[Measured]] = {(target.name, one): [] for target, one in pairs}
     for target, one in pairs:
-        _take(target, one, replace(load, seconds=_WARM_SECONDS))
+        uvloop.run(_take(target, one, replace(load, seconds=_WARM_SECONDS)))
     for target, one in pairs * repeats:
-        found[target.name, one].append(_take(target, one, load))
+        found[target.name, one].append(uvloop.run(_take(target, one, load)))
     print(f"{case}, {case.clients} clients: done", file=sys.stderr)
-    for target, one in zip(targets, alone, strict=True):
-        yield row(case, target.apiservers, found[target.name, case], found[targets[0].name, one])
+    for target, one in pairs:
+        yield row(one, target.apiservers, found[target.name, one])
 
 
-def _take(target: _Target, case: Case, load: _Load) -> Measured:
+async def _take(target: _Target, case: Case, load: _Load) -> Measured:
     """Errors: SystemExit when a request failed."""
-    served, decisions, messages = target.served(), target.decisions(), target.worker_messages()
     prompts = load.make_prompts(case, target.url, target.model)
-    turn = take_turn(target, prompts, case.clients, load.seconds, load.numbers)
-    _check(target, turn.load)
+    async with connected(target.url, case.clients) as connections:
+        await asyncio.sleep(_ACCEPT_SECONDS)
+        served, decisions, messages = target.served(), target.decisions(), target.worker_messages()
+        before = target.cpu_seconds()
+        answered = await drive_over(connections, prompts, load.seconds, load.numbers)
+        after = target.cpu_seconds()
+    _check(target, answered)
     shares = [
-        (now - before) * target.apiservers / turn.load.requests
-        for now, before in zip(target.served(), served, strict=True)
+        (now - then) * target.apiservers / answered.requests
+        for now, then in zip(target.served(), served, strict=True)
     ]
     return Measured(
-        turn,
+        Turn(answered, {name: 1000 * (after[name] - before[name]) / answered.requests for name in after}),
         shares,
-        (target.decisions() - decisions) / turn.load.requests,
-        (target.worker_messages() - messages) / turn.load.requests,
+        (target.decisions() - decisions) / answered.requests,
+        (target.worker_messages() - messages) / answered.requests,
     )
 
 
@@ -163,18 +166,14 @@ def _check(target: Target, load: Load) -> None:
         raise SystemExit(f"{target.name}: {len(load.failures)} requests failed: {load.failures[0]}")
 
 
-def row(
-    case: Case, apiservers: int, turns: Sequence[Measured], alone: Sequence[Measured]
-) -> tuple[object, ...]:
-    """Medians over the turns. alone: turns of one apiserver with as many clients as each of these has. The
-    shares are those of the apiservers with the fewest and with the most requests."""
-
+def row(case: Case, apiservers: int, turns: Sequence[Measured]) -> tuple[object, ...]:
+    """Medians over the turns. The shares are those of the apiservers with the fewest and with the most
+    requests."""
     apiserver = median(turn.cpu_ms("apiserver") for turn in turns)
     router = median(turn.cpu_ms("router") for turn in turns)
     least, most = median(min(turn.shares) for turn in turns), median(max(turn.shares) for turn in turns)
     figures = (
-        *(apiserver, median(turn.cpu_ms("apiserver") for turn in alone)),
-        *(router, median(turn.cpu_ms(*_ENGINES) for turn in turns)),
+        *(apiserver, router, median(turn.cpu_ms(*_ENGINES) for turn in turns)),
         *(median(turn.cores for turn in turns), median(turn.decisions for turn in turns)),
         median(turn.messages for turn in turns),
     )

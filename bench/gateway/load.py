@@ -8,7 +8,8 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -79,12 +80,29 @@ class Load:
 
 
 async def drive(url: str, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Load:
-    """Each client sends its next request when it has the last answer, until the time is over or one has
-    failed. Each sends one at least."""
+    """As `drive_over`, over connections of its own."""
+    async with connected(url, clients) as connections:
+        return await drive_over(connections, prompts, seconds, numbers)
+
+
+@asynccontextmanager
+async def connected(url: str, clients: int) -> AsyncIterator[Sequence["_Connection"]]:
+    connections = [await _connected(url) for _ in range(clients)]
+    try:
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+async def drive_over(
+    connections: Sequence["_Connection"], prompts: Prompts, seconds: float, numbers: Iterator[int]
+) -> Load:
+    """A client on each connection sends its next request when it has the last answer, until the time is over
+    or one has failed. Each sends one at least."""
     latencies: list[float] = []
     failures: list[str] = []
     chunks = 0
-    connections = [await _connected(url) for _ in range(clients)]
     started, cpu = time.perf_counter(), time.process_time()
 
     async def client(connection: _Connection) -> None:
@@ -99,11 +117,7 @@ async def drive(url: str, prompts: Prompts, clients: int, seconds: float, number
                 failures.append(answer[:_SHOWN_BYTES].decode(errors="replace"))
             begun = ended
 
-    try:
-        await asyncio.gather(*map(client, connections))
-    finally:
-        for connection in connections:
-            connection.close()
+    await asyncio.gather(*map(client, connections))
     return Load(latencies, failures, time.perf_counter() - started, time.process_time() - cpu, chunks)
 
 

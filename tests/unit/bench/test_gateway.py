@@ -210,10 +210,8 @@ def test_all_apiservers_of_a_cluster_count_together() -> None:
     """Of 200 requests in 2 s; a quarter of a core is used."""
     load = Load([0.010] * 200, [], 2.0, 0.001)
     cpu_ms = {"apiserver-0": 1.0, "apiserver-1": 0.6, "router-0": 0.4, "prefill-0": 0.2, "decode-0": 0.3}
-    turn = Turn(load, cpu_ms)
-    alone = Measured(Turn(load, {"apiserver-0": 1.25}), (1.0,), 0.2, 2.0)
 
-    cells = row(CASE, 2, [Measured(turn, (1.1, 0.9), 0.3, 2.5)], [alone])
+    cells = row(CASE, 2, [Measured(Turn(load, cpu_ms), (1.1, 0.9), 0.3, 2.5)])
 
     assert cells[:5] == (2, CASE, 32, "100", "0.90 to 1.10 x fair")
-    assert cells[5:] == ("1.60", "1.25", "0.40", "0.50", "0.25", "0.30", "2.50", "625", "2500")
+    assert cells[5:] == ("1.60", "0.40", "0.50", "0.25", "0.30", "2.50", "625", "2500")
