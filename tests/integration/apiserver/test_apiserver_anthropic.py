@@ -51,36 +51,38 @@ def assert_documented(error: anthropic.APIStatusError, kind: str) -> None:
     assert body["request_id"] == error.request_id == error.response.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"max_tokens": 0},
-        {"max_tokens": "many"},
-        {"messages": "hello"},
-        {"messages": [{"role": "nobody", "content": "hello"}]},
-        {"messages": [{"role": "user", "content": "x" * 500}]},
-        {"temperature": 3.0},
-        {"tools": [{"name": "f"}]},
-        {"thinking": {"type": "enabled", "budget_tokens": 1}},
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
+WRONG: list[dict[str, Any]] = [
+    {"max_tokens": 0},
+    {"max_tokens": "many"},
+    {"messages": "hello"},
+    {"messages": [{"role": "nobody", "content": "hello"}]},
+    {"messages": [{"role": "user", "content": "x" * 500}]},
+    {"temperature": 3.0},
+    {"tools": [{"name": "f"}]},
+    {"thinking": {"type": "enabled", "budget_tokens": 1}},
+]
+
+
 async def test_wrong_fields_are_invalid_requests(
-    client: anthropic.AsyncAnthropic, wrong: dict[str, Any], stream: bool
+    client: anthropic.AsyncAnthropic, subtests: pytest.Subtests
 ) -> None:
-    error = await failure(client, stream=stream, extra_body=wrong)
-    assert isinstance(error, anthropic.BadRequestError)
-    assert_documented(error, "invalid_request_error")
+    for wrong in WRONG:
+        for stream in (False, True):
+            with subtests.test(wrong=wrong, stream=stream):
+                error = await failure(client, stream=stream, extra_body=wrong)
+                assert isinstance(error, anthropic.BadRequestError)
+                assert_documented(error, "invalid_request_error")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b'{"model": "tiny"'])
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-async def test_a_body_that_is_no_request(http: httpx.AsyncClient, path: str, content: bytes) -> None:
-    headers = {"content-type": "application/json", "x-api-key": "red-key"}
-    response = await http.post(path, content=content, headers=headers)
-    assert response.status_code == 400
-    assert response.json()["error"]["type"] == "invalid_request_error"
-    assert response.json()["request_id"] == response.headers["request-id"]
+async def test_a_body_that_is_no_request(http: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
+    for content in (b"", b"{", b"[1]", b"null", b'{"model": "tiny"'):
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            with subtests.test(content=content, path=path):
+                headers = {"content-type": "application/json", "x-api-key": "red-key"}
+                response = await http.post(path, content=content, headers=headers)
+                assert response.status_code == 400
+                assert response.json()["error"]["type"] == "invalid_request_error"
+                assert response.json()["request_id"] == response.headers["request-id"]
 
 
 async def test_an_unknown_model_is_not_found(client: anthropic.AsyncAnthropic) -> None:

@@ -31,15 +31,22 @@ def assert_for_the_page(response: httpx.Response) -> None:
     assert {"x-request-id", "request-id", "retry-after", "x-llmserve-transport"} <= set(exposed)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/models", "/nowhere"])
-async def test_a_preflight_needs_no_key(http: httpx.AsyncClient, path: str) -> None:
-    response = await http.options(path, headers=PREFLIGHT)
-    assert response.status_code == 200
-    assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert response.headers["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
-    assert "POST" in response.headers["access-control-allow-methods"]
-    assert int(response.headers["access-control-max-age"]) > 0
-    assert "Origin" in response.headers["vary"]
+PATHS: list[str] = ["/v1/chat/completions", "/v1/messages", "/v1/models", "/nowhere"]
+
+
+async def test_a_preflight_needs_no_key(http: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
+    for path in PATHS:
+        with subtests.test(path=path):
+            response = await http.options(path, headers=PREFLIGHT)
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == ORIGIN
+            assert (
+                response.headers["access-control-allow-headers"]
+                == PREFLIGHT["access-control-request-headers"]
+            )
+            assert "POST" in response.headers["access-control-allow-methods"]
+            assert int(response.headers["access-control-max-age"]) > 0
+            assert "Origin" in response.headers["vary"]
 
 
 @pytest.mark.parametrize(
@@ -57,26 +64,25 @@ async def test_another_page_s_preflight_is_refused(http: httpx.AsyncClient) -> N
     assert "access-control-allow-origin" not in response.headers
 
 
-@pytest.mark.parametrize(
-    ("status", "method", "path", "content"),
-    [
-        (200, "GET", "/v1/models", b""),
-        (200, "GET", "/health", b""),
-        (400, "POST", "/v1/chat/completions", b"{"),
-        (400, "POST", "/v1/messages", b"{}"),
-        (403, "POST", "/admin/reload", b""),
-        (404, "GET", "/nowhere", b""),
-        (405, "GET", "/v1/chat/completions", b""),
-        (413, "POST", "/v1/chat/completions", b" " * 200_000),
-    ],
-)
-async def test_every_answer_is_for_the_page(
-    http: httpx.AsyncClient, status: int, method: str, path: str, content: bytes
-) -> None:
-    headers = {**PAGE, "content-type": "application/json"}
-    response = await http.request(method, path, content=content, headers=headers)
-    assert response.status_code == status, response.text
-    assert_for_the_page(response)
+ANSWERS: list[tuple[int, str, str, bytes]] = [
+    (200, "GET", "/v1/models", b""),
+    (200, "GET", "/health", b""),
+    (400, "POST", "/v1/chat/completions", b"{"),
+    (400, "POST", "/v1/messages", b"{}"),
+    (403, "POST", "/admin/reload", b""),
+    (404, "GET", "/nowhere", b""),
+    (405, "GET", "/v1/chat/completions", b""),
+    (413, "POST", "/v1/chat/completions", b" " * 200_000),
+]
+
+
+async def test_every_answer_is_for_the_page(http: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
+    for status, method, path, content in ANSWERS:
+        with subtests.test(status=status, method=method, path=path):
+            headers = {**PAGE, "content-type": "application/json"}
+            response = await http.request(method, path, content=content, headers=headers)
+            assert response.status_code == status, response.text
+            assert_for_the_page(response)
 
 
 async def test_a_refused_key_too(http: httpx.AsyncClient) -> None:

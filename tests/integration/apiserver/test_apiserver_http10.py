@@ -48,13 +48,16 @@ async def test_a_new_client_still_gets_chunks(cluster: FakeCluster) -> None:
     assert body.endswith("0\r\n\r\n")
 
 
-@pytest.mark.parametrize("path", ["/health", "/live", "/v1/models", "/metrics", "/nowhere"])
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_what_health_checkers_ask(cluster: FakeCluster, path: str, method: str) -> None:
-    head, body = await ask(cluster, "1.0", method, path)
-    assert "transfer-encoding" not in head
-    length = next(int(line.split()[1]) for line in head.splitlines() if line.startswith("content-length"))
-    assert len(body.encode()) == (length if method == "GET" else 0)
+async def test_what_health_checkers_ask(cluster: FakeCluster, subtests: pytest.Subtests) -> None:
+    for path in ("/health", "/live", "/v1/models", "/metrics", "/nowhere"):
+        for method in ("GET", "HEAD"):
+            with subtests.test(path=path, method=method):
+                head, body = await ask(cluster, "1.0", method, path)
+                assert "transfer-encoding" not in head
+                length = next(
+                    int(line.split()[1]) for line in head.splitlines() if line.startswith("content-length")
+                )
+                assert len(body.encode()) == (length if method == "GET" else 0)
 
 
 async def test_curl_with_http_1_0(cluster: FakeCluster) -> None:

@@ -38,15 +38,26 @@ async def test_a_model_whose_id_has_a_slash(client: openai.AsyncOpenAI, http: ht
     assert missing.value.type == "NotFoundError"
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/models", f"/v1/models/{MODEL}", "/version", "/health", "/live", "/metrics"]
-)
-async def test_what_clients_and_balancers_probe(http: httpx.AsyncClient, path: str) -> None:
-    for variant in (path, path.rstrip("/") + "/"):
-        answer, head = await http.get(variant), await http.head(variant)
-        assert (answer.status_code, head.status_code) == (200, 200)
-        assert head.content == b""
-        assert head.headers["content-type"] == answer.headers["content-type"]
+PROBED: list[str] = [
+    "/",
+    "/v1",
+    "/v1/models",
+    f"/v1/models/{MODEL}",
+    "/version",
+    "/health",
+    "/live",
+    "/metrics",
+]
+
+
+async def test_what_clients_and_balancers_probe(http: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
+    for path in PROBED:
+        with subtests.test(path=path):
+            for variant in (path, path.rstrip("/") + "/"):
+                answer, head = await http.get(variant), await http.head(variant)
+                assert (answer.status_code, head.status_code) == (200, 200)
+                assert head.content == b""
+                assert head.headers["content-type"] == answer.headers["content-type"]
 
 
 async def test_a_slash_at_the_end_of_a_path_is_no_redirect(http: httpx.AsyncClient) -> None:
@@ -87,30 +98,31 @@ async def test_errors_are_those_that_the_client_knows(cluster: Any, client: open
     assert (away.type, away.code) == ("ServiceUnavailableError", "503")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "allowed"),
-    [
-        ("GET", "/v1/nonsense", 404, None),
-        ("POST", "/v1/nonsense", 404, None),
-        ("DELETE", "/v1/chat/completions", 405, "POST"),
-        ("GET", "/v1/chat/completions", 405, "POST"),
-        ("HEAD", "/v1/chat/completions", 405, "POST"),
-        ("POST", "/v1/models", 405, "GET, HEAD"),
-        ("OPTIONS", "/v1/models", 405, "GET, HEAD"),
-        ("GET", "/admin/reload", 405, "POST"),
-    ],
-)
+NOT_THERE: list[tuple[str, str, int, str | None]] = [
+    ("GET", "/v1/nonsense", 404, None),
+    ("POST", "/v1/nonsense", 404, None),
+    ("DELETE", "/v1/chat/completions", 405, "POST"),
+    ("GET", "/v1/chat/completions", 405, "POST"),
+    ("HEAD", "/v1/chat/completions", 405, "POST"),
+    ("POST", "/v1/models", 405, "GET, HEAD"),
+    ("OPTIONS", "/v1/models", 405, "GET, HEAD"),
+    ("GET", "/admin/reload", 405, "POST"),
+]
+
+
 async def test_paths_and_methods_that_are_not_there(
-    http: httpx.AsyncClient, method: str, path: str, status: int, allowed: str | None
+    http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    response = await http.request(method, path)
-    assert response.status_code == status
-    assert response.headers.get("allow") == allowed
-    assert response.headers["content-type"] == "application/json"
-    if method != "HEAD":
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-        assert response.json()["error"]["code"] == status
-        assert path in response.json()["error"]["message"]
+    for method, path, status, allowed in NOT_THERE:
+        with subtests.test(method=method, path=path, status=status, allowed=allowed):
+            response = await http.request(method, path)
+            assert response.status_code == status
+            assert response.headers.get("allow") == allowed
+            assert response.headers["content-type"] == "application/json"
+            if method != "HEAD":
+                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+                assert response.json()["error"]["code"] == status
+                assert path in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("tokens", [4, 16])

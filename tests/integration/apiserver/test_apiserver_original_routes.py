@@ -184,26 +184,27 @@ async def test_a_limit_has_its_own_status_in_streams_as_well(cluster: Any, http:
             assert answer.json()["error"]["type"] == "RateLimitError"
 
 
-@pytest.mark.parametrize(
-    ("fields", "status", "param"),
-    [
-        ({"prompt": "a", "max_new_tokens": "many"}, 400, "max_tokens"),
-        ({"prompt": "a", "max_new_tokens": 4, "max_length": 5}, 400, "max_length"),
-        ({"prompt": "a", "temperature": -1}, 400, "temperature"),
-        ({"prompt": "a", "model_id": "gpt2"}, 404, "model"),
-        ({}, 400, "prompt"),
-        ({"prompts": []}, 400, None),
-    ],
-)
+ERRORS: list[tuple[dict[str, Any], int, str | None]] = [
+    ({"prompt": "a", "max_new_tokens": "many"}, 400, "max_tokens"),
+    ({"prompt": "a", "max_new_tokens": 4, "max_length": 5}, 400, "max_length"),
+    ({"prompt": "a", "temperature": -1}, 400, "temperature"),
+    ({"prompt": "a", "model_id": "gpt2"}, 404, "model"),
+    ({}, 400, "prompt"),
+    ({"prompts": []}, 400, None),
+]
+
+
 async def test_errors_are_those_of_completions(
-    cluster: Any, http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    for path in ("/generate", "/generate_vllm", "/v1/generate"):
-        answer = await http.post(path, json=fields)
-        error = answer.json()["error"]
-        assert answer.status_code == status, answer.text
-        assert param is None or param in (error["param"] or error["message"]), error
-    assert not cluster.router.admits
+    for fields, status, param in ERRORS:
+        with subtests.test(fields=fields, status=status, param=param):
+            for path in ("/generate", "/generate_vllm", "/v1/generate"):
+                answer = await http.post(path, json=fields)
+                error = answer.json()["error"]
+                assert answer.status_code == status, answer.text
+                assert param is None or param in (error["param"] or error["message"]), error
+            assert not cluster.router.admits
 
 
 async def test_what_gives_one_answer_takes_one_prompt(cluster: Any, http: httpx.AsyncClient) -> None:

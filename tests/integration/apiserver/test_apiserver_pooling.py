@@ -85,24 +85,25 @@ async def test_scores_and_ranks_are_made_of_embeddings(cluster: Any, http: httpx
         assert [one["index"] for one in answer.json()["results"]] == [1], answer.text
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        ({"model": "other"}, 404),
-        ({"input": []}, 400),
-        ({"input": "a" * 300}, 400),
-        ({"dimensions": 1}, 400),
-        ({"priority": -3}, 403),
-        ({"request_id": "not plain"}, 400),
-    ],
-)
+WRONG: list[tuple[dict[str, Any], int]] = [
+    ({"model": "other"}, 404),
+    ({"input": []}, 400),
+    ({"input": "a" * 300}, 400),
+    ({"dimensions": 1}, 400),
+    ({"priority": -3}, 403),
+    ({"request_id": "not plain"}, 400),
+]
+
+
 async def test_what_is_wrong_is_refused_before_the_router_is_asked(
-    cluster: Any, http: httpx.AsyncClient, fields: dict[str, Any], status: int
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    answer = await embed(http, **fields)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["message"]
-    assert not cluster.router.admits
+    for fields, status in WRONG:
+        with subtests.test(fields=fields, status=status):
+            answer = await embed(http, **fields)
+            assert answer.status_code == status, answer.text
+            assert answer.json()["error"]["message"]
+            assert not cluster.router.admits
 
 
 async def test_keys_and_limits_hold(cluster: Any, http: httpx.AsyncClient) -> None:

@@ -15,28 +15,30 @@ async def chat(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
     return await http.post("/v1/chat/completions", json={**CHAT, **fields})
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (QueueFull("1024 requests wait already", retry_after_seconds=3.0), 429),
-        (QueueTimeout("waited 60 s"), 503),
-        (NoWorkerAvailable("no decode worker", retry_after_seconds=7.0), 503),
-    ],
-)
+OVERLOADS: list[tuple[Any, int]] = [
+    (QueueFull("1024 requests wait already", retry_after_seconds=3.0), 429),
+    (QueueTimeout("waited 60 s"), 503),
+    (NoWorkerAvailable("no decode worker", retry_after_seconds=7.0), 503),
+]
+
+
 async def test_overload_has_a_status_also_when_streamed(
-    cluster: Any, http: httpx.AsyncClient, stream: bool, error: Any, status: int
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    cluster.router.refuse_with = (Outcome.REJECTED, error)
-    response = await chat(http, stream=stream)
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["retry-after"] == str(int(error.retry_after_seconds or 1))
-    assert response.json()["error"]["message"] == error.message
-    assert response.json()["error"]["code"] == status
-    assert cluster.count("apiserver_requests_total", outcome="rejected") == 1
-    cluster.router.refuse_with = None
-    assert (await chat(http)).status_code == 200
+    for stream in (False, True):
+        for error, status in OVERLOADS:
+            with subtests.test(stream=stream, error=error, status=status):
+                rejected = cluster.count("apiserver_requests_total", outcome="rejected")
+                cluster.router.refuse_with = (Outcome.REJECTED, error)
+                response = await chat(http, stream=stream)
+                assert response.status_code == status
+                assert response.headers["content-type"] == "application/json"
+                assert response.headers["retry-after"] == str(int(error.retry_after_seconds or 1))
+                assert response.json()["error"]["message"] == error.message
+                assert response.json()["error"]["code"] == status
+                assert cluster.count("apiserver_requests_total", outcome="rejected") == rejected + 1
+                cluster.router.refuse_with = None
+                assert (await chat(http)).status_code == 200
 
 
 async def test_anthropic_s_errors_have_its_shape(cluster: Any, http: httpx.AsyncClient) -> None:
@@ -51,42 +53,46 @@ async def test_anthropic_s_errors_have_its_shape(cluster: Any, http: httpx.Async
         }
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": 3.0},
-        {"top_p": 0.0},
-        {"max_tokens": 0},
-        {"max_tokens": "many"},
-        {"n": 0},
-        {"logprobs": True, "top_logprobs": 1000},
-        {"stop_token_ids": [10**9]},
-        {"logit_bias": {"99999": 1}},
-        {"messages": []},
-        {"messages": "hello"},
-        {"kv_transfer_params": {"do_remote_prefill": True}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}},
-    ],
-)
+WRONG: list[dict[str, Any]] = [
+    {"temperature": 3.0},
+    {"top_p": 0.0},
+    {"max_tokens": 0},
+    {"max_tokens": "many"},
+    {"n": 0},
+    {"logprobs": True, "top_logprobs": 1000},
+    {"stop_token_ids": [10**9]},
+    {"logit_bias": {"99999": 1}},
+    {"messages": []},
+    {"messages": "hello"},
+    {"kv_transfer_params": {"do_remote_prefill": True}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}},
+]
+
+
 async def test_wrong_parameters_are_400(
-    cluster: Any, http: httpx.AsyncClient, stream: bool, wrong: dict[str, Any]
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    response = await chat(http, stream=stream, **wrong)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"]
-    assert not cluster.router.admits
+    for stream in (False, True):
+        for wrong in WRONG:
+            with subtests.test(stream=stream, wrong=wrong):
+                response = await chat(http, stream=stream, **wrong)
+                assert response.status_code == 400, response.text
+                assert response.json()["error"]["message"]
+                assert not cluster.router.admits
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("length", [200, 5000])
 async def test_a_prompt_over_the_model_s_length_is_400(
-    cluster: Any, http: httpx.AsyncClient, stream: bool, length: int
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    response = await chat(http, stream=stream, messages=[{"role": "user", "content": "x" * length}])
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == 400
-    assert not cluster.router.admits
+    for stream in (False, True):
+        for length in (200, 5000):
+            with subtests.test(stream=stream, length=length):
+                response = await chat(
+                    http, stream=stream, messages=[{"role": "user", "content": "x" * length}]
+                )
+                assert response.status_code == 400, response.text
+                assert response.json()["error"]["code"] == 400
+                assert not cluster.router.admits
 
 
 async def test_an_unknown_model_is_404(cluster: Any, http: httpx.AsyncClient) -> None:
@@ -101,12 +107,18 @@ async def test_an_unknown_path_is_404_in_openai_s_shape(cluster: Any, http: http
     assert response.json()["error"]["code"] == 404
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b'{"model": "tiny"'])
-async def test_a_body_that_is_no_request_is_400(cluster: Any, http: httpx.AsyncClient, body: bytes) -> None:
-    headers = {"content-type": "application/json"}
-    response = await http.post("/v1/chat/completions", content=body, headers=headers)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == 400
+NO_REQUESTS: list[bytes] = [b"", b"{", b"[1]", b"\xff\xfe", b"null", b'{"model": "tiny"']
+
+
+async def test_a_body_that_is_no_request_is_400(
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
+) -> None:
+    for body in NO_REQUESTS:
+        with subtests.test(body=body):
+            headers = {"content-type": "application/json"}
+            response = await http.post("/v1/chat/completions", content=body, headers=headers)
+            assert response.status_code == 400, response.text
+            assert response.json()["error"]["code"] == 400
 
 
 async def test_a_huge_body_is_413(cluster: Any, http: httpx.AsyncClient) -> None:

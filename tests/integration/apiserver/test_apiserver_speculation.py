@@ -65,23 +65,25 @@ async def test_text_and_usage_are_as_without(cluster: Any, http: httpx.AsyncClie
     assert streamed[-1]["usage"]["completion_tokens"] == 12
 
 
-@pytest.mark.parametrize("length", range(2, 9))
 async def test_a_stop_string_within_the_tokens_of_a_step(
-    cluster: Any, http: httpx.AsyncClient, length: int
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
     """What was drawn past it is neither shown nor counted, wherever in a step it ends."""
-    stop = said(cluster)[length - 2 : length]
-    answer = await ask(http, stop=[stop], logprobs=1)
-    (choice,) = answer["choices"]
-    shown = said(cluster).index(stop)
-    assert (choice["text"], choice["finish_reason"]) == (said(cluster)[:shown], "stop")
-    assert answer["usage"]["completion_tokens"] == shown + 2
-    assert len(choice["logprobs"]["tokens"]) == shown + 2
-    *streamed, usage = await events(http, stop=[stop])
-    assert (
-        "".join(choice["text"] for event in streamed for choice in event["choices"]) == said(cluster)[:shown]
-    )
-    assert usage["usage"]["completion_tokens"] == shown + 2
+    for length in range(2, 9):
+        with subtests.test(length=length):
+            stop = said(cluster)[length - 2 : length]
+            answer = await ask(http, stop=[stop], logprobs=1)
+            (choice,) = answer["choices"]
+            shown = said(cluster).index(stop)
+            assert (choice["text"], choice["finish_reason"]) == (said(cluster)[:shown], "stop")
+            assert answer["usage"]["completion_tokens"] == shown + 2
+            assert len(choice["logprobs"]["tokens"]) == shown + 2
+            *streamed, usage = await events(http, stop=[stop])
+            assert (
+                "".join(choice["text"] for event in streamed for choice in event["choices"])
+                == said(cluster)[:shown]
+            )
+            assert usage["usage"]["completion_tokens"] == shown + 2
 
 
 async def test_several_choices(cluster: Any, http: httpx.AsyncClient) -> None:

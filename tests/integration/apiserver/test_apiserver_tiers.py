@@ -26,33 +26,28 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], key: st
     return await http.post(path, json=body, headers={"authorization": f"Bearer {key}-key"})
 
 
-@pytest.mark.parametrize(("path", "body"), ROUTES, ids=["chat", "completions", "responses"])
-@pytest.mark.parametrize(
-    ("key", "tier", "granted", "priority"),
-    [
-        ("all", "priority", "priority", -10),
-        ("some", "priority", "priority", -3),
-        ("none", "priority", "default", 0),
-        ("none", "flex", "flex", 10),
-        ("all", "auto", "default", 0),
-        ("all", "default", "default", 0),
-        ("all", "scale", "default", 0),
-    ],
-)
+GRANTED: list[tuple[str, str, str, int]] = [
+    ("all", "priority", "priority", -10),
+    ("some", "priority", "priority", -3),
+    ("none", "priority", "default", 0),
+    ("none", "flex", "flex", 10),
+    ("all", "auto", "default", 0),
+    ("all", "default", "default", 0),
+    ("all", "scale", "default", 0),
+]
+
+
 async def test_a_tier_is_a_priority_within_the_rights_of_the_key(
-    cluster: Any,
-    http: httpx.AsyncClient,
-    path: str,
-    body: dict[str, Any],
-    key: str,
-    tier: str,
-    granted: str,
-    priority: int,
+    cluster: Any, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    answer = await post(http, path, {**body, "service_tier": tier}, key)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["service_tier"] == granted
-    assert [admit.priority for admit in cluster.router.admits] == [priority]
+    for path, body in ROUTES:
+        for key, tier, granted, priority in GRANTED:
+            with subtests.test(path=path, body=body, key=key, tier=tier, granted=granted, priority=priority):
+                cluster.router.admits.clear()
+                answer = await post(http, path, {**body, "service_tier": tier}, key)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["service_tier"] == granted
+                assert [admit.priority for admit in cluster.router.admits] == [priority]
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES[:2], ids=["chat", "completions"])
