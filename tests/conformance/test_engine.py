@@ -730,7 +730,7 @@ async def _leased(harness: Harness, blocks: int) -> bool:
     return (await harness.engine.load()).leased_blocks == blocks
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - a remote state
             await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc as rpc
 
 SECONDS = 30.0
-ASK = StoreQuery("r", "red", [b"h" * 32], 0, load=True, compute_seconds=0.5, timeout_seconds=0.3)
+ASK = StoreQuery("r", "red", [b"h" * 32], 0, load=True, compute_seconds=0.5, timeout_seconds=2.0)
 
 
 class Manager(rpc.KVManagerServicer):
@@ -82,7 +82,7 @@ def link(place: Place, manager: Manager) -> Iterator[StoreLink]:
 def answer_of(link: StoreLink) -> StoreAnswer:
     began = time.monotonic()
     link.prepare(ASK)
-    assert time.monotonic() - began < 0.1, "nobody waits"
+    assert time.monotonic() - began < ASK.timeout_seconds / 2, "nobody waits"
     answers: list[StoreAnswer] = []
     while not answers:
         assert time.monotonic() - began < SECONDS
@@ -125,7 +125,7 @@ def test_one_that_hangs_delays_only_those_who_had_asked(link: StoreLink, manager
     manager.goes_on.clear()
     began = time.monotonic()
     assert answer_of(link).arena == ""
-    assert 0.2 < time.monotonic() - began < 2.0
+    assert ASK.timeout_seconds - 0.1 < time.monotonic() - began < SECONDS
     manager.goes_on.set()
     until_attached(link, "one")
 
@@ -138,7 +138,7 @@ def test_one_that_is_away_costs_nothing_and_its_successor_is_used(
     for _ in range(5):
         began = time.monotonic()
         assert answer_of(link).arena == ""
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < ASK.timeout_seconds / 2
     place.open(Manager("two"))
     until_attached(link, "two")
 

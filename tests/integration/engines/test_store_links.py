@@ -182,10 +182,10 @@ def test_an_answer_comes_when_all_parts_have(desk: Desk) -> None:
     assert desk.links.take_answers() == []
     threading.Timer(0.05, desk.played[second.manager].answer_all).start()
     began = time.monotonic()
-    while not (answers := desk.links.take_answers(5.0)):
+    while not (answers := desk.links.take_answers(50.0)):
         pass
     assert len(answers) == 1
-    assert 0.03 < time.monotonic() - began < 2.0
+    assert 0.03 < time.monotonic() - began < 25
 
 
 def test_several_prompts_at_once_are_kept_apart(desk: Desk) -> None:

@@ -217,7 +217,7 @@ def test_a_cancelled_read_never_writes_again(stalling: tuple[End, End, StallingC
     assert copier.waiting.wait(30)
     started = time.monotonic()
     near.transport.cancel(transfer)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < backend.SILENCE.total_seconds() / 2
     near.memory[:] = HERE
     copier.gate.set()
     again = near.read(far.transport.describe(), one(BLOCK, offset=2 * BLOCK))
@@ -235,7 +235,7 @@ def test_a_cancel_wakes_who_waits_for_a_message_on_the_wire(ends: tuple[End, End
         started = time.monotonic()
         for transfer in transfers:
             near.transport.cancel(transfer)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < backend.SILENCE.total_seconds() / 2
 
 
 def test_a_peer_that_stalls_fails_the_read(

@@ -403,7 +403,7 @@ def test_a_peer_that_does_not_take_leave_is_left(stranger: Stranger, ends: tuple
     assert stranger.answer().kind is wire.MessageKind.WELCOME
     started = time.monotonic()
     ends[1].transport.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 3.5, "less than two dials may take"
     assert stranger.answer().kind is wire.MessageKind.BYE
 
 
