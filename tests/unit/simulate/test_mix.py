@@ -43,7 +43,9 @@ def test_kinds_and_parts_are_read() -> None:
     assert parse_part("--tenants", "a=4") == (A, 4.0)
 
 
-@pytest.mark.parametrize("text", ["long", "huge:3", "long:x", "long:0", "long:inf", "long:nan", "10/0:1", "10/x:1"])
+@pytest.mark.parametrize(
+    "text", ["long", "huge:3", "long:x", "long:0", "long:inf", "long:nan", "10/0:1", "10/x:1"]
+)
 def test_a_wrong_kind_is_named(text: str) -> None:
     with pytest.raises(InvalidRequest, match=f"--mix '{text}'"):
         parse_kind(text)
