@@ -1,5 +1,6 @@
 """A client of the Redis server (or Valkey) of `state.redis`. Only a cluster that has it needs the package."""
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class RedisClient:
 
         self._where = access.url.rpartition("@")[2].removeprefix("redis://").removeprefix("rediss://")
         self._errors = (RedisError, OSError)
-        seconds = access.call_seconds
+        self._call_seconds = seconds = access.call_seconds
         options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
         options |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
         if access.password is not None:
@@ -60,7 +61,8 @@ class RedisClient:
     async def run(self, script: str, keys: Sequence[str], *arguments: object) -> Any:
         """Returns what the Lua script answers. Errors: StateUnavailable."""
         try:
-            return await self._redis.eval(script, len(keys), *keys, *arguments)
+            async with asyncio.timeout(self._call_seconds):  # those of the sockets are for each answer
+                return await self._redis.eval(script, len(keys), *keys, *arguments)
         except self._errors as error:
             raise StateUnavailable(f"Redis at {self._where}: {str(error) or type(error).__name__}") from error
 
