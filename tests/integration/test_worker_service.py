@@ -243,7 +243,7 @@ async def test_a_stream_carries_tokens_to_the_end(cluster: Cluster) -> None:
 
 
 async def test_deltas_of_one_step_travel_in_one_message(cluster: Cluster) -> None:
-    _, channel = await cluster.worker(step_seconds=0.005)
+    _, channel = await cluster.worker(step_seconds=0.03)  # the last one comes before the first one ends
     stream = Stream(channel)
     names = [f"r{number}" for number in range(16)]
     for name in names:

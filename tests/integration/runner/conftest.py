@@ -21,7 +21,7 @@ from llmserve.runner.process.family import MEMBER_VARIABLE, Family, members
 from llmserve.runner.state import ClusterState, read_state
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 KEPT = {"lock", "logs", "events"}
 """What stays in a run directory."""
 AFTER = {"decode": ("kvmanager-0", "router-0"), "apiserver": ("router-0",)}

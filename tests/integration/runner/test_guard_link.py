@@ -16,7 +16,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.runner import guard_link
 from llmserve.runner.guard_link import GuardLink
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 MARK = f"{uuid.uuid4().hex}/"
 
 

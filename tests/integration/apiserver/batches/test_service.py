@@ -214,7 +214,7 @@ async def test_one_of_two_owns_a_batch_and_the_other_takes_over(bench: Bench) ->
 
 async def test_a_batch_in_a_bucket_goes_on_when_its_owner_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dead one releases nothing: its claim is taken when it was not renewed for long enough."""
-    bench = Bench(BucketStorage(MemoryStore(), claim_seconds=0.2))
+    bench = Bench(BucketStorage(MemoryStore(), claim_seconds=1.0))
     bench.caller.hold = {"b"}
     batch = await bench.submit(line("a"), line("b"), b"bad")
     with monkeypatch.context() as dying:
