@@ -142,8 +142,9 @@ class Controller:
         """An apiserver opens a session. Its older session, if one is still open, is closed first."""
         older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
-        session = self._entries.add_session(apiserver_id)
-        self._adopt(session, held, charged=self.requests.takeover.already_charged(apiserver_id))
+        session, takeover = self._entries.add_session(apiserver_id), self.requests.takeover
+        again = takeover.has_seen(apiserver_id)
+        self._adopt(session, held, charged=takeover.already_charged(apiserver_id), again=again)
         return session, effects
 
     def close_session(self, session: RouterSession) -> list[Effect]:
@@ -250,14 +251,16 @@ class Controller:
 
     # -- parts
 
-    def _adopt(self, session: RouterSession, held: Iterable[HeldRequest], *, charged: bool) -> None:
+    def _adopt(
+        self, session: RouterSession, held: Iterable[HeldRequest], *, charged: bool, again: bool
+    ) -> None:
         for request in held:
             if request.request_id not in self._entries:
                 prefill = self._slots(request.prefill) if request.prefill else None
                 now = self._clock.now()
                 work = Work(placed_at=now, choices=request.choices, adapter=request.adapter)
                 hold = PlacementHold(prefill, self._slots(request.decode), work)
-                self.requests.adopt(session, request, hold, charged=charged)
+                self.requests.adopt(session, request, hold, charged=charged, again=again)
 
     def _slots(self, worker: Incarnation) -> WorkerSlots:
         return self.membership.slots(worker.worker_id, worker.epoch)

@@ -107,8 +107,17 @@ class Requests:
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
         return [*self._prefixes.prefetch(entry, owner_of(admit.tenant), wait_seconds)]
 
-    def adopt(self, session: RouterSession, held: HeldRequest, hold: PlacementHold, *, charged: bool) -> None:
-        """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""
+    def adopt(
+        self,
+        session: RouterSession,
+        held: HeldRequest,
+        hold: PlacementHold,
+        *,
+        charged: bool,
+        again: bool = False,
+    ) -> None:
+        """Counts a request that an earlier router placed, or this one before its session broke (again).
+        charged: its tenant has paid for it at the earlier one."""
         now = self._clock.now()
         self.entries.open(
             held.request_id, RequestEntry(session, PlacementRequest(held.model, adapter=held.adapter), hold)
@@ -125,7 +134,7 @@ class Requests:
             model=held.model,
         )
         self._queue.adopt(request, held.output_tokens)
-        self._keys.take(request, held.limits, held.output_tokens, charged=charged)
+        self._keys.take(request, held.limits, held.output_tokens, charged=charged or again)
 
     # -- on
 

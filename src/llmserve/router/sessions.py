@@ -237,6 +237,10 @@ class Takeover:
         """None: it has settled."""
         return self._settled_at if self.settling else None
 
+    def has_seen(self, apiserver_id: ApiserverId) -> bool:
+        """Whether this apiserver has had a session in this term: what it holds was counted in that."""
+        return apiserver_id in self._seen
+
     def already_charged(self, apiserver_id: ApiserverId) -> bool:
         """Whether the snapshot has charged the requests that this apiserver holds as its session opens.
         Called once for each session: only an apiserver's first session can hold requests of the former

@@ -138,6 +138,24 @@ def test_the_next_leader_does_not_count_tokens_again(make_cluster: MakeCluster) 
     assert refusal(new.admit(session, "c", limits=limits)).retry_after_seconds == pytest.approx(9.1, abs=0.2)
 
 
+def test_a_session_that_broke_does_not_charge_again(make_cluster: MakeCluster) -> None:
+    limits = KeyLimits("k", requests_per_second=0.2, tokens_per_second=1000.0)
+    cluster = make_cluster("aggregated-0", slots=5)
+    session = cluster.open()
+    cluster.admit(session, "a", limits=limits)
+    cluster.controller.requests.progress(session, RequestId("a"), 5000)
+    for _ in range(3):
+        cluster.heartbeat("aggregated-0")
+        cluster.after(2.0)
+    cluster.close(session)
+    worker = Incarnation(WorkerId("aggregated-0"), 1)
+    held = HeldRequest(
+        RequestId("a"), TenantId("t"), None, worker, 10, model="m", limits=limits, output_tokens=5000
+    )
+    session = cluster.open(held=(held,))
+    assert is_placed(cluster.admit(session, "b", limits=limits))
+
+
 def test_limits_cross_the_wire() -> None:
     limits = router_pb2.KeyLimits(key="k", tokens_per_second=2.5, max_requests_in_flight=4)
     placement = router_pb2.Placement(decode=WorkerInfo(worker_id="w"))

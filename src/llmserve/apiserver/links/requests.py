@@ -120,7 +120,7 @@ class RoutedRequests:
             request.placement = router_pb2.Placement(decode=request.placement.decode)
 
     def progressed(self, request_id: str, output_tokens: int) -> None:
-        """output_tokens: those since the placement; another router must not charge them again."""
+        """output_tokens: those since the placement. A router was told, and charges them."""
         if (request := self._requests.get(request_id)) is not None:
             request.output_tokens = output_tokens
 

@@ -123,7 +123,8 @@ class RouterLink:
 
     def progress(self, request_id: str, output_tokens: int) -> None:
         """Reports the number of tokens since the placement."""
-        self._requests.progressed(request_id, output_tokens)
+        if self._outbox is not None:  # else the next router has yet to count them
+            self._requests.progressed(request_id, output_tokens)
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
         self._post(_Message(progress=progress), self._company_seconds)
 
