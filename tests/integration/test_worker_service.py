@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import grpc.aio
@@ -41,6 +42,7 @@ from llmserve.rpc.gen.llmserve.v1 import (
 )
 from llmserve.rpc.server import RpcServer
 from llmserve.rpc.status import from_grpc
+from llmserve.workers import service as worker_service
 from llmserve.workers.worker import Worker, WorkerOptions
 
 HAND_OVER = {"do_remote_decode": True}
@@ -302,6 +304,22 @@ async def test_a_broken_connection_is_a_broken_stream(cluster: Cluster) -> None:
     await stream.first("a")
     await second.close(None)
     await is_empty(channel)
+
+
+async def test_a_stream_that_is_read_no_more_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an error that nobody foresaw. Else its apiserver would go on sending requests that nobody reads."""
+    _, channel = await cluster.worker()
+    stream, other = Stream(channel), Stream(channel)
+    await stream.generate("a", max_tokens=4000)
+    await stream.first("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_service, "decode_request", Mock(side_effect=RuntimeError("a bug")))
+        await stream.generate("b")
+        while await stream.read():
+            pass
+    await is_empty(channel)
+    await other.generate("c")
+    assert (await other.last("c")).finish_reason is FinishReason.LENGTH
 
 
 def worker_address(worker: Worker) -> str:

@@ -178,11 +178,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     async def _read(
         self, session: WorkerSession, requests: AsyncIterator[worker_pb2.WorkerSessionRequests]
     ) -> None:
-        with suppress(grpc.aio.UsageError):  # the stream ended between two reads
-            async for batch in requests:
-                for message in batch.messages:
-                    await self._receive(session, message)
-        self._sessions.drain(session)
+        try:
+            with suppress(grpc.aio.UsageError):  # the stream ended between two reads
+                async for batch in requests:
+                    for message in batch.messages:
+                        await self._receive(session, message)
+            self._sessions.drain(session)
+        except Exception:  # nobody foresaw it: the apiserver has to know that nobody reads any more
+            session.outbox.close()
+            raise
 
     async def _receive(self, session: WorkerSession, message: worker_pb2.WorkerSessionRequest) -> None:
         match message.WhichOneof("message"):
