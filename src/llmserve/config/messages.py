@@ -1,4 +1,4 @@
-"""Messages for wrong values of a manifest: pydantic's errors in the words of the manifest."""
+"""Messages for wrong values of a manifest or a request: pydantic's errors in plain words."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,17 @@ from llmserve.config.schema.section import ManifestSection, path_text, section_a
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
+    "list_type": "a list",
+    "iterable_type": "a list",
     "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
     "dict_type": "a mapping of keys",
 }
 

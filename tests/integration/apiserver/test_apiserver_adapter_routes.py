@@ -102,7 +102,7 @@ async def test_a_wrong_load_is_400_with_the_field(cluster: Any, http: httpx.Asyn
         for path in ("/v1/load_lora_adapter", "/load_lora_adapter"):
             answer = await http.post(path, json=body)
             assert answer.status_code == 400
-            assert answer.json()["error"]["param"] in (field, f"body.{field}")
+            assert answer.json()["error"]["param"] == field
     assert not cluster.router.loads
 
 
@@ -183,7 +183,7 @@ async def test_a_name_that_is_not_there(cluster: Any, http: httpx.AsyncClient) -
 async def test_a_wrong_prefetch_is_400(cluster: Any, http: httpx.AsyncClient) -> None:
     for field, value in {"tier": "tape", "wait": "perhaps", "other": 1}.items():
         answer = await http.post(f"{OWN}/sql/prefetch", json={field: value})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"body.{field}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 async def test_without_a_router_it_is_503(cluster: Any, http: httpx.AsyncClient) -> None:

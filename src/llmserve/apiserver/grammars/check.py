@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
 from dataclasses import fields
@@ -19,6 +20,7 @@ _SETTING = "security.limits.grammar_kib"
 _KNOWN = 2048
 _MAX_WAITING = 16  # of a tenant
 _WAIT_SECONDS = 200.0  # the start of the process included
+_PLACE_IN_COMPILER = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")  # a time, a file and a line of its source
 _FIELDS = tuple(field.name for field in fields(StructuredOutputsParams) if field.init)
 
 
@@ -103,4 +105,5 @@ def _busy() -> Overloaded:
 
 
 def _refused(problem: str) -> InvalidRequest:
-    return InvalidRequest(f"the structured output cannot be compiled: {problem}", field="structured_outputs")
+    plain = _PLACE_IN_COMPILER.sub("", problem)
+    return InvalidRequest(f"the structured output cannot be compiled: {plain}", field="structured_outputs")

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi import HTTPException as FastApiHttpException
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.datastructures import State
@@ -25,6 +26,7 @@ from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.entrypoints.serve.utils.fingerprint import build_system_fingerprint
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from llmserve import __version__
 from llmserve.apiserver.adapters.names import ModelAdapters
 from llmserve.apiserver.auth.permissions import KEPT_PATHS
 from llmserve.apiserver.engine.client import GENERATE, ClusterEngineClient
@@ -42,6 +44,7 @@ from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
 from llmserve.apiserver.http.openapi import document_errors
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.wrong_body import wrong_body
 from llmserve.apiserver.options import ModelDirectory
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import ResponseStore
@@ -155,6 +158,7 @@ def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[
     """Returns the application with its routes, which have no state yet."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, client.tasks, client.model_config)
+    app.title, app.version = "LLMServe", __version__
     app.router.routes[:] = _kept(app.router.routes)
     add_own(app)
     document_errors(app)
@@ -163,6 +167,7 @@ def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[
     app.add_exception_handler(FastApiHttpException, _http_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(LLMServeError, _own_error)
+    app.add_exception_handler(RequestValidationError, _wrong_body)
     for kind in MISREAD:
         app.add_exception_handler(kind, _misread)
     app.user_middleware[:] = [one for one in app.user_middleware if one.cls not in _IDLE_MIDDLEWARE]
@@ -202,6 +207,13 @@ async def _own_error(_: Request, error: Exception) -> Response:
     problem = api_error_of(error)
     headers = {name.decode(): value.decode() for name, value in headers_of(error)}
     return JSONResponse(body_of(problem), problem.status, headers)
+
+
+async def _wrong_body(_: Request, error: Exception) -> Response:
+    """Answers in place of vLLM's handler, which shows what pydantic knows of an error as Python writes it."""
+    assert isinstance(error, RequestValidationError)
+    problem = wrong_body(error)
+    return JSONResponse(body_of(problem), problem.status)
 
 
 async def _misread(_: Request, error: Exception) -> Response:

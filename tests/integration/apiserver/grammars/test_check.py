@@ -130,6 +130,14 @@ async def test_a_grammar_is_compiled_once_for_all(check: GrammarCheck, process: 
     assert process.starts == 1
 
 
+async def test_where_the_compiler_s_source_refused_it_is_not_said(
+    check: GrammarCheck, process: FakeProcess
+) -> None:
+    process.answers["bad"] = CompileResult("No grammar: [15:11:10] /src/converter.cc:4944: Unsupported type")
+    with pytest.raises(InvalidRequest, match="cannot be compiled: No grammar: Unsupported type"):
+        await check.check(wanted("bad"), "a")
+
+
 async def test_models_share_the_process_and_nothing_else(
     check: GrammarCheck, compiler: SharedCompiler, process: FakeProcess
 ) -> None:
