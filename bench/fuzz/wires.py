@@ -143,7 +143,7 @@ def descriptions() -> FuzzCase:
     common: dict[str, Any] = {"generation": 1, "regions": [64]}
     seeds = (
         as_json(host="127.0.0.1", port=1, token="00" * 16, **common),
-        as_json(version=1, ucx="1.20.0", worker=pack_address(b"w"), token="t", **common),
+        as_json(version=2, ucx="1.20.0", worker=pack_address(b"w"), token="t", **common),
         as_json(agent="AAAA", devices=[0], **memory),
         as_json(boot_id="b", pid_namespace=1, pid=2, beacon=8, nonce="n", **memory),
         b'{"regions":' + DEEP,

@@ -16,7 +16,7 @@ from llmserve.transfer.ucx.wire import pack_address
 SOME: dict[str, dict[str, Any]] = {
     "tcp": {"host": "h", "port": 1, "token": "00" * 16, "generation": 1, "regions": [64]},
     "ucx": {
-        "version": 1,
+        "version": 2,
         "ucx": "1.20.0",
         "worker": pack_address(b"w"),
         "token": "t",

@@ -5,9 +5,10 @@ from typing import cast
 import numpy as np
 import pytest
 
+from llmserve.transfer.base import Int64Array, Region, Spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Bytes, UcxEndpoint
-from llmserve.transfer.ucx.link import PackBuffers, UcxLink
+from llmserve.transfer.ucx.link import RegionViews, UcxLink
 
 FAR_LATER = 1e12
 
@@ -26,11 +27,20 @@ class FakeEndpoint:
         self.closed = False
         self.said: list[wire.ControlMessage] = []
         self.data: list[FakeRequest] = []
+        self.sizes: list[list[int]] = []  # of the pieces of each message
 
     def send(self, buffer: Bytes, tag: int) -> FakeRequest:
         if tag == wire.CONTROL_TAG:
             self.said.append(wire.unpack(buffer.tobytes()))
             return FakeRequest(over=True)
+        self.sizes.append([len(buffer)])
+        return self._moving()
+
+    def send_pieces(self, vectors: Int64Array, tag: int) -> FakeRequest:
+        self.sizes.append(vectors[:, 1].tolist())
+        return self._moving()
+
+    def _moving(self) -> FakeRequest:
         self.data.append(FakeRequest(over=False))
         return self.data[-1]
 
@@ -51,16 +61,38 @@ def endpoint() -> FakeEndpoint:
 
 @pytest.fixture
 def link(endpoint: FakeEndpoint) -> UcxLink:
-    return UcxLink(1, cast("UcxEndpoint", endpoint), PackBuffers())
+    return UcxLink(1, cast("UcxEndpoint", endpoint))
 
 
-@pytest.mark.parametrize("send", ["send", "send_messages"])
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.fixture
+def views() -> RegionViews:
+    memory = np.zeros(64, np.uint8)
+    return RegionViews([Region(memory.ctypes.data, 64)])
+
+
+def spans(*offsets: int) -> Spans:
+    """Returns pieces of 8 bytes."""
+    column = np.array(offsets, np.int64)
+    return Spans(0 * column, column, 0 * column + 8)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sizes"),
+    [((0, 16, 32), [8, 8, 8]), ((40, 0, 8, 24), [8, 16, 8]), ((8, 16), [16]), ((8,), [8])],
+)
+def test_all_pieces_of_a_part_are_one_message_and_neighbours_one_piece(
+    link: UcxLink, endpoint: FakeEndpoint, views: RegionViews, offsets: tuple[int, ...], sizes: list[int]
+) -> None:
+    views.send(link, 1, spans(*offsets))
+    assert endpoint.sizes == [sizes]
+
+
+@pytest.mark.parametrize("offsets", [(0,), (0, 16)])
 def test_an_end_with_data_in_flight_says_bye_and_closes_after_it(
-    link: UcxLink, endpoint: FakeEndpoint, send: str, pieces: int
+    link: UcxLink, endpoint: FakeEndpoint, views: RegionViews, offsets: tuple[int, ...]
 ) -> None:
     """UCX crashes when an end closes while its socket is full, and so does the peer."""
-    getattr(link, send)(1, [np.zeros(8, np.uint8)] * pieces)
+    views.send(link, 1, spans(*offsets))
     link.leave("enough")
     link.note_bye()
     link.advance(0.0)
@@ -90,7 +122,7 @@ def test_an_end_without_data_in_flight_says_bye_at_once_and_waits_for_the_peer(
 def test_data_that_does_not_end_keeps_no_end_forever(
     link: UcxLink, endpoint: FakeEndpoint, dies: bool
 ) -> None:
-    link.send(1, [np.zeros(8, np.uint8)])
+    link.send(1, np.zeros(8, np.uint8))
     link.leave("enough")
     endpoint.alive = not dies
     link.advance(0.0 if dies else FAR_LATER)

@@ -25,8 +25,10 @@ flight, and closes earlier only if the peer does not answer for seconds. No end 
 peer before it says BYE: two ends whose copies fail would wait for each other. - A garbled address of a worker
 ends the process: addresses carry a checksum.
 
+All pieces of a part are one message, which UCX gathers and scatters itself (pieces.py).
+
 Memory of a GPU is staged: a part passes through a slot of pinned host memory (staged.py). ucxx also takes
-objects with `__cuda_array_interface__`, but numpy cannot pack small pieces of them.
+objects with `__cuda_array_interface__`, which has not been tried.
 """
 
 import json

@@ -187,7 +187,7 @@ class UcxConnection:
         """Errors: TransferError."""
         self._dials += 1
         self._dial_again_at = time.monotonic() + _REDIAL_SECONDS
-        link = UcxLink(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
+        link = UcxLink(self.number, self._loop.worker.connect(self._address.worker))
         hello = {
             "token": self._address.token,
             "generation": self._address.generation,

@@ -1,4 +1,4 @@
-"""The only module that uses ucxx: typed wrappers that map its errors."""
+"""The only module that uses ucxx: typed wrappers that map its errors. What ucxx lacks is in pieces.py."""
 
 import contextlib
 import logging
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.transfer.base import Int64Array
+from llmserve.transfer.ucx.pieces import PieceMessages, PiecesRequest
 
 Bytes = npt.NDArray[np.uint8]
 RELEASE = "0.52"
@@ -73,12 +75,17 @@ class UcxRequest:
         return self._failure
 
 
+MessageInFlight = UcxRequest | PiecesRequest
+
+
 class UcxEndpoint:
     """A connection to the worker of another process."""
 
-    def __init__(self, library: UcxLibrary, endpoint: Any) -> None:
+    def __init__(self, library: UcxLibrary, endpoint: Any, messages: PieceMessages) -> None:
         self._library = library
         self._endpoint = endpoint
+        self._messages = messages
+        self._of_pieces: list[PiecesRequest] = []  # in flight
 
     @property
     def alive(self) -> bool:
@@ -90,11 +97,33 @@ class UcxEndpoint:
     def receive(self, buffer: Bytes, tag: int) -> UcxRequest:
         return self._post("tag_recv", buffer, tag)
 
+    def send_pieces(self, vectors: Int64Array, tag: int) -> MessageInFlight:
+        """Sends a message of several pieces. vectors: the address and length of each."""
+        return self._post_pieces(True, vectors, tag)
+
+    def receive_pieces(self, vectors: Int64Array, tag: int) -> MessageInFlight:
+        return self._post_pieces(False, vectors, tag)
+
     def close(self) -> None:
         """Closes at once: messages in flight end soon as failed. Idempotent."""
+        for request in self._of_pieces:  # ucxx does not know them
+            request.cancel()
+        self._of_pieces.clear()
         endpoint, self._endpoint = self._endpoint, None  # the worker lives as long as its endpoints
         with contextlib.suppress(Exception):  # a dead peer is what it is closed for
             endpoint.close_blocking()
+
+    def _post_pieces(self, send: bool, vectors: Int64Array, tag: int) -> MessageInFlight:
+        if not self.alive:
+            return UcxRequest(None, np.empty(0, np.uint8), "the connection is closed")
+        worker = self._endpoint.worker_handle
+        if send:
+            request = self._messages.send(self._endpoint.handle, worker, vectors, tag)
+        else:
+            request = self._messages.receive(worker, vectors, tag)
+        self._of_pieces = [one for one in self._of_pieces if not one.over]
+        self._of_pieces.append(request)
+        return request
 
     def _post(self, operation: str, buffer: Bytes, tag: int) -> UcxRequest:
         try:
@@ -123,6 +152,7 @@ class UcxWorker:
             self._context, self._worker = library.make_worker(worker_options())
             self.event_fd: int = self._worker.epoll_file_descriptor
             self.address = bytes(self._worker.address.tobytes())
+            self._messages = PieceMessages()
         except Exception as error:
             raise TransportUnavailable(f"ucx: no worker: {_explain(error)}") from error
 
@@ -141,7 +171,7 @@ class UcxWorker:
             )
         except Exception as error:
             raise TransferError(f"ucx: {describe(error)}") from error
-        return UcxEndpoint(self._library, endpoint)
+        return UcxEndpoint(self._library, endpoint, self._messages)
 
     def arrivals(self) -> Iterator[UnexpectedMessage]:
         """Yields the messages for which no receive was posted."""

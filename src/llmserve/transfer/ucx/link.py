@@ -3,19 +3,18 @@
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.base import Int64Array, Region, Spans
+from llmserve.transfer.spans import RegionTable, coalesce, vectors
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxRequest
+from llmserve.transfer.ucx.library import Bytes, MessageInFlight, UcxEndpoint, UcxRequest
 
 _LEAVE_SECONDS = 0.5
 _SENDING_SECONDS = 4.0  # less than the loop waits for all links together
-_KEPT_BUFFERS = 32
 
 
 class PartInFlight(Protocol):
@@ -43,23 +42,33 @@ class RegionViews:
     """The registered regions of host memory as arrays."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
-        self.lengths = tuple(region.length_bytes for region in regions)
+        self._table = RegionTable.of(regions)
+        self.lengths = self._table.lengths
         self._views = [_view(region) for region in regions]
 
     def send(self, link: "UcxLink", part: int, spans: Spans) -> "PartTransfer":
-        return link.send(part, self.pieces(spans))
+        joined = coalesce(spans)
+        if len(joined.lengths) == 1:
+            return link.send(part, self._piece(joined))
+        return link.send_pieces(part, self._vectors(joined))
 
     def receive(
         self, link: "UcxLink", part: int, spans: Spans, announce: Callable[[], None]
     ) -> "PartTransfer":
-        """Announces before it posts the receives: the message travels meanwhile, and this side reads from
+        """Announces before it posts the receive: the message travels meanwhile, and this side reads from
         its network only in a later turn."""
         announce()
-        return link.receive(part, self.pieces(spans))
+        joined = coalesce(spans)
+        if len(joined.lengths) == 1:
+            return link.receive(part, self._piece(joined))
+        return link.receive_pieces(part, self._vectors(joined))
 
-    def pieces(self, spans: Spans) -> list[Bytes]:
-        columns = zip(spans.regions.tolist(), spans.offsets.tolist(), spans.lengths.tolist(), strict=True)
-        return [self._views[region][offset : offset + length] for region, offset, length in columns]
+    def _piece(self, spans: Spans) -> Bytes:
+        start = int(spans.offsets[0])
+        return self._views[int(spans.regions[0])][start : start + int(spans.lengths[0])]
+
+    def _vectors(self, spans: Spans) -> Int64Array:
+        return vectors(self._table.starts(spans), spans.lengths)
 
 
 def _view(region: Region) -> Bytes:
@@ -67,64 +76,31 @@ def _view(region: Region) -> Bytes:
     return np.frombuffer(memoryview(array), np.uint8)
 
 
-class PackBuffers:
-    """Buffers for messages of several pieces. They are reused: new memory costs more than copying the
-    pieces."""
-
-    def __init__(self) -> None:
-        self._free: list[Bytes] = []
-
-    def take(self) -> Bytes:
-        return self._free.pop() if self._free else np.empty(wire.PACK_BYTES, np.uint8)
-
-    def give_back(self, buffer: Bytes) -> None:
-        if len(self._free) < _KEPT_BUFFERS:
-            self._free.append(buffer)
-
-
-@dataclass(slots=True)
-class _Parcel:
-    """A message. shared: the buffer of several pieces. pieces: the memory that its bytes are copied to."""
-
-    request: UcxRequest
-    shared: Bytes | None = None
-    pieces: Sequence[Bytes] = ()
-
-
 class PartTransfer:
-    """The messages of one part in one direction. Their memory is in use until the transfer is over."""
+    """The message of one part in one direction. Its memory is in use until the transfer is over."""
 
     copying = False
 
-    def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
+    def __init__(self, request: MessageInFlight) -> None:
         self.failure = ""
-        self._parcels = deque(parcels)
-        self._buffers = buffers
+        self._request = request
 
     def over(self) -> bool:
-        """Handles what has arrived since the last call, and says whether everything has."""
-        while self._parcels and self._parcels[0].request.over:
-            parcel = self._parcels.popleft()
-            self.failure = self.failure or parcel.request.failure
-            if parcel.shared is not None:
-                if not self.failure:
-                    _scatter(parcel.shared, parcel.pieces)
-                self._buffers.give_back(parcel.shared)
-        return not self._parcels
+        if not self._request.over:
+            return False
+        self.failure = self._request.failure
+        return True
 
 
 class UcxLink:
     """One end of a connection. No method raises: a transfer that cannot start is one that has failed."""
 
-    def __init__(
-        self, number: int, endpoint: UcxEndpoint, buffers: PackBuffers, peer_number: int = 0
-    ) -> None:
+    def __init__(self, number: int, endpoint: UcxEndpoint, peer_number: int = 0) -> None:
         self.number = number
-        self._buffers = buffers
         self.peer_number = peer_number
         self._endpoint = endpoint
         self._outbox: deque[UcxRequest] = deque()  # control messages, whose buffers it keeps
-        self._data: deque[UcxRequest] = deque()  # messages of parts on their way to the peer
+        self._data: deque[MessageInFlight] = deque()  # messages of parts on their way to the peer
         self._leave_by: float | None = None
         self._last_words = b""
         self._said_bye = False
@@ -178,40 +154,22 @@ class UcxLink:
         message = wire.ControlMessage(kind, self.peer_number, part, body)
         self._outbox.append(self._endpoint.send(message.pack(), wire.CONTROL_TAG))
 
-    def send(self, part: int, pieces: Sequence[Bytes]) -> PartTransfer:
-        tag = wire.data_tag(self.peer_number, part)
-        return PartTransfer([self._send(group, tag) for group in _groups(pieces)], self._buffers)
+    def send(self, part: int, piece: Bytes) -> PartTransfer:
+        return self._sent(self._endpoint.send(piece, wire.data_tag(self.peer_number, part)))
 
-    def receive(self, part: int, pieces: Sequence[Bytes]) -> PartTransfer:
-        tag = wire.data_tag(self.number, part)
-        return PartTransfer([self._receive(group, tag) for group in _groups(pieces)], self._buffers)
+    def send_pieces(self, part: int, vectors: Int64Array) -> PartTransfer:
+        """vectors: the address and length of each piece."""
+        return self._sent(self._endpoint.send_pieces(vectors, wire.data_tag(self.peer_number, part)))
 
-    def send_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
-        """Sends pieces that are packed as their messages need it."""
-        tag = wire.data_tag(self.peer_number, part)
-        return PartTransfer([self._send([one], tag) for one in messages], self._buffers)
+    def receive(self, part: int, piece: Bytes) -> PartTransfer:
+        return PartTransfer(self._endpoint.receive(piece, wire.data_tag(self.number, part)))
 
-    def receive_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
-        tag = wire.data_tag(self.number, part)
-        return PartTransfer([_Parcel(self._endpoint.receive(one, tag)) for one in messages], self._buffers)
+    def receive_pieces(self, part: int, vectors: Int64Array) -> PartTransfer:
+        return PartTransfer(self._endpoint.receive_pieces(vectors, wire.data_tag(self.number, part)))
 
-    def _send(self, group: Sequence[Bytes], tag: int) -> _Parcel:
-        shared = None
-        if len(group) == 1:
-            message = group[0]
-        else:
-            shared = self._buffers.take()
-            message = np.concatenate(group, out=shared[: sum(map(len, group))])
-        request = self._endpoint.send(message, tag)
+    def _sent(self, request: MessageInFlight) -> PartTransfer:
         self._data.append(request)
-        return _Parcel(request, shared)
-
-    def _receive(self, group: Sequence[Bytes], tag: int) -> _Parcel:
-        if len(group) == 1:
-            return _Parcel(self._endpoint.receive(group[0], tag))
-        shared = self._buffers.take()
-        packed = shared[: sum(map(len, group))]
-        return _Parcel(self._endpoint.receive(packed, tag), shared, group)
+        return PartTransfer(request)
 
     def _say_bye(self) -> None:
         """Sends BYE once, when no data is in flight."""
@@ -223,14 +181,3 @@ class UcxLink:
         while self._outbox and self._outbox[0].over:
             self._outbox.popleft()
         return not self._outbox
-
-
-def _groups(pieces: Sequence[Bytes]) -> list[Sequence[Bytes]]:
-    return [pieces[group] for group in wire.packed([len(piece) for piece in pieces])]
-
-
-def _scatter(buffer: Bytes, pieces: Sequence[Bytes]) -> None:
-    offset = 0
-    for piece in pieces:
-        piece[:] = buffer[offset : offset + len(piece)]
-        offset += len(piece)

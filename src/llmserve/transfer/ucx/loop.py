@@ -15,7 +15,6 @@ from llmserve.core.errors import TransferError
 from llmserve.core.logs import ScarceWarnings
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import UcxWorker, UnexpectedMessage
-from llmserve.transfer.ucx.link import PackBuffers
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -54,7 +53,6 @@ class UcxLoop:
         """Errors: TransportUnavailable."""
         self.worker = UcxWorker()
         self.on_hello: Callable[[wire.ControlMessage], None] | None = None  # receives every HELLO
-        self.buffers = PackBuffers()
         self._warnings = ScarceWarnings(_log)
         self._members: dict[int, LoopMember] = {}
         self._last_number = 0

@@ -31,7 +31,7 @@ class UcxSession:
         """Errors: TransferError when the requester's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
-        self._link = UcxLink(self.number, loop.worker.connect(worker_address), loop.buffers, peer_number)
+        self._link = UcxLink(self.number, loop.worker.connect(worker_address), peer_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
         loop.add(self)

@@ -8,10 +8,8 @@ the next turn of the loop. What goes over the network is the same as from host m
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Int64Array, Region, Spans
+from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.devices import Bytes, Mark, RegionCopies, Staging
 from llmserve.transfer.devices.staging import PinnedSlots
 from llmserve.transfer.ucx import wire
@@ -44,14 +42,14 @@ class StagedRegions:
         def move(staged: StagedPart, packed: Bytes) -> Iterator[None]:
             yield from staged.copied(self._memory.gather(spans, packed))
             _check_open(link)
-            yield from staged.moved(link.send_messages(part, _messages(packed, spans.lengths)))
+            yield from staged.moved(link.send(part, packed))
 
         return StagedPart(link, self._slots.outgoing, spans.total_bytes, move)
 
     def receive(self, link: UcxLink, part: int, spans: Spans, announce: Callable[[], None]) -> "StagedPart":
         def move(staged: StagedPart, packed: Bytes) -> Iterator[None]:
             announce()
-            yield from staged.moved(link.receive_messages(part, _messages(packed, spans.lengths)))
+            yield from staged.moved(link.receive(part, packed))
             if not staged.failure:
                 yield from staged.copied(self._memory.scatter(spans, packed))
 
@@ -90,11 +88,11 @@ class StagedPart:
         finally:
             self.copying = False
 
-    def moved(self, messages: PartTransfer) -> Iterator[None]:
-        """Waits for the end of messages."""
-        while not messages.over():
+    def moved(self, message: PartTransfer) -> Iterator[None]:
+        """Waits for the end of a message."""
+        while not message.over():
             yield
-        self.failure = messages.failure
+        self.failure = message.failure
 
     def _run(self, link: UcxLink, slots: PinnedSlots, size: int, move: _Move) -> Iterator[None]:
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
@@ -113,9 +111,3 @@ def _check_open(link: UcxLink) -> None:
     """Checks that messages may start: time has passed since the part was asked for. Errors: TransferError."""
     if link.leaving:
         raise TransferError("the connection was given up")
-
-
-def _messages(packed: Bytes, lengths: Int64Array) -> list[Bytes]:
-    """Cuts the bytes of a part as the messages of both ends are cut."""
-    ends = np.concatenate(([0], np.cumsum(lengths))).tolist()
-    return [packed[ends[group.start] : ends[group.stop]] for group in wire.packed(lengths.tolist())]

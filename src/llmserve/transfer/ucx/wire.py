@@ -1,17 +1,17 @@
-"""Control messages of the ucx transport, and how the bytes of a batch are cut into tagged messages.
+"""Control messages of the ucx transport, and how a batch is cut into parts.
 
 A connection is a pair of link numbers, each unique in its process. HELLO carries the requester's number and
 WELCOME the owner's, in the field of a part. Then, for each part of a batch, numbered by the requester:
   read:   READ, spans ->                              <- the bytes
   write:  WRITE, spans ->   <- READY    the bytes ->  <- DONE
-Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED and BYE,
-each with a reason, end the connection. Numbers are little-endian.
+The bytes of a part are one message, which carries the number of the link that receives it; that has posted
+the receive before. REFUSED and BYE, each with a reason, end the connection. Numbers are little-endian.
 """
 
 import struct
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -21,13 +21,11 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, Spans
 from llmserve.transfer.spans import SPAN_BYTES, split, unpack_spans
 
-VERSION = 1
+VERSION = 2
 CONTROL_TAG = 1 << 56
 PART_BYTES = 16 << 20
 PART_SPANS = 4096
-PACK_BYTES = 1 << 20  # the largest message of several pieces
 _DATA_TAG = 2 << 56
-_PACK_BELOW_BYTES = 64 << 10  # a longer piece costs less as a message of its own than two copies do
 _HEAD = struct.Struct("<4sBxxxII")
 _MAGIC = b"LSUX"
 
@@ -94,9 +92,12 @@ def data_tag(link: int, part: int) -> int:
 def part_spans(body: bytes) -> Spans:
     """Unpacks the spans of a request. Errors: TransferError for a body that is not one part."""
     count, rest = divmod(len(body), SPAN_BYTES)
-    if rest or count > PART_SPANS:
+    if rest or not 0 < count <= PART_SPANS:
         raise TransferError("ucx: malformed spans")
-    return unpack_spans(body, count)
+    spans = unpack_spans(body, count)
+    if spans.lengths.min() < 1:
+        raise TransferError("ucx: malformed spans")
+    return spans
 
 
 def parts(batch: Batch) -> Iterator[Batch]:
@@ -108,18 +109,3 @@ def parts(batch: Batch) -> Iterator[Batch]:
         for begin in range(0, len(local.lengths), PART_SPANS):
             chosen = slice(begin, begin + PART_SPANS)
             yield Batch(local.cut(chosen), remote.cut(chosen))
-
-
-def packed(lengths: Sequence[int]) -> Iterator[slice]:
-    """Yields the pieces of each message, on both sides alike: runs of small pieces, and large pieces
-    alone."""
-    begin, size, joinable = 0, 0, True
-    for index, length in enumerate(lengths):
-        small = length < _PACK_BELOW_BYTES
-        if index > begin and not (joinable and small and size + length <= PACK_BYTES):
-            yield slice(begin, index)
-            begin, size = index, 0
-        joinable = small
-        size += length
-    if lengths:
-        yield slice(begin, len(lengths))
