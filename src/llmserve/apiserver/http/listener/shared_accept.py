@@ -1,7 +1,8 @@
 """Takes connections from a listening socket that other processes take from as well, each its fair share.
 
 All processes are woken by a new connection. The one with the fewest takes it; the others look again a moment
-later, in case it was too busy to: who waits longer than PATIENCE_SECONDS takes the connection all the same.
+later, and less often the longer it waits, in case that one was too busy to take it: who waits longer than
+PATIENCE_SECONDS takes the connection all the same.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from llmserve.apiserver.http.listener.shared_port import ConnectionTable, PortSh
 _log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 0.05
-_PAUSE_SECONDS = 0.001
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.008
 _NO_ROOM_SECONDS = 1.0  # no file descriptor is free: a closed connection will free one
 _BACKLOG = 2048
 
@@ -39,6 +40,7 @@ class SharedAccept:
         self._again: asyncio.TimerHandle | None = None
         self._gave_way_at = float("inf")  # for the connection that waits now
         self._looked_at = 0.0
+        self._pause_seconds = _PAUSE_SECONDS  # before the next look at that connection
         self._closed = False
 
     def start(self) -> None:
@@ -68,6 +70,7 @@ class SharedAccept:
     def _on_waiting(self) -> None:
         """A connection waits, or did a moment ago."""
         while self._is_my_turn():
+            self._forget_waiting()
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -75,10 +78,10 @@ class SharedAccept:
             except OSError as error:
                 self._stop_for(error)
                 return
-            self._gave_way_at = float("inf")
             self._take(connection)
             self.publish()
-        self._pause(_PAUSE_SECONDS)
+        self._pause(self._pause_seconds)
+        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
 
     def _stop_for(self, error: OSError) -> None:
         if error.errno == errno.EINVAL:  # it does not listen any more: the cluster is stopping
@@ -92,10 +95,14 @@ class SharedAccept:
         if self._table.is_least(self._count(), now):
             return True
         if now - self._looked_at > PATIENCE_SECONDS:  # nobody waited in between: this is another connection
-            self._gave_way_at = float("inf")
+            self._forget_waiting()
         self._looked_at = now
         self._gave_way_at = min(self._gave_way_at, now)
         return now - self._gave_way_at > PATIENCE_SECONDS
+
+    def _forget_waiting(self) -> None:
+        """What waits now, or next, is another connection."""
+        self._gave_way_at, self._pause_seconds = float("inf"), _PAUSE_SECONDS
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._socket)
