@@ -70,7 +70,7 @@ class _Target(Target):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredTurn:
     """shares: of the requests, of each apiserver; 1: its fair one. decisions, messages: a request's."""
 
     turn: Turn
@@ -129,7 +129,7 @@ def _rows(case: Case, targets: Sequence[_Target], load: _Load, repeats: int) -> 
     """All take turns; the first turn of each is not counted."""
     alone = [replace(case, clients=max(1, case.clients // target.apiservers)) for target in targets]
     pairs = [*((targets[0], one) for one in reversed(alone)), *((target, case) for target in targets[1:])]
-    found: dict[tuple[str, Case], list[Measured]] = {(target.name, one): [] for target, one in pairs}
+    found: dict[tuple[str, Case], list[MeasuredTurn]] = {(target.name, one): [] for target, one in pairs}
     for target, one in pairs:
         uvloop.run(_take(target, one, replace(load, seconds=_WARM_SECONDS)))
     for target, one in pairs * repeats:
@@ -139,7 +139,7 @@ def _rows(case: Case, targets: Sequence[_Target], load: _Load, repeats: int) -> 
         yield row(one, target.apiservers, found[target.name, one])
 
 
-async def _take(target: _Target, case: Case, load: _Load) -> Measured:
+async def _take(target: _Target, case: Case, load: _Load) -> MeasuredTurn:
     """Errors: SystemExit when a request failed."""
     prompts = load.make_prompts(case, target.url, target.model)
     async with connected(target.url, case.clients) as connections:
@@ -153,7 +153,7 @@ async def _take(target: _Target, case: Case, load: _Load) -> Measured:
         (now - then) * target.apiservers / answered.requests
         for now, then in zip(target.served(), served, strict=True)
     ]
-    return Measured(
+    return MeasuredTurn(
         Turn(answered, {name: 1000 * (after[name] - before[name]) / answered.requests for name in after}),
         shares,
         (target.decisions() - decisions) / answered.requests,
@@ -166,7 +166,7 @@ def _check(target: Target, load: Load) -> None:
         raise SystemExit(f"{target.name}: {len(load.failures)} requests failed: {load.failures[0]}")
 
 
-def row(case: Case, apiservers: int, turns: Sequence[Measured]) -> tuple[object, ...]:
+def row(case: Case, apiservers: int, turns: Sequence[MeasuredTurn]) -> tuple[object, ...]:
     """Medians over the turns. The shares are those of the apiservers with the fewest and with the most
     requests."""
     apiserver = median(turn.cpu_ms("apiserver") for turn in turns)

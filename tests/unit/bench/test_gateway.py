@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.gateway.apiservers import Measured, row
+from bench.gateway.apiservers import MeasuredTurn, row
 from bench.gateway.gateway import cases, report, short_and_many
 from bench.gateway.load import Load, Prompts, ask, chat, drive
 from bench.gateway.turns import Case, Turn, cpu_seconds
@@ -211,7 +211,7 @@ def test_all_apiservers_of_a_cluster_count_together() -> None:
     load = Load([0.010] * 200, [], 2.0, 0.001)
     cpu_ms = {"apiserver-0": 1.0, "apiserver-1": 0.6, "router-0": 0.4, "prefill-0": 0.2, "decode-0": 0.3}
 
-    cells = row(CASE, 2, [Measured(Turn(load, cpu_ms), (1.1, 0.9), 0.3, 2.5)])
+    cells = row(CASE, 2, [MeasuredTurn(Turn(load, cpu_ms), (1.1, 0.9), 0.3, 2.5)])
 
     assert cells[:5] == (2, CASE, 32, "100", "0.90 to 1.10 x fair")
     assert cells[5:] == ("1.60", "0.40", "0.50", "0.25", "0.30", "2.50", "625", "2500")
