@@ -16,7 +16,7 @@ from llmserve.buckets.connect import BucketAddress, connect
 from llmserve.core.errors import StorageFull
 from tests.support.seaweed import BUCKET, REGION, Seaweed, credentials
 
-CLAIM_SECONDS = 0.8
+CLAIM_SECONDS = 1.5
 _prefixes = itertools.count()
 
 

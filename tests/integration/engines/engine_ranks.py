@@ -135,7 +135,7 @@ class EngineRank:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.001)

@@ -14,7 +14,7 @@ from llmserve.core.errors import StartFailed
 from llmserve.doctor import Status
 from llmserve.doctor import manifest as checks
 from llmserve.runner.host import GIB
-from llmserve.runner.machine import check_free
+from llmserve.runner.machine import HeldPorts, check_free
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState
 
@@ -86,12 +86,14 @@ def test_no_port_is_left() -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        taken = checks.ports([address], check_free)
-    assert taken.status is Status.PROBLEM
-    assert f"{address}: the port is in use" in taken.advice
-    assert checks.ports([address], check_free).status is Status.OK
+    with HeldPorts() as ports:  # nobody else takes it after the server
+        port = ports.pick()
+        address = f"127.0.0.1:{port}"
+        with socket.create_server(("127.0.0.1", port)):
+            taken = checks.ports([address], check_free)
+        assert taken.status is Status.PROBLEM
+        assert f"{address}: the port is in use" in taken.advice
+        assert checks.ports([address], check_free).status is Status.OK
 
 
 def test_a_model_that_is_ready(tmp_path: Path) -> None:

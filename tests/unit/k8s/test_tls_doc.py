@@ -62,6 +62,6 @@ async def test_what_the_doc_says_makes_certificates_that_fit(tmp_path: Path) -> 
     worker = Credentials.read(CallerRole.WORKER, "w", folders=str(tmp_path))
     async with open_channel(address, worker, CallerRole.ROUTER) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30.0)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     await server.aclose()

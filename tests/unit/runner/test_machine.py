@@ -117,11 +117,14 @@ def test_an_address_that_is_not_of_this_machine_is_said() -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
-def test_ipv6_addresses_are_in_brackets() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
-        port = server.getsockname()[1]
-        with pytest.raises(StartFailed, match=rf"\[::1\]:{port}: the port is in use by .*pid {os.getpid()}"):
-            check_free([f"[::1]:{port}"])
+def test_ipv6_addresses_are_in_brackets(held: HeldPorts) -> None:
+    port = held.pick()
+    message = rf"\[::1\]:{port}: the port is in use by .*pid {os.getpid()}"
+    with (
+        socket.create_server(("::1", port), family=socket.AF_INET6),
+        pytest.raises(StartFailed, match=message),
+    ):
+        check_free([f"[::1]:{port}"])
     check_free([f"[::1]:{port}"])
 
 
@@ -150,9 +153,8 @@ def apiservers(port: int, *, shared: bool = True) -> list[ProcessSpec]:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def port(held: HeldPorts) -> int:
+    return held.pick()
 
 
 def test_each_process_has_its_place_at_the_same_socket(port: int) -> None:
@@ -173,13 +175,13 @@ def test_nobody_can_connect_before_a_process_listens_and_after_the_end(port: int
     share = held.share_of(specs[0])
     assert share is not None
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=1)
+        socket.create_connection(("127.0.0.1", port), timeout=30)
     with socket.socket(fileno=socket.dup(share.socket_fd)) as inherited:
         inherited.listen()
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
         held.close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=1)
+            socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
 def test_a_port_of_its_own_is_not_held(port: int) -> None:

@@ -107,7 +107,7 @@ def test_after_a_new_registration_the_old_connection_is_gone(ends: tuple[End, En
 def test_garbage_does_not_disturb_the_server(ends: tuple[End, End], raw: bytes) -> None:
     near, far = ends
     port = json.loads(far.transport.describe())["port"]
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, suppress(OSError):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as stranger, suppress(OSError):
         stranger.sendall(raw)  # it may be hung up on before all is said
         stranger.shutdown(socket.SHUT_WR)
         while stranger.recv(4096):
@@ -143,7 +143,7 @@ def test_a_malformed_request_ends_the_connection(ends: tuple[End, End], request_
     greeting = struct.pack(
         "<8s16sQ32x", b"LSKV\x00\x00\x00\x02", bytes.fromhex(fields["token"]), fields["generation"]
     )
-    with socket.create_connection(("127.0.0.1", fields["port"]), timeout=5) as liar:
+    with socket.create_connection(("127.0.0.1", fields["port"]), timeout=30) as liar:
         liar.sendall(greeting)
         assert len(liar.recv(64, socket.MSG_WAITALL)) == 64
         liar.sendall(request_bytes)

@@ -73,7 +73,7 @@ class Served:
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     served = Served(getattr(request, "param", 30))
     yield served
-    _, said = served.process.communicate(timeout=10)
+    _, said = served.process.communicate(timeout=30)
     assert said == ""
     assert served.process.returncode == 0
 
@@ -129,4 +129,4 @@ def test_no_child_outlives_a_server_that_is_killed() -> None:
     served.send(2, "well")
     assert served.hear()["number"] == 2
     served.process.kill()
-    assert served.process.communicate(timeout=5) == ("", "")
+    assert served.process.communicate(timeout=30) == ("", "")

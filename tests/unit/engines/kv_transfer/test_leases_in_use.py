@@ -189,7 +189,7 @@ def test_grants_are_checked(make_side: Make) -> None:
 
 def _exchange(endpoint: str, raw: bytes) -> bytes:
     host, port = endpoint.split(":")
-    with socket.create_connection((host, int(port)), timeout=2) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
         answer = b""

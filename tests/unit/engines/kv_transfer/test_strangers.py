@@ -102,7 +102,7 @@ async def test_what_is_sent_before_the_proof_is_bounded(
     host, _, port = owner.node.endpoint.rpartition(":")
 
     def knock() -> bytes:
-        with socket.create_connection((host, int(port)), timeout=5.0) as sock:
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
             sock.sendall(b"\x00\x40\x00\x00" + bytes(508))
             try:
                 return sock.recv(1)
@@ -123,7 +123,7 @@ async def test_many_silent_connections_keep_nobody_out(
     port = int(owner.node.endpoint.rpartition(":")[2])
     if port_of == "tcp":
         port = json.loads(owner.node.server._engine.descriptions["tcp"])["port"]
-    silent = [socket.create_connection(("127.0.0.1", port), timeout=5.0) for _ in range(2 * MAX_UNPROVEN)]
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(2 * MAX_UNPROVEN)]
     try:
         reader.pull(owner.grant("p1", [4]), [1])
         result = await asyncio.to_thread(reader.result)

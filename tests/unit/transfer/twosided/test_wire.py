@@ -17,7 +17,7 @@ from llmserve.transfer.twosided.wire import TransferOperation
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     left, right = socket.socketpair()
     with left, right:
-        right.settimeout(2)
+        right.settimeout(30)
         yield left, right
 
 
