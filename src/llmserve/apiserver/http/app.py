@@ -108,7 +108,6 @@ def _options(model: ModelDirectory, engine: EngineConfig, api: Api, speculates: 
         "--runner": GENERATE if engine.task == GENERATE else "pooling",
         "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
         "--speculative-config": json.dumps(_ANY_METHOD) if speculates else None,
-        "--fingerprint-mode": "none",  # _serve_answers hashes the configuration once, not for each handler
     }
     return [f"{name}={value}" for name, value in options.items() if value is not None]
 
@@ -150,7 +149,9 @@ async def openai_app(
 def _vllm_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[[FastAPI], None]) -> FastAPI:
     """Returns the application with the state that vLLM makes. That is async, and waits for nothing."""
     app = _routed_app(client, args, add_own)
-    asyncio.run(init_app_state(client, app.state, args, client.tasks))
+    # _serve_answers hashes the configuration once, in place of each handler.
+    unhashed = Namespace(**{**vars(args), "fingerprint_mode": "none"})
+    asyncio.run(init_app_state(client, app.state, unhashed, client.tasks))
     return app
 
 
