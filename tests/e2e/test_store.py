@@ -32,7 +32,7 @@ SOAK_SECONDS = float(os.environ.get("LLMSERVE_SOAK_SECONDS", "10"))
 SOAK_SAMPLES = 20
 # Of each role, from when it is warm: the scratch memory of an engine comes and goes by 100 MiB.
 FLAT_MIB = 128.0
-# A KV manager that is away costs a prompt this much and no more, on a machine that is busy with others.
+# A KV manager that is away costs a prompt this much and no more.
 AWAY_SECONDS = 3.0
 RED, BLUE = "red-key", "blue-key"
 
@@ -261,20 +261,22 @@ def test_a_kv_manager_that_dies_under_load_costs_hits_only(world: World) -> None
 
 
 def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> None:
-    took: list[float] = []
-    for _ in range(2):  # what a block costs to compute is known then, and so for how long it is waited for
+
+    def seconds() -> float:
+        began = time.monotonic()
         world.ask(prompt_of(BLOCK_TOKENS + 9), tokens=2)
+        return time.monotonic() - began
+
+    # What a block costs to compute is known then, and so for how long it is waited for.
+    usual = max(seconds() for _ in range(2))
     pid = world.cluster.pid("kvmanager-0")
     os.kill(pid, signal.SIGSTOP)
     try:
-        for _ in range(4):
-            began = time.monotonic()
-            world.ask(prompt_of(BLOCK_TOKENS + 9), tokens=2)
-            took.append(time.monotonic() - began)
+        took = [seconds() for _ in range(4)]
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert max(took) < AWAY_SECONDS
-    assert took[-1] < AWAY_SECONDS / 2, f"only the first waits: {took}"
+    assert max(took) < AWAY_SECONDS + usual
+    assert took[-1] < AWAY_SECONDS / 2 + usual, f"only the first waits: {took}, usually {usual:.2f}"
 
 
 def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> None:

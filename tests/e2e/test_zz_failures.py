@@ -98,7 +98,7 @@ def test_the_kvmanager_is_not_needed_to_serve(cluster: Cluster, http: httpx.Clie
     assert _serves(http)
     _wait_for_return(cluster, http, "kvmanager-0", old)
     _eventually(
-        "the directory is filled again", lambda: cluster.metrics("kvmanager-0")["kv_directory_blocks"] > 0, 10
+        "the directory is filled again", lambda: cluster.metrics("kvmanager-0")["kv_directory_blocks"] > 0, 30
     )
 
 
