@@ -13,10 +13,12 @@ from llmserve.config.schema import EngineConfig, KvCacheConfig, StorageClass, Tr
 from llmserve.core.clock import SystemClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
+from llmserve.core.process import descendants
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import BuiltStore, StoreParts, build_store
+from llmserve.runner.process.family import remove_unused_shared_memory, shared_memory
 from tests.conformance.engine_pair import Harness, Pair, numbers
 from tests.support.tiny_hybrid import MAX_MODEL_LEN
 
@@ -112,9 +114,12 @@ async def started(model: Path, first: Manager, second: Manager) -> AsyncIterator
             _engine(model, second, WorkerRole.DECODE, "decode", 1),
             _engine(model, second, WorkerRole.AGGREGATED, "wide", 2),
         ]
+        left: set[str] = set()
         try:
             opened = await asyncio.gather(*(Harness.open(one, SETTLE_SECONDS) for one in made))
+            left = shared_memory(descendants(os.getpid()))
             yield Engines(*opened)
             await asyncio.gather(*(harness.close() for harness in opened))
         finally:
             await asyncio.gather(*(engine.aclose() for engine in made))
+            remove_unused_shared_memory(left)  # ranks of vLLM leave theirs; no supervisor does it here
