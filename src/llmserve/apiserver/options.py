@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmserve.apiserver.http.listener.shared_port import PortShare
 from llmserve.config.schema import Manifest, ServedModel
+from llmserve.core.addresses import with_brackets
 from llmserve.core.errors import InvalidRequest
 from llmserve.models import resolve
 from llmserve.rpc.callers import CallerRole
@@ -56,7 +57,7 @@ class ApiserverOptions:
 
 def flags() -> argparse.ArgumentParser:
     parser = common_flags("apiserver", listens=False)
-    parser.add_argument("--http", required=True, help="host:port of the HTTP API")
+    parser.add_argument("--http", required=True, type=with_brackets, help="host:port of the HTTP API")
     parser.add_argument(
         "--port-share",
         type=PortShare.parse,

@@ -26,6 +26,7 @@ from llmserve.config.plan_types import (
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.section import VllmOnly, marker, path_text
 from llmserve.config.several_models import conflict_in_file, in_file
+from llmserve.core.addresses import host_of, join_address
 from llmserve.core.errors import StartFailed
 
 __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
@@ -194,14 +195,13 @@ class _Planner:
 
     def _http(self, index: int) -> str:
         port = self._local.port + index if self._local.port else self._ports.pick()
-        host = self._local.host
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_address(self._local.host, port)
 
     def _base_url(self, http: str) -> str:
         """Returns the address for clients on this machine."""
-        host, _, port = http.rpartition(":")
+        host, port = host_of(http), http.rpartition(":")[2]
         scheme = "http" if self._manifest.security.tls is None else "https"
-        return f"{scheme}://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
+        return f"{scheme}://{join_address(LOOPBACK if host in _EVERYWHERE else host, port)}"
 
     def _notes(self) -> Iterator[str]:
         yield from _sharing_note(self._cores, "cores", "expect slow tokens")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
+from llmserve.core.addresses import join_address
 from llmserve.core.errors import InvalidRequest
 from llmserve.k8s.render.objects import Object
 
@@ -77,7 +78,7 @@ def connect(context: str | None, account: Path = SERVICE_ACCOUNT) -> ApiConnecti
     is_pod = (account / "token").is_file() and "KUBERNETES_SERVICE_HOST" in os.environ
     if is_pod and not (context or file or Path("~/.kube/config").expanduser().is_file()):
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
-        return PodConnection(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", account)
+        return PodConnection(f"https://{join_address(host, port)}", account)
     return _by_kubectl(file, context)
 
 

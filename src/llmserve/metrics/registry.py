@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from llmserve.core.addresses import host_of, join_address
 from llmserve.core.errors import StartFailed
 
 StateT = TypeVar("StateT")
@@ -136,7 +137,8 @@ class PageServer:
         try:
             self._server = await asyncio.start_server(self._answer, self._host, self._port)
         except OSError as error:
-            raise StartFailed(f"cannot serve metrics on {self._host}:{self._port}: {error}") from error
+            address = join_address(self._host, self._port)
+            raise StartFailed(f"cannot serve metrics on {address}: {error}") from error
 
     async def aclose(self) -> None:
         server, self._server = self._server, None
@@ -193,7 +195,7 @@ def metrics_beside(
     listen: str, port: int, registry: CollectorRegistry, is_healthy: Callable[[], bool]
 ) -> MetricsServer | None:
     """Returns the endpoint of a process, on the host where its service listens. port 0: it has none."""
-    return MetricsServer(registry, listen.rpartition(":")[0], port, is_healthy) if port else None
+    return MetricsServer(registry, host_of(listen), port, is_healthy) if port else None
 
 
 def _health(healthy: bool) -> bytes:

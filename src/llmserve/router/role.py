@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
+from llmserve.core.addresses import join_address
 from llmserve.core.clock import LeaseClock, SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import metrics_beside
@@ -119,7 +120,7 @@ class RouterRole:
         await self._kv_watch.start()
         self.port = await self._server.start()
         await self._on_change(False)
-        address = f"{reached_at(self._listen)}:{self.port}"
+        address = join_address(reached_at(self._listen), self.port)
         self._owner.spawn("leadership", self._election.run(address), fatal=True)
         if self._alone:
             await self._term.begun.wait()

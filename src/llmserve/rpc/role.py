@@ -28,6 +28,7 @@ import uvloop
 from llmserve.config.environment import GIVEN, engine_variables, inherited, note
 from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.config.schema import Manifest, Observability
+from llmserve.core.addresses import host_of, with_brackets
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
 from llmserve.core.process import settle_collector
@@ -40,7 +41,7 @@ CORE_FILES_VARIABLE = "LLMSERVE_CORE_FILES"
 LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
 VLLM_LOGGING_VARIABLE = "VLLM_LOGGING_CONFIG_PATH"
 _FORCED_EXIT_CODE = 130
-_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--manifest", required=True, help="the manifest of the cluster (YAML)")
     parser.add_argument("--name", required=True, help="unique name of this process, such as decode-0")
     if listens:
-        parser.add_argument("--listen", required=True, help="host:port of its gRPC service")
+        parser.add_argument(
+            "--listen", required=True, type=with_brackets, help="host:port of its gRPC service"
+        )
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
     parser.add_argument("--run-dir", help="directory for files of this run")
     return parser
@@ -107,9 +110,9 @@ def add_kvmanagers(parser: argparse.ArgumentParser, without: str) -> None:
 
 
 def reached_at(listen: str) -> str:
-    """Returns the host that peers use to reach a process that listens at `listen`. For a wildcard address,
-    which does not say which of the host's addresses that is, returns loopback."""
-    host = listen.rpartition(":")[0]
+    """Returns the host, without brackets, that peers use to reach a process that listens at `listen`. For a
+    wildcard address, which does not say which of the host's addresses that is, returns loopback."""
+    host = host_of(listen)
     return "127.0.0.1" if host in _WILDCARDS else host
 
 

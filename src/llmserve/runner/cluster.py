@@ -16,6 +16,7 @@ from llmserve.config.environment import note as note_of
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
+from llmserve.core.addresses import join_address
 from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner, first_done
@@ -178,8 +179,7 @@ class _Cluster:
             self._console.say(f"Note: no page of all metrics: {error.message}")
             return
         self._exporter = self._roster.exporter = exporter
-        shown = f"[{host}]" if ":" in host else host
-        self._metrics_address = f"{shown}:{settings.port}"
+        self._metrics_address = join_address(host, settings.port)
         self._state.update(metrics=self._metrics_address)
 
     async def _show(self) -> None:

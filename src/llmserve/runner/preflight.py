@@ -17,6 +17,7 @@ from llmserve.config.refusals import MODEL_SOURCE, local_wires, unknown_parsers,
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.config.several_models import conflict_in_file
 from llmserve.config.speculation import draft_source, loaded_draft, speculation_of
+from llmserve.core.addresses import join_address
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.sources import arguments_here, parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
@@ -161,7 +162,7 @@ def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:
         https = dict.fromkeys(process.http for process in plan.processes if process.http)
         yield from _taken(tuple(https), ("deployment", "local", "port"))
     if page.metrics and page.port and "port" in page.model_fields_set:
-        yield from _taken([f"{local.host}:{page.port}"], ("observability", "port"))
+        yield from _taken([join_address(local.host, page.port)], ("observability", "port"))
 
 
 def _taken(addresses: Sequence[str], key: tuple[str, ...]) -> Iterator[Conflict]:

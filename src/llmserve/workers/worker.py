@@ -11,6 +11,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.adapters import LoraShape
+from llmserve.core.addresses import host_of, join_address
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import EngineDead
 from llmserve.core.hang import HangLimits
@@ -114,8 +115,8 @@ class Worker:
             LegSpans(self._tracer, self._spec.role, self._spec.worker_id, self._spec.model_name),
         )
         self._server.add(worker_pb2_grpc.add_WorkerServicer_to_server, self._service, SERVICE_NAME)
-        host = self._options.listen.rpartition(":")[0]
-        self.address = self._status.info.address = f"{host}:{await self._server.start()}"
+        host = host_of(self._options.listen)
+        self.address = self._status.info.address = join_address(host, await self._server.start())
         self._tasks.spawn("pump", self._service.pump(), fatal=True)
         self._tasks.spawn("engine-watch", watch.run(), fatal=True)
         await self._join(self._status, self._adapters.orders)

@@ -1,12 +1,13 @@
 import asyncio
 import contextlib
+import socket
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from llmserve.core.errors import StartFailed
 from llmserve.metrics.kvmanager import KVManagerMetrics
-from llmserve.metrics.registry import MetricsServer, WatchedCounter, serve_metrics
+from llmserve.metrics.registry import MetricsServer, WatchedCounter, metrics_beside, serve_metrics
 from llmserve.metrics.router import RouterMetrics
 
 
@@ -63,6 +64,17 @@ async def test_closes_under_a_silent_client() -> None:
     with contextlib.suppress(ConnectionResetError):  # what it had sent was not read
         assert await asyncio.wait_for(reader.read(), 30) == b""
     writer.close()
+
+
+async def test_metrics_stand_beside_a_service_at_an_ipv6_address() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port = probe.getsockname()[1]
+    server = metrics_beside("[::1]:7100", port, CollectorRegistry(), lambda: True)
+    assert server is not None
+    await server.start()
+    _, writer = await asyncio.open_connection("::1", port)
+    writer.close()
+    await server.aclose()
 
 
 async def test_a_taken_port_is_a_failed_start() -> None:

@@ -21,8 +21,8 @@ SIZE = 1 << 20
 
 
 class End:
-    def __init__(self) -> None:
-        self.transport = TcpTransport()
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.transport = TcpTransport(host)
         self.memory = np.full(SIZE, 7, np.uint8)
         self.transport.register([Region(self.memory.ctypes.data, SIZE)])
 
@@ -57,6 +57,17 @@ def ends() -> Iterator[tuple[End, End]]:
 
 def edited(description: bytes, **fields: Any) -> bytes:
     return json.dumps({**json.loads(description), **fields}).encode()
+
+
+def test_a_host_may_have_an_ipv6_address_alone() -> None:
+    near, far = End("::1"), End("::1")
+    try:
+        far.memory[:] = 9
+        assert near.read(far.transport.describe()).state is TransferState.DONE
+        assert near.memory[0] == 9
+    finally:
+        near.transport.close()
+        far.transport.close()
 
 
 @pytest.mark.parametrize("operation", ["read", "write"])

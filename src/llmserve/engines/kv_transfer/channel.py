@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from llmserve.core.addresses import join_address
 from llmserve.core.errors import DeadlineExceeded, NotAuthenticated, PeerGone, TransferError
 from llmserve.core.kv_params import PeerAddress, PullParams, split_endpoint
 from llmserve.core.lease_table import LeaseAnswer
@@ -100,7 +101,7 @@ def listen(host: str) -> tuple[socket.socket, str]:
         raise TransferError(f"side channel: cannot listen on {host}: {error}") from error
     listener.setblocking(False)
     port: int = listener.getsockname()[1]
-    return listener, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return listener, join_address(host, port)
 
 
 async def open_accepted(connection: socket.socket, credentials: Credentials) -> Channel:

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from llmserve.core.addresses import join_address
 from llmserve.core.errors import NotAuthenticated, TransferError
 from llmserve.rpc.credentials import Credentials
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
@@ -262,5 +263,6 @@ def dial(
     except (OSError, TransferError, NotAuthenticated) as error:
         if line is not None:
             line.close()
-        raise TransferError(f"{carriers.name}: {address.host}:{address.port}: {error}") from error
+        place = join_address(address.host, address.port)
+        raise TransferError(f"{carriers.name}: {place}: {error}") from error
     return line

@@ -39,7 +39,8 @@ class TwoSidedServer:
         self._unproven = UnprovenConnections[PeerConnection]()
         self._closed = threading.Event()
         try:
-            self._listener = socket.create_server((host, 0), backlog=128)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, 0), family=family, backlog=128)
         except OSError as error:
             raise TransportUnavailable(f"{carriers.name}: cannot listen on {host}: {error}") from error
         self.port: int = self._listener.getsockname()[1]
