@@ -26,6 +26,12 @@ class Workers(NamedTuple):
     to_far: UcxEndpoint
     to_near: UcxEndpoint
 
+    def deliver(self) -> None:
+        """Gives a message that was sent the time to arrive."""
+        for _ in range(1000):
+            self.near.progress()
+            self.far.progress()
+
     def finish(self, *requests: MessageInFlight) -> None:
         deadline = time.monotonic() + SECONDS
         while not all(request.over for request in requests):
@@ -91,6 +97,32 @@ def test_the_other_end_may_have_all_bytes_in_one_piece(workers: Workers, source:
     received = workers.to_near.receive(whole, TAG)
     workers.finish(workers.to_far.send_pieces(source.vectors, TAG), received)
     assert np.array_equal(whole, source.content)
+
+
+@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.parametrize(("count", "failure"), [(PIECES - 1, "Message truncated"), (PIECES, "")])
+def test_a_message_that_does_not_fill_its_pieces_has_failed(
+    workers: Workers, source: Pieces, target: Pieces, count: int, failure: str, comes_first: bool
+) -> None:
+    vectors = source.vectors[:count].copy()
+    if comes_first:
+        sent = workers.to_far.send_pieces(vectors, TAG)
+        workers.deliver()
+    received = workers.to_near.receive_pieces(target.vectors, TAG)
+    if not comes_first:
+        sent = workers.to_far.send_pieces(vectors, TAG)
+    workers.finish(sent, received)
+    assert received.failure == failure
+
+
+def test_a_small_message_that_is_there_before_its_receive_is_checked_too(workers: Workers) -> None:
+    memory = np.zeros(64, np.uint8)
+    halves = vectors(memory.ctypes.data + np.array([0, 40]), np.array([8, 8]))
+    sent = workers.to_far.send_pieces(halves[:1].copy(), TAG)
+    workers.deliver()
+    received = workers.to_near.receive_pieces(halves, TAG)
+    workers.finish(sent, received)
+    assert received.failure == "Message truncated"
 
 
 def test_a_message_that_nobody_sends_ends_when_its_connection_is_closed(
