@@ -11,6 +11,8 @@ from llmserve.transfer.ucx.library import Bytes, UcxEndpoint
 from llmserve.transfer.ucx.link import RegionViews, UcxLink
 
 FAR_LATER = 1e12
+PIECE_BYTES = 4096
+MEMORY: Bytes = np.random.default_rng(5).integers(0, 256, 8 * PIECE_BYTES, np.uint8)
 
 
 class FakeRequest:
@@ -28,12 +30,14 @@ class FakeEndpoint:
         self.said: list[wire.ControlMessage] = []
         self.data: list[FakeRequest] = []
         self.sizes: list[list[int]] = []  # of the pieces of each message
+        self.bytes = b""  # of the last message of one piece
 
     def send(self, buffer: Bytes, tag: int) -> FakeRequest:
         if tag == wire.CONTROL_TAG:
             self.said.append(wire.unpack(buffer.tobytes()))
             return FakeRequest(over=True)
         self.sizes.append([len(buffer)])
+        self.bytes = buffer.tobytes()
         return self._moving()
 
     def send_pieces(self, vectors: Int64Array, tag: int) -> FakeRequest:
@@ -66,28 +70,38 @@ def link(endpoint: FakeEndpoint) -> UcxLink:
 
 @pytest.fixture
 def views() -> RegionViews:
-    memory = np.zeros(64, np.uint8)
-    return RegionViews([Region(memory.ctypes.data, 64)])
+    return RegionViews([Region(MEMORY.ctypes.data, MEMORY.nbytes)])
 
 
-def spans(*offsets: int) -> Spans:
-    """Returns pieces of 8 bytes."""
+def spans(*offsets: int, length: int = PIECE_BYTES) -> Spans:
     column = np.array(offsets, np.int64)
-    return Spans(0 * column, column, 0 * column + 8)
+    return Spans(0 * column, column, 0 * column + length)
 
 
 @pytest.mark.parametrize(
     ("offsets", "sizes"),
-    [((0, 16, 32), [8, 8, 8]), ((40, 0, 8, 24), [8, 16, 8]), ((8, 16), [16]), ((8,), [8])],
+    [((0, 2, 4), [1, 1, 1]), ((5, 0, 1, 3), [1, 2, 1]), ((1, 2), [2]), ((1,), [1])],
 )
 def test_all_pieces_of_a_part_are_one_message_and_neighbours_one_piece(
     link: UcxLink, endpoint: FakeEndpoint, views: RegionViews, offsets: tuple[int, ...], sizes: list[int]
 ) -> None:
-    views.send(link, 1, spans(*offsets))
-    assert endpoint.sizes == [sizes]
+    """Offsets and sizes are in pieces."""
+    views.send(link, 1, spans(*(offset * PIECE_BYTES for offset in offsets)))
+    assert endpoint.sizes == [[size * PIECE_BYTES for size in sizes]]
 
 
-@pytest.mark.parametrize("offsets", [(0,), (0, 16)])
+def test_the_pieces_of_a_short_part_are_packed(
+    link: UcxLink, endpoint: FakeEndpoint, views: RegionViews
+) -> None:
+    """UCX would send them in fragments, and a receive of those never ends when their sender dies."""
+    views.send(link, 1, spans(800, 0, 400, length=100))
+    assert endpoint.bytes == b"".join(MEMORY[at : at + 100].tobytes() for at in (800, 0, 400))
+    many = spans(*range(0, 8 * PIECE_BYTES, 64), length=1)
+    views.send(link, 1, many)
+    assert endpoint.sizes == [[300], [many.total_bytes]]
+
+
+@pytest.mark.parametrize("offsets", [(0,), (0, 2 * PIECE_BYTES)])
 def test_an_end_with_data_in_flight_says_bye_and_closes_after_it(
     link: UcxLink, endpoint: FakeEndpoint, views: RegionViews, offsets: tuple[int, ...]
 ) -> None:

@@ -25,7 +25,8 @@ flight, and closes earlier only if the peer does not answer for seconds. No end 
 peer before it says BYE: two ends whose copies fail would wait for each other. - A garbled address of a worker
 ends the process: addresses carry a checksum.
 
-All pieces of a part are one message, which UCX gathers and scatters itself (pieces.py).
+All pieces of a part are one message, which UCX gathers and scatters itself (pieces.py). A part that is too
+short for rendezvous is packed by its sender: UCX would make a fragment of every six pieces of it.
 
 Memory of a GPU is staged: a part passes through a slot of pinned host memory (staged.py). ucxx also takes
 objects with `__cuda_array_interface__`, which has not been tried.

@@ -29,7 +29,12 @@ _DEFAULTS = {  # an operator's UCX_TLS and so on take precedence
     "TCP_RX_SEG_SIZE": "256K",
     "KEEPALIVE_INTERVAL": "2s",
 }
-_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y", "TCP_MAX_POLL": "1"}  # see the package's docstring
+EAGER_BELOW_BYTES = 4096  # UCX sends a shorter message at once, and the owner of a longer one fetches it
+_REQUIRED = {
+    "RNDV_THRESH": str(EAGER_BELOW_BYTES),
+    "RCACHE_ENABLE": "y",
+    "TCP_MAX_POLL": "1",
+}  # see the package's docstring
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from llmserve.transfer.base import Int64Array, Region, Spans
 from llmserve.transfer.spans import RegionTable, coalesce, vectors
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.library import Bytes, MessageInFlight, UcxEndpoint, UcxRequest
+from llmserve.transfer.ucx.library import EAGER_BELOW_BYTES, Bytes, MessageInFlight, UcxEndpoint, UcxRequest
 
 _LEAVE_SECONDS = 0.5
 _SENDING_SECONDS = 4.0  # less than the loop waits for all links together
@@ -47,9 +47,13 @@ class RegionViews:
         self._views = [_view(region) for region in regions]
 
     def send(self, link: "UcxLink", part: int, spans: Spans) -> "PartTransfer":
+        """Packs the pieces of a short message: UCX would make a fragment of every six of them."""
         joined = coalesce(spans)
         if len(joined.lengths) == 1:
             return link.send(part, self._piece(joined))
+        if joined.total_bytes < EAGER_BELOW_BYTES:
+            pieces = [self._piece(joined.cut(slice(one, one + 1))) for one in range(len(joined.lengths))]
+            return link.send(part, np.concatenate(pieces))
         return link.send_pieces(part, self._vectors(joined))
 
     def receive(
