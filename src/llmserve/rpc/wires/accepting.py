@@ -18,17 +18,29 @@ _NO_ROOM_SECONDS = 0.1  # no file descriptor is free: a closed connection will f
 async def accept_all(listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
     """Runs until cancelled, and then closes the listener, which does not block. take: gets each connection,
     and does not block. A task that it starts begins before the next connection is taken."""
-    loop = asyncio.get_running_loop()
     with listener:
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                # `loop.sock_accept` loses a connection when it is cancelled in the turn that accepts it.
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                await _readable(listener)
             except OSError as error:
                 _log.debug("no connection can be taken: %s", error)
                 await asyncio.sleep(_NO_ROOM_SECONDS)
             else:
+                connection.setblocking(False)
                 take(connection)
                 await asyncio.sleep(0)
+
+
+async def _readable(listener: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 def address_of(connection: socket.socket) -> str:

@@ -1,6 +1,34 @@
 """Which connection has to go when too many have proved nothing."""
 
-from llmserve.rpc.wires.accepting import UnprovenConnections
+import asyncio
+import gc
+import socket
+import warnings
+
+import pytest
+
+from llmserve.rpc.wires.accepting import UnprovenConnections, accept_all
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_that_comes_at_the_end_is_closed_or_taken(turns: int) -> None:
+    """turns: of the loop, between its coming and the end."""
+    taken: list[socket.socket] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    accepting = asyncio.create_task(accept_all(listener, taken.append))
+    await asyncio.sleep(0.01)
+    with warnings.catch_warnings(record=True) as lost, socket.create_connection(listener.getsockname()):
+        warnings.simplefilter("always")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        gc.collect()
+    assert not lost
+    for connection in taken:
+        assert not connection.getblocking()
+        connection.close()
 
 
 def test_there_is_room_for_some() -> None:
