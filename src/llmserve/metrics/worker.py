@@ -84,11 +84,11 @@ class SpeculationMetrics:
         registry.register(self.batches)
 
     def record(self, report: SpeculationReport) -> None:
-        """report: totals since the engine's start."""
+        """report: totals since the engine's start. Totals that fall add nothing."""
         last, self._last = self._last, report
-        self.verifications_total.inc(report.verifications - last.verifications)
-        self.proposed_tokens_total.inc(report.proposed_tokens - last.proposed_tokens)
-        self.accepted_tokens_total.inc(report.accepted_tokens - last.accepted_tokens)
+        self.verifications_total.inc(max(0, report.verifications - last.verifications))
+        self.proposed_tokens_total.inc(max(0, report.proposed_tokens - last.proposed_tokens))
+        self.accepted_tokens_total.inc(max(0, report.accepted_tokens - last.accepted_tokens))
 
 
 class AdapterMetrics:

@@ -31,6 +31,14 @@ def test_prompt_tokens_are_counted_by_source() -> None:
     assert registry.get_sample_value("worker_requests_total", {"finish_reason": "stop"}) == 1
 
 
+def test_totals_of_speculation_that_fall_add_nothing() -> None:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    for verifications in (10, 4, 6):
+        metrics.record_load(EngineLoad(speculation=SpeculationReport(verifications, 30, 12)))
+    assert registry.get_sample_value("worker_speculation_verifications_total") == 12
+
+
 def test_what_speculation_brings_is_counted_and_shown_by_batch_size() -> None:
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
