@@ -101,8 +101,9 @@ async def save(pieces: AsyncIterator[worker_pb2.ProfilePiece], out: Path) -> lis
     try:
         async for piece in pieces:
             path = out / Path(piece.file).name
+            mode = "ab" if path in parts else "wb"  # a run that was killed may have left a part
             parts[path] = path.with_name(f"{path.name}.part")
-            with parts[path].open("ab") as file:
+            with parts[path].open(mode) as file:
                 file.write(piece.data)
         for path, part in parts.items():
             part.rename(path)

@@ -30,6 +30,11 @@ async def test_files_come_in_pieces_and_stay_in_the_folder(tmp_path: Path) -> No
     assert [file.read_bytes() for file in files] == [b"12", b"3"]
 
 
+async def test_what_a_killed_run_left_is_no_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"old")
+    assert [file.read_bytes() for file in await save(pieces(("a", b"1"), ("a", b"2")), tmp_path)] == [b"12"]
+
+
 async def test_a_profile_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(WorkerLost):
         await save(pieces(("a", b"1"), ends_with=WorkerLost("gone")), tmp_path)

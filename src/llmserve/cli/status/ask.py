@@ -166,6 +166,7 @@ def _http(request: urllib.request.Request | str, seconds: float) -> tuple[int, s
         with urllib.request.urlopen(request, timeout=seconds, context=any_certificate()) as answer:
             return answer.status, "", ""
     except urllib.error.HTTPError as error:
-        return error.code, error.read(_REASON_BYTES).decode(errors="replace").strip(), str(error.reason)
+        with error:
+            return error.code, error.read(_REASON_BYTES).decode(errors="replace").strip(), str(error.reason)
     except OSError as error:
         return 0, str(getattr(error, "reason", error)), ""
