@@ -35,6 +35,17 @@ def test_a_record_is_found_by_each_of_its_ids() -> None:
     assert records.find("chatcmpl") is None
 
 
+def test_a_record_that_cannot_be_encoded_is_forgotten() -> None:
+    records = RequestRecords(10)
+    handle = records.open("a", "red", "/v1/completions")
+    handle.record.status = 500
+    handle.record.path = "\udc80"
+    with pytest.raises(UnicodeEncodeError):
+        handle.part_ended()
+    assert records.find("a") is None
+    records.check_integrity()
+
+
 def test_it_is_found_while_it_runs() -> None:
     records = RequestRecords(10)
     handle = records.open("a", "red", "/v1/completions")
