@@ -1,5 +1,6 @@
 """Messages of several pieces, between two workers of UCX in this process."""
 
+import ctypes
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Int64Array
 from llmserve.transfer.spans import vectors
 from llmserve.transfer.ucx.library import Bytes, MessageInFlight, UcxEndpoint, UcxWorker
@@ -151,3 +153,23 @@ def test_a_closed_connection_takes_no_message(workers: Workers, source: Pieces) 
     ):
         assert request.over
         assert "closed" in request.failure
+
+
+@pytest.mark.parametrize(
+    ("is_there", "reason"),
+    [(False, "OSError: libucp.so.0 is not loaded"), (True, "AttributeError: .*ucp_tag_send_nbx")],
+    ids=["no library", "no symbol"],
+)
+def test_a_ucx_without_these_functions_is_refused(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool, reason: str
+) -> None:
+    need_transport("ucx")
+
+    def library(name: str, mode: int) -> object:
+        if not is_there:
+            raise OSError(f"{name} is not loaded")
+        return object()
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    with pytest.raises(TransportUnavailable, match=f"ucx: no worker: {reason}"):
+        UcxWorker()
