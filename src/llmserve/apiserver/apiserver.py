@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 import torch
@@ -268,26 +270,32 @@ class Apiserver:
             await self._tracer.aclose()
 
     async def _stop(self, drain_seconds: float) -> None:
-        if self._batches is not None:
-            await self._batches.aclose()
+        """A step that raises keeps none of the later ones from running."""
         self._gate.draining.begun = True
-        await self._console.aclose()
-        if self._http is not None:
-            await self._http.stop_listening()
-        why = Unavailable(STOPPING)
-        await asyncio.gather(*(door.drain(drain_seconds, why) for door in self.models))
-        if self._http is not None:
-            await self._http.aclose()
-        for door in self.models:
-            await door.aclose()
-        await self._media.aclose()
-        await self._owner.aclose()
-        await self._auth.aclose()
-        await self._compiler.aclose()
-        if self._store is not None:
-            await self._store.aclose()
-        await self._workers.aclose()
-        await self._router.aclose()
+        http, store = self._http, self._store
+        steps: list[Callable[[], Awaitable[object]]] = [
+            self._console.aclose,
+            *([http.stop_listening] if http is not None else []),
+            partial(self._drain, drain_seconds),
+            *([http.aclose] if http is not None else []),
+            *(door.aclose for door in self.models),
+            *(part.aclose for part in (self._media, self._owner, self._auth, self._compiler)),
+            *([store.aclose] if store is not None else []),
+            self._workers.aclose,
+            self._router.aclose,
+        ]
+        async with AsyncExitStack() as stack:
+            for step in reversed(steps):  # the stack runs the last one first
+                stack.push_async_callback(step)
+
+    async def _drain(self, seconds: float) -> None:
+        """Lets requests end. Batches close meanwhile: that takes long when their bucket is away."""
+        ends = [door.drain(seconds, Unavailable(STOPPING)) for door in self.models]
+        if self._batches is not None:
+            ends.append(self._batches.aclose())
+        for failure in await asyncio.gather(*ends, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
 
 def _certificate(options: ApiserverOptions, manifest: Manifest) -> HttpCertificate | None:

@@ -193,3 +193,41 @@ async def test_a_defect_of_what_follows_the_models_ends_the_apiserver(
         with pytest.raises(ExceptionGroup, match="unhandled errors") as raised:
             await cluster.apiserver.wait()
     assert raised.group_contains(KeyError, match="a defect")
+
+
+async def test_a_step_of_the_stop_that_fails_keeps_none_of_the_others(
+    cluster: FakeCluster, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        raise RuntimeError("the console cannot close")
+
+    monkeypatch.setattr(cluster.apiserver._console, "aclose", fails)
+    with pytest.raises(RuntimeError, match="console"):
+        await cluster.apiserver.aclose(drain_seconds=0.05)
+    monkeypatch.undo()
+    with pytest.raises(httpx.ConnectError):
+        await http.get("/live")
+
+
+class SlowBatches:
+    """Batches whose bucket is away."""
+
+    def __init__(self) -> None:
+        self.may_close = asyncio.Event()
+
+    async def aclose(self) -> None:
+        await self.may_close.wait()
+
+
+async def test_batches_that_close_slowly_let_no_new_requests_in(
+    cluster: FakeCluster, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = SlowBatches()
+    monkeypatch.setattr(cluster.apiserver, "_batches", batches)
+    async with stopping(cluster, drain_seconds=0.05):
+        try:
+            await asyncio.sleep(0.05)
+            with pytest.raises(httpx.ConnectError):
+                await http.get("/live")
+        finally:
+            batches.may_close.set()
