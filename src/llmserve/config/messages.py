@@ -89,13 +89,14 @@ def _not_a_choice(value: Any, expected: str) -> str:
 
 
 _LIKENESS = 0.7  # gpu is not cpu
-_MOST_COMPARED = 200
+_MOST_COMPARED = 200  # choices
+_LONGEST_COMPARED = 200  # characters of a word: a request's value may have millions
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
     """Returns "; did you mean 'x'?", or nothing. Case, dashes and underscores do not count."""
     plain = {_plain(choice): choice for choice in reversed(choices)}
-    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=_LIKENESS)
+    close = difflib.get_close_matches(_plain(word[:_LONGEST_COMPARED]), plain, n=1, cutoff=_LIKENESS)
     return f"; did you mean '{plain[close[0]]}'?" if close else ""
 
 
@@ -103,7 +104,7 @@ def closest_first(word: str, choices: Sequence[str]) -> list[str]:
     """Returns the choices that are like a word before all others, which keep their order. Of a great number,
     only the first ones are compared."""
     plain = {_plain(choice): choice for choice in reversed(choices[:_MOST_COMPARED])}
-    close = difflib.get_close_matches(_plain(word[:_MOST_COMPARED]), plain, n=5, cutoff=_LIKENESS)
+    close = difflib.get_close_matches(_plain(word[:_LONGEST_COMPARED]), plain, n=5, cutoff=_LIKENESS)
     return list(dict.fromkeys([*(plain[one] for one in close), *choices]))
 
 

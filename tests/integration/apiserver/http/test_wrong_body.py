@@ -1,5 +1,6 @@
 """What a client is told of a body that does not have the form of its route."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -34,6 +35,7 @@ class Body(BaseModel):
     stop: str | list[str] = ""
     n: int = 1
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    size: Literal["small", "large"] = "small"
     a: int = 0
     b: int = 0
     c: int = 0
@@ -95,6 +97,16 @@ async def test_each_field_has_a_sentence(
 ) -> None:
     answer = await http.post("/", json=body)
     assert (answer.status_code, answer.json()) == (400, [message, field])
+
+
+async def test_a_long_value_is_not_compared_with_each_choice(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda word, *_, **__: compared.append(word) or [])
+    answer = await http.post("/", json={"size": "s" * 1_000_000})
+    assert answer.json()[1] == "size"
+    assert [len(word) for word in compared] == [200]
 
 
 async def test_a_body_that_is_no_json(http: httpx.AsyncClient) -> None:
