@@ -22,16 +22,17 @@ from bench.server_process import stop
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId
-from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import (
     EngineLoad,
     EngineOutput,
     EngineRequest,
+    FinishReason,
     HandoverReport,
     KvEvents,
     KvPeer,
     PrefillStats,
     SamplingLimits,
+    WorkerRole,
 )
 from llmserve.engines.base import EngineInfo
 from llmserve.rpc.client import open_channel

@@ -12,8 +12,7 @@ from typing import Literal
 from bench.table import markdown
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.core.request import EngineLoad, PairStatus
+from llmserve.core.request import EngineLoad, Outcome, PairStatus, WorkerRole
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.controller import Controller

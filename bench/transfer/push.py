@@ -24,8 +24,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PushParams, prefill_params
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, KvPeer, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, KvPeer, SamplingLimits, WorkerRole
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import resolve

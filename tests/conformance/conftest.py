@@ -15,7 +15,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import resolve

@@ -9,8 +9,7 @@ from typing import Any
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.ids import AdapterDigest, RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PushParams, prefill_params
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason, LeaseState, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.kv_transfer import query_status
 

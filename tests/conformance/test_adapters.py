@@ -20,7 +20,7 @@ from llmserve.core.adapters import BASE_MODEL, AdapterTier, LoraShape
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import AdapterUnavailable, InvalidRequest
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.request import FinishReason, WorkerRole
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.worker import AdapterMetrics
 from llmserve.workers.adapters.build import build_adapters

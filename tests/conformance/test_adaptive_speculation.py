@@ -10,8 +10,7 @@ import pytest_asyncio
 
 from llmserve.config.schema import Speculation
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineRequest, SamplingLimits
+from llmserve.core.request import EngineRequest, SamplingLimits, WorkerRole
 from llmserve.core.stats import BatchGain, SpeculationReport
 from tests.conformance.conftest import VllmKit
 from tests.conformance.engine_pair import SALT, Harness, finished, numbers

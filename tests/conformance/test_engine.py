@@ -21,9 +21,8 @@ from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PullParams, PushParams, prefill_params
-from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.process import read_effort
-from llmserve.core.request import LeaseState
+from llmserve.core.request import FinishReason, LeaseState, WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.kv_transfer import release_lease
 from llmserve.engines.sim.engine import SimEngine

@@ -16,8 +16,7 @@ import pytest_asyncio
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation, TransferConfig
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits, WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from tests.conformance.engine_pair import Harness, Pair, Push, numbers, tokens

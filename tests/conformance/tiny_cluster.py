@@ -12,8 +12,8 @@ import pytest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, StorageClass, TransferConfig
 from llmserve.core.clock import SystemClock
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants
+from llmserve.core.request import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.kvstore.role import KVManagerRole

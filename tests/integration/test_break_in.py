@@ -28,7 +28,7 @@ from llmserve.apiserver.http.listener.server import HttpServer
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.schema.limits import SecurityLimits
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.kv_transfer import query_status
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link

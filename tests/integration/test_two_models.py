@@ -18,7 +18,7 @@ from llmserve.config.plan import plan_local
 from llmserve.config.plan_types import ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.ids import ApiserverId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.models.files import silent
 from llmserve.router.role import RouterRole

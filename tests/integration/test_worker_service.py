@@ -22,8 +22,7 @@ from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Specula
 from llmserve.core.adapters import NO_ADAPTERS, AdapterOrder, AdapterReport, LoraShape
 from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, NotFound, Unavailable
 from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason, SamplingLimits, WorkerRole
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.memory import TOKEN_BYTES

@@ -9,11 +9,34 @@ from msgspec import Struct
 
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import FinishReason
 from llmserve.core.stats import SpeculationReport
 
 # A priority beyond this counts as this, whatever clients send.
 MOST_PRIORITY = 10
+
+
+class Outcome(StrEnum):
+    """How a request ends. The apiserver counts one outcome for each request."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"  # the client went away
+    REJECTED = "rejected"  # before the queue
+    EVICTED = "evicted"  # after the queue, before a placement
+    FAILED = "failed"
+
+
+class WorkerRole(StrEnum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+    REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.transfer.engine.choice import TransferPolicy
 
 

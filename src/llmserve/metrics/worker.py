@@ -6,8 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
+from llmserve.core.request import EngineLoad, EngineOutput, FinishReason, PairStatus, PrefillStats
 from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateRows
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.adapters.awaited import AdapterPrefetch
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import NO_PROMPT, HashedPrompt, Stretch

@@ -3,7 +3,7 @@
 from functools import cache
 
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.controller import Controller
 from llmserve.router.events import (

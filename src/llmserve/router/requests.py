@@ -3,7 +3,7 @@
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, owner_of
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.adapters.awaited import AwaitedAdapters
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.events import (

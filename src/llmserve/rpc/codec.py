@@ -9,18 +9,20 @@ from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.json_object import json_object
-from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     Acceptance,
     EngineLoad,
     EngineOutput,
     EngineRequest,
+    FinishReason,
     HandoverReport,
     Logprobs,
+    Outcome,
     PairStatus,
     PooledOutput,
     PrefillStats,
     SamplingLimits,
+    WorkerRole,
 )
 from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2

@@ -12,7 +12,7 @@ from llmserve.core.clock import Agenda
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, ApiserverId, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import BlockTable, PullParams
-from llmserve.core.outcome import Outcome, WorkerRole
+from llmserve.core.request import Outcome, WorkerRole
 from llmserve.engines.sim.step import PullOrder
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused

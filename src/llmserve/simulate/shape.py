@@ -9,7 +9,7 @@ from llmserve.config.speculation import speculation_of
 from llmserve.core.adapters import AdapterReport, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId, WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.sim.limits import BatchLimits, SimLimits
 from llmserve.engines.sim.step import Timing
 from llmserve.engines.spec import EngineSpec

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
-from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import exit_process
+from llmserve.core.request import WorkerRole
 from llmserve.models.adapters import open_adapter_cache
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.credentials import Credentials

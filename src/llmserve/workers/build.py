@@ -17,8 +17,8 @@ from llmserve.config.speculation import draft_of, speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import importing
+from llmserve.core.request import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link

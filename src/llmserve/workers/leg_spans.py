@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason, HandoverReport, WorkerRole
 from llmserve.tracing import words
 from llmserve.tracing.base import NO_SPAN, Attributes, Span, SpanKind, Tracer
 

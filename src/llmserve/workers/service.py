@@ -17,7 +17,7 @@ from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, Tran
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.logs import RequestNames, named
-from llmserve.core.outcome import FinishReason
+from llmserve.core.request import FinishReason
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_outputs

@@ -19,8 +19,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
 from llmserve.core.lease_table import LeaseTable
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, Logprobs
+from llmserve.core.request import EngineOutput, FinishReason, Logprobs
 
 KvParams = Mapping[str, Any]
 

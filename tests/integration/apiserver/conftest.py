@@ -23,12 +23,13 @@ from llmserve.config.wanted_models import AnsweringModels, ServedName, parse_ent
 from llmserve.core.adapters import AdapterLoad, AdapterReport, AdapterState, AdapterTier, NamedAdapter
 from llmserve.core.errors import LLMServeError, ModelNotFound, NotFound, WorkerLost
 from llmserve.core.ids import AdapterDigest, RequestId
-from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import (
     Acceptance,
     EngineOutput,
+    FinishReason,
     HandoverReport,
     Logprobs,
+    Outcome,
     PooledOutput,
     PrefillStats,
 )

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from llmserve.core.errors import NoWorkerAvailable, QueueFull, StreamLost
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from tests.integration.apiserver.manifests import manifest_of
 
 USER: Any = [{"role": "user", "content": "hello"}]

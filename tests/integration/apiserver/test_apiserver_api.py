@@ -8,8 +8,7 @@ import msgspec
 import openai
 import pytest
 
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import HandoverReport
+from llmserve.core.request import HandoverReport, Outcome
 
 
 def text_after(cluster: Any, prompt_tokens: int, tokens: int) -> str:

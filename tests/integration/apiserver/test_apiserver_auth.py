@@ -16,7 +16,7 @@ from llmserve.apiserver.auth.permissions import NEEDS, POOLING_PATHS
 from llmserve.apiserver.auth.stores.file import FileKeys
 from llmserve.apiserver.auth.stores.stored_key import make_key
 from llmserve.core.errors import Overloaded
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.scheduler.key_limits import KeyLimits
 from tests.integration.apiserver.manifests import manifest_of
 

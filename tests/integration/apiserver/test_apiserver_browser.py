@@ -12,7 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Page
 
 from llmserve.core.errors import QueueFull
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from tests.integration.apiserver.manifests import manifest_of
 from tests.support.browser import open_browser
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from llmserve.core.errors import QueueFull
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from tests.integration.apiserver.manifests import manifest_of
 
 ORIGIN = "https://chat.example.com"

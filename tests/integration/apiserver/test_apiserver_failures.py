@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llmserve.core.errors import EngineDead, InvalidRequest, TransferError
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
 
 REQUEST = {"model": "tiny", "prompt": "abc", "max_tokens": 8}

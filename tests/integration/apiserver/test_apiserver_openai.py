@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from llmserve.core.errors import NoWorkerAvailable, QueueFull, StreamLost
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 
 MODEL = "acme/tiny"
 USER: Any = [{"role": "user", "content": "hello"}]

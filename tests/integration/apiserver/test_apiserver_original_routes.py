@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.apiserver.auth.permissions import GENERATING_PATHS
 from llmserve.core.errors import DeadlineExceeded, Overloaded, QueueFull, WorkerLost
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from tests.integration.apiserver.manifests import manifest_of
 
 KEY = {"authorization": "Bearer red-key"}

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from llmserve.core.errors import Overloaded
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_AGGREGATED
 from tests.integration.apiserver.manifests import manifest_of
 

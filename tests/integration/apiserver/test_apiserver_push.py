@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from llmserve.core.errors import EngineDead
 from llmserve.core.kv_params import PushParams, prefill_params
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.codec import decode_params
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
 from tests.integration.apiserver.conftest import FakeCluster

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from llmserve.core.errors import NoWorkerAvailable, QueueFull, QueueTimeout
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.leader import RouterAddresses
 from tests.integration.apiserver.conftest import MODEL, FakeCluster
 from tests.integration.apiserver.test_apiserver_api import text_after

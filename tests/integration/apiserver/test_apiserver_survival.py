@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from llmserve.core.errors import WorkerDraining, WorkerLost
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE
 from tests.integration.apiserver.manifests import manifest_of
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from llmserve.apiserver.request import rules
 from llmserve.core.errors import EngineDead, QueueFull
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_PREFILL
 from llmserve.tracing.base import trace_id_of
 from tests.integration.apiserver.conftest import FakeCluster

@@ -16,8 +16,7 @@ from playwright.async_api import BrowserContext, Page, expect
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import QueueFull
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import HandoverReport
+from llmserve.core.request import HandoverReport, Outcome
 from tests.integration.apiserver.manifests import manifest_of
 from tests.support.browser import in_both_themes, open_browser, waterfall
 

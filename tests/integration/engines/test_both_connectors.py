@@ -15,7 +15,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from llmserve.config.load import parse_manifest
 from llmserve.config.schema import TransferConfig
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.connector.connector import LLMServeConnector
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.store.spec import StoreConnector, StoreSpec

@@ -7,8 +7,7 @@ import pytest
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits, WorkerRole
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.spec import EngineSpec
 
 LLAMA: Mapping[str, Any] = MappingProxyType(

@@ -21,8 +21,7 @@ from bench.ports import free_port
 from llmserve.apiserver.links.requests import PlacementEnd
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.core.ids import ApiserverId
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc

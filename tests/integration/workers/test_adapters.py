@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.core.adapters import AdapterOrder, AdapterTier, LoraShape
 from llmserve.core.errors import EngineDead, InvalidRequest, Unavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import FinishReason
+from llmserve.core.request import FinishReason
 from tests.integration.test_worker_service import (
     ROUTER,
     SOON,

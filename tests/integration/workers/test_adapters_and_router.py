@@ -14,7 +14,7 @@ from llmserve.config.schema import Manifest
 from llmserve.config.schema.lora import Lora
 from llmserve.core.adapters import AdapterTier, LoraShape
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.outcome import FinishReason
+from llmserve.core.request import FinishReason
 from llmserve.models.adapters import AdapterCache, open_adapter_cache
 from llmserve.router.adapters import lifecycle
 from llmserve.router.role import RouterRole

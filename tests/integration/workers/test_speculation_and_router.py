@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from llmserve.config.schema import Speculation
-from llmserve.core.outcome import FinishReason
+from llmserve.core.request import FinishReason
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel

@@ -1,8 +1,7 @@
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineLoad, EngineOutput, PrefillStats
+from llmserve.core.request import EngineLoad, EngineOutput, FinishReason, PrefillStats
 from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.metrics.worker import WorkerMetrics
 

@@ -9,8 +9,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, Outcome, WorkerRole
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, HeldRequest
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest

@@ -11,8 +11,7 @@ import pytest
 from llmserve.core.adapters import AdapterReport, AdapterReports, AdapterState, AdapterTier, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, Outcome
 from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.adapters.snapshot import AdapterSnapshot
 from llmserve.router.controller import Controller

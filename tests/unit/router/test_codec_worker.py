@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.codec import decode_worker, encode_status, encode_worker
 from llmserve.router.workers.speed import MeasuredSpeed, SpeedStage
 from llmserve.router.workers.worker import ClusterMember, KvShape, WorkerSlots, WorkerSpec

@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, QueueTimeout
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.events import (
     Admit,
     Effect,

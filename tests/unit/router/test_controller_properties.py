@@ -9,8 +9,7 @@ from llmserve.core.adapters import LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import NotFound
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, Outcome, WorkerRole
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import PlacementRequest

@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest, Overloaded
 from llmserve.core.ids import RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.codec import decode_admit, decode_held
 from llmserve.router.events import Effect, HeldRequest, Incarnation, RequestPlaced, RequestRefused
 from llmserve.rpc.gen.llmserve.v1 import router_pb2

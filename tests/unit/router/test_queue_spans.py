@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import LLMServeError
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.events import Effect
 from llmserve.router.observe import QueueSpans
 from llmserve.router.sessions import RouterSession

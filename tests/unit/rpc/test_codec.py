@@ -8,16 +8,18 @@ import pytest
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
-from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     Acceptance,
     EngineLoad,
     EngineOutput,
     EngineRequest,
+    FinishReason,
     Logprobs,
+    Outcome,
     PooledOutput,
     PrefillStats,
     SamplingLimits,
+    WorkerRole,
 )
 from llmserve.core.stats import BatchGain, SpeculationReport
 from llmserve.rpc import codec

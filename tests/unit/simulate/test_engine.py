@@ -9,8 +9,7 @@ import pytest
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineRequest, SamplingLimits
+from llmserve.core.request import EngineRequest, SamplingLimits, WorkerRole
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.spec import EngineSpec
 from llmserve.simulate.mix import RequestKind, RequestMix

@@ -13,7 +13,7 @@ from llmserve.config.schema import EngineConfig, Lora, Manifest, ModelSpec, Spec
 from llmserve.config.speculation import speculation_of
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import ManifestError, StartFailed
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.models.files import silent
 from llmserve.workers.build import WorkerModel, engine_spec, kv_io_share, prepare_model
 

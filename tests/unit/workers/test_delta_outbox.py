@@ -5,8 +5,14 @@ from typing import Any
 
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import Acceptance, EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import (
+    Acceptance,
+    EngineOutput,
+    FinishReason,
+    HandoverReport,
+    Logprobs,
+    PrefillStats,
+)
 from llmserve.workers.sessions import DeltaOutbox
 
 

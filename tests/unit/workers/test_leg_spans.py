@@ -7,8 +7,15 @@ import pytest
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import EngineDead
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, PrefillStats, SamplingLimits
+from llmserve.core.request import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    HandoverReport,
+    PrefillStats,
+    SamplingLimits,
+    WorkerRole,
+)
 from llmserve.tracing.base import NO_SPAN
 from llmserve.workers.leg_spans import LegSpans
 from tests.support.spans import ROOT, KeptSpan, KeptSpans

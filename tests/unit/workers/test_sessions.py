@@ -5,8 +5,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput
+from llmserve.core.request import EngineOutput, FinishReason
 from llmserve.workers.sessions import SessionRemains, WorkerSessions
 
 A, B = RequestId("a"), RequestId("b")

@@ -14,8 +14,14 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from llmserve.apiserver.http.errors import as_serving_error
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PooledOutput, PrefillStats
+from llmserve.core.request import (
+    EngineOutput,
+    FinishReason,
+    HandoverReport,
+    Logprobs,
+    PooledOutput,
+    PrefillStats,
+)
 
 # Of one sequence: as many become text without a noticeable pause of the event loop.
 _MOST_KEPT_TOKENS = 64

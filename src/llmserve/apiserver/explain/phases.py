@@ -7,7 +7,7 @@ from enum import StrEnum
 from itertools import zip_longest
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 
 
 class PhaseName(StrEnum):

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.adapters import BASE_MODEL, AdapterLoad, NamedAdapter
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import Acceptance, HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, HandoverReport, Outcome, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llmserve.apiserver.http.body import own_request
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.rpc.codec import decode_role
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 

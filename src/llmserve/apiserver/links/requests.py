@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from llmserve.core.errors import LLMServeError
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import PrefillStats
+from llmserve.core.request import Outcome, PrefillStats
 from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.status import error_named

@@ -21,7 +21,7 @@ from llmserve.config.wanted_models import AnsweringModels, ServedName
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.adapters import decode_names

@@ -15,8 +15,7 @@ import grpc.aio
 
 from llmserve.core.errors import InvalidRequest, LLMServeError, WorkerLost, WorkerStalled
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.callers import CallerRole

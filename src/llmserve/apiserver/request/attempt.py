@@ -23,8 +23,7 @@ from llmserve.apiserver.request.observe import RunSpans
 from llmserve.core.errors import InvalidRequest, LLMServeError, TransferError
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import HandoverMode, PushParams, prefill_params
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 

@@ -10,8 +10,7 @@ from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.links.requests import AdmissionRefused
 from llmserve.apiserver.request.context import WorkerFailed
 from llmserve.core.errors import LLMServeError
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import EngineRequest, PrefillStats
+from llmserve.core.request import EngineRequest, Outcome, PrefillStats
 from llmserve.metrics.apiserver import ModelMetrics
 from llmserve.rpc.codec import decode_role
 from llmserve.rpc.gen.llmserve.v1 import router_pb2

@@ -12,8 +12,7 @@ from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.observe import RunSpans
 from llmserve.core.errors import NotFound, RouterUnavailable
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import EngineOutput, HandoverReport, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Outcome, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.scheduler.key_limits import KeyLimits

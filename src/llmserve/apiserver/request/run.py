@@ -24,8 +24,7 @@ from llmserve.core.errors import (
     WorkerStalled,
 )
 from llmserve.core.logs import RequestNames, name_request
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import EngineOutput, PrefillStats
+from llmserve.core.request import EngineOutput, Outcome, PrefillStats
 
 _log = logging.getLogger(__name__)
 

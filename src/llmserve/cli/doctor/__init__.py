@@ -20,7 +20,7 @@ from llmserve.cli.screen import screen
 from llmserve.cli.status.ask import ApiAnswer, ask, request_one_token
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError, Unavailable
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.doctor import Finding, FindingSection, Status, count, note, ok
 from llmserve.doctor.examine import OnStep, Subject, examine, section
 from llmserve.overview.snapshot import Answers, snapshot

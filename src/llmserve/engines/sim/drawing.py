@@ -4,8 +4,7 @@ for each proposed token that was right."""
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import Acceptance
+from llmserve.core.request import Acceptance, FinishReason, WorkerRole
 from llmserve.core.stats import SpeculationReport
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence

@@ -9,8 +9,15 @@ from pathlib import Path
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.kv_params import PullParams, PushParams, check_params, for_adapter, is_pushed
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
+from llmserve.core.request import (
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    KvEvents,
+    KvPeer,
+    WorkerRole,
+)
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult

@@ -19,8 +19,7 @@ from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import AdapterDigest, BlockHash, RequestId
 from llmserve.core.kv_params import is_pushed, transfer_of
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import Acceptance, EngineRequest, HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, EngineRequest, FinishReason, HandoverReport, PrefillStats
 from llmserve.engines.kv_transfer import PromptFollower
 from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests

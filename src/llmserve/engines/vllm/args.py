@@ -22,7 +22,7 @@ from llmserve.config.engine_options import options_digest
 from llmserve.config.refusals import block_size_tokens
 from llmserve.config.schema import EngineConfig, Speculation
 from llmserve.core.adapters import LoraShape
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.engines.vllm.options import typed_options

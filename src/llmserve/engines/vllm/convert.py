@@ -18,11 +18,11 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import for_adapter
-from llmserve.core.outcome import FinishReason
 from llmserve.core.request import (
     Acceptance,
     EngineOutput,
     EngineRequest,
+    FinishReason,
     HandoverReport,
     Logprobs,
     PooledOutput,

@@ -25,9 +25,16 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.kv_params import addresses_for, check_params
-from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
+from llmserve.core.request import (
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    HandoverReport,
+    KvEvents,
+    KvPeer,
+    WorkerRole,
+)
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers

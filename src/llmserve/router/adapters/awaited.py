@@ -14,7 +14,7 @@ from itertools import islice
 from llmserve.core.adapters import AdapterTier
 from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, RequestId, WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.adapters.lifecycle import AdapterLifecycle
 from llmserve.router.placement.adapter_homes import first_home
 from llmserve.router.placement.planner import PlacementRequest

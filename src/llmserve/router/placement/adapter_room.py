@@ -8,7 +8,7 @@ versions (AdapterSlots.keep). That version's requests end some time, and the slo
 from collections.abc import Sequence
 
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import ClusterMember

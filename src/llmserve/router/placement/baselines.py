@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.placement.planner import PlacementRequest, Plan, WorkerChoices
 from llmserve.router.workers.worker import ClusterMember
 

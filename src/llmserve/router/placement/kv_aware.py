@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.placement.adapter_cost import NO_ADAPTER, AdapterCost, AdapterForecast
 from llmserve.router.placement.adapter_homes import AdapterHomes
 from llmserve.router.placement.balance import PlacementBalance

@@ -13,7 +13,7 @@ from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import NoWorkerAvailable
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.kv_params import HandoverMode
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.prefix.match import NO_MATCH, PrefixMatch
 from llmserve.router.workers.handover import HandoverChoice, always_pull
 from llmserve.router.workers.membership import ClusterMembership

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId, WorkerId
-from llmserve.core.outcome import Outcome, WorkerRole
+from llmserve.core.request import Outcome, WorkerRole
 from llmserve.router.events import CachedTokens, Prefetch
 from llmserve.router.placement.planner import Plan
 from llmserve.router.prefix.hash_check import HashConsistency

@@ -12,8 +12,7 @@ from llmserve.core.adapters import AdapterReport, AdapterReports
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, WorkerRole
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec, WorkerState
 from llmserve.scheduler.models import Capacity
 

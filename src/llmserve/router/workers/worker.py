@@ -16,8 +16,7 @@ from llmserve.core.adapters import (
     LoraShape,
 )
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineLoad, PairStatus
+from llmserve.core.request import EngineLoad, PairStatus, WorkerRole
 from llmserve.router.workers.adapter_slots import AdapterSlots
 from llmserve.router.workers.backlog import Backlog
 from llmserve.router.workers.latency import LatencyModel

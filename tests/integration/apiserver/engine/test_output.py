@@ -9,8 +9,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, FinishReason, HandoverReport, Logprobs, PrefillStats
 
 TOKENS = 200
 WHOLE = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY)

@@ -14,7 +14,7 @@ from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, Speculation, TransferConfig
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.engines.connector import verifying
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm import args

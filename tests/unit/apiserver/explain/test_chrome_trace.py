@@ -10,8 +10,7 @@ import pytest
 from llmserve.apiserver.explain.chrome_trace import chrome_trace
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle
 from llmserve.apiserver.explain.view import row, view
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import HandoverReport, PrefillStats
+from llmserve.core.request import HandoverReport, Outcome, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 

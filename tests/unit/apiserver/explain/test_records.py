@@ -7,7 +7,7 @@ import pytest
 from llmserve.apiserver.explain.record import RecordHandle
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords, after_text, parse_after
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1.router_pb2 import RowsQuestion
 from llmserve.rpc.leader import RouterAddresses
 

@@ -9,8 +9,7 @@ from llmserve.apiserver.explain.view import view
 from llmserve.cli.explain import lines
 from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
 from llmserve.core.ids import AdapterDigest
-from llmserve.core.outcome import Outcome
-from llmserve.core.request import Acceptance, HandoverReport, PrefillStats
+from llmserve.core.request import Acceptance, HandoverReport, Outcome, PrefillStats
 from llmserve.rpc.adapters import encode_tier
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, SequenceRecord
 from llmserve.apiserver.http.spans import HttpSpans, end
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.tracing.base import NO_SPAN
 from tests.support.spans import ROOT, KeptSpan, KeptSpans
 

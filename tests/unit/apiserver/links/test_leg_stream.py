@@ -7,8 +7,7 @@ import pytest
 from llmserve.apiserver.links.worker import LegStream
 from llmserve.core.errors import InvalidRequest, LLMServeError, WorkerLost, WorkerStalled
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput
+from llmserve.core.request import EngineOutput, FinishReason
 
 R = RequestId("r")
 LAST = EngineOutput(R, (9,), FinishReason.STOP)

@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.apiserver.links.requests import AdmissionRefused, RoutedRequest, RoutedRequests
 from llmserve.core.errors import RouterUnavailable
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 PLACEMENT = router_pb2.Placement(

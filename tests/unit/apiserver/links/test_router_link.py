@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.apiserver.links.requests import PlacementEnd
 from llmserve.apiserver.links.router import RouterLink, _DatedMessage, _drain
 from llmserve.core.ids import ApiserverId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.leader import RouterAddresses

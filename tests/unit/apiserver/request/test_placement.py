@@ -9,7 +9,7 @@ from llmserve.apiserver.links.requests import PlacementEnd
 from llmserve.apiserver.request.context import RequestInfo
 from llmserve.apiserver.request.placement import RequestPlacement
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 
 
 class Router:

@@ -4,8 +4,7 @@ import pytest
 from llmserve.apiserver.request.retry import Replay
 from llmserve.core.errors import StreamLost
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, Logprobs
+from llmserve.core.request import EngineOutput, FinishReason, Logprobs
 
 
 def output(*tokens: int, end: FinishReason | None = None, logprobs: Logprobs | None = None) -> EngineOutput:

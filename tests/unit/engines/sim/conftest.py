@@ -8,8 +8,7 @@ import pytest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Speculation, TransferConfig
 from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits, WorkerRole
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.spec import EngineSpec
 from tests.unit.engines.sim.local_fabric import LocalFabric, VirtualStepTimer

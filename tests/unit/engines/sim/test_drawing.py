@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.request import Acceptance, EngineOutput, EngineRequest
+from llmserve.core.request import Acceptance, EngineOutput, EngineRequest, FinishReason, WorkerRole
 from llmserve.engines.sim.engine import SimEngine
 from tests.unit.engines.sim.local_fabric import VirtualStepTimer
 

@@ -11,8 +11,7 @@ from msgspec import msgpack
 
 from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, PrefillStats
+from llmserve.core.request import EngineOutput, EngineRequest, FinishReason, LeaseState, PrefillStats
 from llmserve.engines.sim.engine import SimEngine
 from tests.unit.engines.sim.local_fabric import VirtualStepTimer
 

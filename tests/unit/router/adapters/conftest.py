@@ -20,8 +20,7 @@ from llmserve.core.adapters import (
 )
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId, WorkerId
-from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, Outcome, WorkerRole
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.registration import AdapterWish, Registration
 from llmserve.router.adapters.snapshot import AdapterSnapshot

@@ -15,7 +15,7 @@ from llmserve.core.adapters import (
 )
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.adapters.book import AdapterBook
 from llmserve.router.adapters.lifecycle import LINGER_SECONDS
 from llmserve.router.adapters.registration import AdapterWish

@@ -8,7 +8,7 @@ import pytest
 from llmserve.core.adapters import BASE_MODEL, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import WorkerRole
 from llmserve.router.placement.baselines import RoundRobin
 from llmserve.router.placement.filters import HasAdapterSlot, HasFreeSlot
 from llmserve.router.placement.planner import (

@@ -7,8 +7,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, WorkerRole
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.filters import HasFreeSlot, NotBackedUp, NotExcluded
 from llmserve.router.placement.planner import (

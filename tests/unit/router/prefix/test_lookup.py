@@ -17,7 +17,7 @@ from llmserve.core.ids import (
     WorkerId,
     background_of,
 )
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.adapters.book import AdapterBook

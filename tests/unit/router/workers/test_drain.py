@@ -5,8 +5,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import NotFound
 from llmserve.core.ids import WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, WorkerRole
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import DrainOrder, WorkerSpec, WorkerState
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import HandoverMode
-from llmserve.core.outcome import Outcome
+from llmserve.core.request import Outcome
 from llmserve.router.events import Admit, Effect, HeldRequest, Incarnation, RequestStarted
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.workers.handover import MeasuredHandover

@@ -7,8 +7,7 @@ from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, WorkerId
-from llmserve.core.outcome import WorkerRole
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, WorkerRole
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import WorkerSpec, WorkerState
 from llmserve.scheduler.models import Capacity

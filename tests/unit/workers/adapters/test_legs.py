@@ -7,8 +7,7 @@ import pytest
 from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import AdapterUnavailable, InvalidRequest, LLMServeError
 from llmserve.core.ids import AdapterDigest, RequestId
-from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput
+from llmserve.core.request import EngineOutput, FinishReason
 from tests.support.adapter_pool import request
 from tests.unit.workers.adapters.conftest import Rig
 
