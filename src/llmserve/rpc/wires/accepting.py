@@ -29,9 +29,17 @@ async def accept_all(listener: socket.socket, take: Callable[[socket.socket], No
                 _log.debug("no connection can be taken: %s", error)
                 await asyncio.sleep(_NO_ROOM_SECONDS)
             else:
-                connection.setblocking(False)
-                take(connection)
+                _hand_over(connection, take)
                 await asyncio.sleep(0)
+
+
+def _hand_over(connection: socket.socket, take: Callable[[socket.socket], None]) -> None:
+    connection.setblocking(False)
+    try:
+        take(connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _readable(listener: socket.socket) -> None:

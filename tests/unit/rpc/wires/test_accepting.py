@@ -31,6 +31,19 @@ async def test_a_connection_that_comes_at_the_end_is_closed_or_taken(turns: int)
         connection.close()
 
 
+async def test_a_connection_that_could_not_be_taken_is_closed() -> None:
+    def defect(connection: socket.socket) -> None:
+        raise KeyError(connection.fileno())
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    with socket.create_connection(listener.getsockname()) as client:
+        with pytest.raises(KeyError):
+            await accept_all(listener, defect)
+        client.settimeout(5.0)
+        assert client.recv(1) == b""
+
+
 def test_there_is_room_for_some() -> None:
     unproven = UnprovenConnections[str](2)
     assert unproven.add("a", "10.0.0.1") is None
