@@ -14,7 +14,11 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from fastapi.exceptions import RequestValidationError
 
+from llmserve.apiserver.http import app
+from llmserve.apiserver.http.errors import ApiError
+from llmserve.apiserver.http.wrong_body import wrong_body
 from llmserve.config.schema import Manifest
 from llmserve.core.adapters import NamedAdapter
 from llmserve.core.ids import AdapterDigest
@@ -119,9 +123,9 @@ async def vllm_s(
 
     client, read = cluster.apiserver.models.first.client, Manifest.model_validate(manifest)
     args = serving_args(ModelDirectory("tiny", tiny_model), read.engine, read.api)
-    app = build_app(args, client.tasks, client.model_config)
-    await init_app_state(client, app.state, args, client.tasks)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vllm") as made:
+    plain = build_app(args, client.tasks, client.model_config)
+    await init_app_state(client, plain.state, args, client.tasks)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(plain), base_url="http://vllm") as made:
         yield made
 
 
@@ -189,3 +193,32 @@ async def test_the_type_of_the_body(http: httpx.AsyncClient, kind: str) -> None:
     cold = await ask(http, "/v1/chat/completions", body, *([kind] if kind else []), "x/y")
     assert alike(hot) == alike(cold)
     assert hot.status_code == (200 if "json" in kind.lower() else 400)
+
+
+MANY_WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/responses", {"input": [{"role": "user", "content": 5}] * 500}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "x"}] * 500}]}),
+    ("/v1/responses", {"input": "x", "metadata": {str(key): key for key in range(1000)}}),
+    ("/v1/chat/completions", {"messages": [{}] * 500}),
+    ("/v1/completions", {"prompt": [1, *[None] * 500]}),
+    ("/v1/messages", {"messages": [{}] * 500, "max_tokens": 1}),
+    ("/tokenize", {"messages": [{}] * 500}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), MANY_WRONG)
+@pytest.mark.parametrize("kinds", [1, 2], ids=["hot", "cold"])
+async def test_the_errors_of_a_wrong_body_do_not_grow_with_it(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], kinds: int
+) -> None:
+    counts: list[int] = []
+
+    def counted(error: RequestValidationError) -> ApiError:
+        counts.append(len(error.errors()))
+        return wrong_body(error)
+
+    monkeypatch.setattr(app, "wrong_body", counted)
+    answer = await ask(http, path, json.dumps(body).encode(), *["application/json"] * kinds)
+    assert answer.status_code == 400
+    assert len(counts) == 1
+    assert counts[0] < 300  # those of one entry: its classes are many

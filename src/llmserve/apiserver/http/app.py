@@ -39,6 +39,7 @@ from llmserve.apiserver.http.errors import (
     headers_of,
     report,
 )
+from llmserve.apiserver.http.first_error import stop_at_first_error
 from llmserve.apiserver.http.handlers import ChatHandler, CompletionHandler
 from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
@@ -162,6 +163,7 @@ def _routed_app(client: ClusterEngineClient, args: Namespace, add_own: Callable[
     app.title, app.version = "LLMServe", __version__
     app.router.routes[:] = _kept(app.router.routes)
     add_own(app)
+    stop_at_first_error(app.router.routes)
     document_errors(app)
     app.router.redirect_slashes = False  # the gate takes them off
     # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.

@@ -3,20 +3,20 @@
     fields of the body -> vLLM's type of request -> vLLM's route -> its answer, piece by piece
 
 FastAPI works out dependencies that are the same each time; vLLM's and Starlette's wrappers of a route make
-two tasks more, and one call more for each piece. A body that is not fine, for whatever reason, goes to the
-application, which says so in its own words. What the route raises is answered by the application's handlers,
-within which this runs.
+two tasks more, and one call more for each piece. A body whose fields are wrong is refused here; one that is
+not fine for another reason goes to the application, which says so in its own words. What is raised here is
+answered by the application's handlers, within which this runs.
 """
 
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
-from pydantic import TypeAdapter
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.http.body import FIELDS, replay
 from llmserve.apiserver.http.scope import current_scope
@@ -28,9 +28,9 @@ HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses
 
 @dataclass(frozen=True, slots=True)
 class _HotRoute:
-    """kind: what a body has to be. answer: vLLM's function, without its wrappers."""
+    """body: FastAPI's field, which checks a body. answer: vLLM's function, without its wrappers."""
 
-    kind: TypeAdapter[Any]
+    body: Any
     answer: Callable[[Any, Request], Awaitable[Response]]
 
 
@@ -41,7 +41,7 @@ class HotRoutes:
     def __init__(self, app: ASGIApp, routes: Iterable[Any], *, text_events: bool) -> None:
         self._app, self._text_events = app, text_events
         self._routes = {
-            route.path: _route(route.endpoint)
+            route.path: _HotRoute(route.body_field, inspect.unwrap(route.endpoint))
             for route in routes
             if route.path in HOT_PATHS and "POST" in route.methods
         }
@@ -53,10 +53,12 @@ class HotRoutes:
             return
         first = await receive()
         try:
-            request = route.kind.validate_python(first[FIELDS], from_attributes=True)
+            request, errors = route.body.validate(_object(first), loc=("body",))
         except Exception:  # whatever is wrong with it, the application finds it again
             await self._app(scope, replay(first, receive), send)
             return
+        if errors:
+            raise RequestValidationError(errors)
         # In a task of its own: a token resumes only what is in there.
         answering = self._answer(route, request, scope, receive, send)
         answer, _ = await first_done(scope["path"], answering, _gone(receive))
@@ -80,6 +82,14 @@ class HotRoutes:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _object(first: Message) -> dict[str, Any]:
+    """Errors: ValueError for what is no JSON, or no object."""
+    fields: dict[str, Any] | None = first[FIELDS]
+    if fields is None:
+        raise ValueError("the body is no JSON object")
+    return fields
+
+
 async def _gone(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
@@ -90,10 +100,3 @@ def _is_json(scope: Scope) -> bool:
     """As vLLM's validate_json_request asks for it."""
     kinds = [value for name, value in scope["headers"] if name == b"content-type"]
     return len(kinds) == 1 and kinds[0].lower().partition(b";")[0] == b"application/json"
-
-
-def _route(endpoint: Callable[..., Any]) -> _HotRoute:
-    """Reads a route of vLLM's: a function of the request and Starlette's Request, in wrappers that watch for
-    the client's end and count load."""
-    answer = inspect.unwrap(endpoint)
-    return _HotRoute(TypeAdapter(get_type_hints(answer)["request"]), answer)
