@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
@@ -74,13 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
-        if error.filename is None:
+        if not _is_named(error.filename, options):
             raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # a file that an option names
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_WRONG_USE
     except LLMServeError as error:
         print(error.message, file=sys.stderr)
         return EXIT_WRONG_USE if isinstance(error, InvalidRequest | NotFound) else EXIT_FAILED
+
+
+def _is_named(file: object, options: argparse.Namespace) -> bool:
+    """Returns whether an option names this file, or a file in this folder."""
+    named = [Path(value) for value in vars(options).values() if isinstance(value, str | Path)]
+    return isinstance(file, str) and any(Path(file) in (one, *one.parents) for one in named)
 
 
 def import_command(name: str) -> Command:

@@ -121,3 +121,25 @@ def test_a_file_that_cannot_be_written_is_named(
         nowhere = str(tmp_path / "file" / "x")
         assert main([*arguments, nowhere]) == 2
         assert capsys.readouterr().err == f"{nowhere}: Not a directory\n"
+
+
+def test_a_defect_about_a_file_that_no_option_names_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for filename in (str(tmp_path / "state.json"), 5, b"x"):
+        lost = AsyncMock(side_effect=FileNotFoundError(2, "No such file or directory", filename))
+        monkeypatch.setattr(explain, "find_cluster", lambda options: SimpleNamespace(routers=None))
+        monkeypatch.setattr(explain, "explain_request", lost)
+        with pytest.raises(FileNotFoundError):
+            main(["explain", "some-id", "--run-dir", str(tmp_path), "--trace", str(tmp_path / "trace")])
+
+
+def test_a_folder_that_cannot_be_made_for_a_named_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = [{"name": "router-0", "role": "router", "pid": 1, "listen": "h:1"}]
+    found = SimpleNamespace(state=SimpleNamespace(roles=roles, name="c"), credentials=None)
+    monkeypatch.setattr(profile, "find_cluster", lambda options: found)
+    (tmp_path / "file").touch()
+    assert main(["profile", "router-0", "--out", str(tmp_path / "file" / "x" / "y")]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'file' / 'x'}")
