@@ -11,6 +11,11 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Returns host and port of HOST:PORT. Errors: ValueError when the port is no number."""
+    return host_of(address), int(address.rpartition(":")[2])
+
+
 def with_brackets(address: str) -> str:
     """Returns HOST:PORT with the brackets that an IPv6 host needs. A pod joins its IP and a port without
     them."""

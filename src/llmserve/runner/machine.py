@@ -12,6 +12,7 @@ from typing import Self
 
 from llmserve.apiserver.http.listener.shared_port import PortShare, bind, make_table
 from llmserve.config.plan import ProcessSpec
+from llmserve.core.addresses import split_address
 from llmserve.core.errors import StartFailed
 
 _LOOPBACK = "127.0.0.1"
@@ -89,10 +90,10 @@ def check_free(addresses: Sequence[str]) -> None:
     """addresses: HOST:PORT of each. Errors: StartFailed for the first that cannot be listened on, with the
     process that holds it when that can be seen."""
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        error = _bind_error(host.strip("[]"), int(port))
+        host, port = split_address(address)
+        error = _bind_error(host, port)
         if error is not None:
-            raise StartFailed(_explain(address, int(port), error))
+            raise StartFailed(_explain(address, port, error))
 
 
 def _explain(address: str, port: int, error: OSError) -> str:

@@ -111,15 +111,15 @@ class RequestRecords:
         self._by_id.setdefault(name, []).append(number)
 
     def _close(self, number: int) -> None:
-        entry, packed = self._running.pop(number), b""
-        try:
-            if entry.record is not None and _is_worth_keeping(entry.record):
-                packed = _encode(entry.record)
-        finally:
-            if not packed:
-                self._forget(number, entry)
-        if not packed:
+        entry = self._running.pop(number)
+        if entry.record is None or not _is_worth_keeping(entry.record):
+            self._forget(number, entry)
             return
+        try:
+            packed = _encode(entry.record)
+        except Exception:
+            self._forget(number, entry)
+            raise
         entry.packed, entry.record, entry.closed = packed, None, next(self._ends)
         self._ended[number] = entry
         self.size_bytes += entry.size_bytes

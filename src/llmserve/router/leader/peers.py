@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import grpc
 import grpc.aio
 
+from llmserve.core.addresses import split_address
 from llmserve.router.leader.state import Term
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
@@ -49,10 +50,9 @@ class Peers:
     async def _does_not_run(self, address: str) -> bool:
         """True: its machine refuses the connection, so nothing listens there. Silence proves nothing: it
         may be the network."""
-        host, _, port = address.rpartition(":")
         try:
             async with asyncio.timeout(self._call_seconds):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                _, writer = await asyncio.open_connection(*split_address(address))
         except ConnectionRefusedError:
             return True
         except OSError:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.config.plan import ProcessSpec
+from llmserve.core.addresses import split_address
 from llmserve.core.errors import Unavailable
 from llmserve.rpc.callers import CallerRole
 from llmserve.rpc.client import open_channel
@@ -62,10 +63,10 @@ def any_certificate() -> ssl.SSLContext:
 async def http_get(address: str, path: str, most_bytes: int, context: ssl.SSLContext | None = None) -> bytes:
     """Returns the head and body of the answer, up to the end of the connection. The caller sets the deadline.
     context: for TLS. Errors: OSError; Unavailable when the answer is larger than most_bytes."""
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+    host, port = split_address(address)
+    reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
         parts = bytearray()
         while part := await reader.read(2**16):
             parts += part

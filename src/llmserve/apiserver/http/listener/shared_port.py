@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmserve.core.addresses import split_address
+
 # A process that has published nothing for so long hangs or is gone: the others do not wait for it.
 FRESH_SECONDS = 0.25
 _SLOT = struct.Struct("=dq")  # time on CLOCK_MONOTONIC, which all processes share; connections
@@ -40,10 +42,8 @@ class PortShare:
 
 def bind(address: str) -> socket.socket:
     """Returns a TCP socket at HOST:PORT that does not listen yet. Errors: OSError, ValueError."""
-    host, _, port = address.rpartition(":")
-    family, kind, protocol, _, found = socket.getaddrinfo(
-        host.strip("[]"), int(port), type=socket.SOCK_STREAM
-    )[0]
+    host, port = split_address(address)
+    family, kind, protocol, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     # asyncio sends small writes at once (TCP_NODELAY) only over sockets that name their protocol.
     bound = socket.socket(family, kind, protocol)
     try:
